@@ -13,7 +13,7 @@ mod workers;
 
 use args::{Answer, Args};
 use ockam::tcp::{TcpTransport, TcpTransportExtension};
-use ockam::{Context, NodeBuilder};
+use ockam::{Context, NodeBuilder, TryClone};
 use output::emit;
 use peer::{line, Peer};
 use serde_json::{json, Value};
@@ -35,7 +35,10 @@ fn main() -> Result<(), String> {
 }
 
 async fn script(context: Context) -> Result<(), String> {
-    let node = ockam::node(context).await.map_err(line)?;
+    let node = ockam::node(context.try_clone().map_err(line)?)
+        .await
+        .map_err(line)?;
+    tokio::spawn(workers::app(context));
     let tcp: Arc<TcpTransport> = node.create_tcp_transport().map_err(line)?;
     let peer = Arc::new(Peer {
         node,

@@ -2,7 +2,7 @@
 
 use crate::content::sha256;
 use crate::output::emit;
-use ockam::{deserialize, serialize, Any, Context, Result, Routed, Worker};
+use ockam::{deserialize, serialize, Any, Context, MessageReceiveOptions, Result, Routed, Worker};
 use ockam_core::async_trait;
 use ockam_core::{LocalMessage, NeutralMessage, Route, SecureChannelLocalInfo};
 use serde_json::{json, Value};
@@ -57,12 +57,8 @@ impl Worker for Scripted {
         let message = msg.into_local_message();
         let answer = match self.kind {
             Kind::Sink => {
-                let mut event = describe(&message);
-                event["event"] = json!("message");
-                event["at"] = json!(at);
-                event["n"] = json!(self.seen);
+                report(&at, self.seen, &message);
                 self.seen += 1;
-                emit(&event);
                 return Ok(());
             }
             Kind::Echo => message.payload.clone(),
@@ -77,6 +73,27 @@ impl Worker for Scripted {
         ctx.send(message.return_route, NeutralMessage::from(answer))
             .await
     }
+}
+
+/// The sink at `app`, the address that every stock node has from the start.
+pub async fn app(mut context: Context) {
+    let mut seen = 0;
+    while let Ok(msg) = context
+        .receive_extended::<NeutralMessage>(MessageReceiveOptions::new().without_timeout())
+        .await
+    {
+        report("app", seen, msg.local_message());
+        seen += 1;
+    }
+}
+
+/// Emits the `message` event of a sink.
+fn report(at: &str, seen: u64, message: &LocalMessage) {
+    let mut event = describe(message);
+    event["event"] = json!("message");
+    event["at"] = json!(at);
+    event["n"] = json!(seen);
+    emit(&event);
 }
 
 /// The facts of a received message: length, digest, short contents, verified sender, return route.
