@@ -1,0 +1,220 @@
+package identity
+
+import (
+	"container/list"
+	"fmt"
+	"sync"
+)
+
+// Registry remembers the latest verified history of each identity it has seen.
+// Implementations are safe for concurrent use.
+type Registry interface {
+	// Update compares id with what is known of its identifier and keeps the
+	// longer history (spec identity 9, first column). It fails with ErrOlder
+	// or ErrConflict, and then nothing has changed.
+	Update(id *Identity) error
+	// Get returns what is known of an identifier.
+	Get(Identifier) (*Identity, bool)
+}
+
+// A Keeper is a Registry that can be told which identities matter. A registry
+// is filled before any trust policy is asked, so a stranger can fill it; what
+// Keep names is never forgotten for the sake of a stranger. Call it once a peer
+// has been accepted.
+type Keeper interface {
+	Registry
+	Keep(Identifier) error
+}
+
+var _ Keeper = (*MemoryRegistry)(nil)
+
+// DefaultRegistrySize is the number of identities that registries hold unless
+// told otherwise.
+const DefaultRegistrySize = 4096
+
+// MemoryRegistry is a Registry in memory with a bound.
+//
+// What it holds costs memory and nothing else is lost when an identity with a
+// single change is forgotten: no history of the same identifier can be older
+// than that or contradict it. So when the registry is full, it forgets first the
+// single-change identity that was used longest ago, then the rotated one, and
+// never those that Keep names; when only those are left, Update of a stranger
+// fails with ErrRegistryFull.
+type MemoryRegistry struct {
+	maxCount, maxBytes int
+
+	mu      sync.Mutex
+	entries map[Identifier]*entry
+	bytes   int
+	single  list.List // of *entry with one change, most recently used first
+	rotated list.List // of *entry with more, not kept
+	kept    int
+}
+
+type entry struct {
+	id   *Identity
+	keep bool
+	home *list.List // nil when kept
+	elem *list.Element
+}
+
+// NewMemoryRegistry returns a registry of max identities at most
+// (DefaultRegistrySize for 0) and of as many KiB of histories, 1 MiB at least.
+func NewMemoryRegistry(max int) *MemoryRegistry {
+	if max <= 0 {
+		max = DefaultRegistrySize
+	}
+	r := &MemoryRegistry{
+		maxCount: max, maxBytes: 1024 * max,
+		entries: make(map[Identifier]*entry),
+	}
+	if r.maxBytes < 1<<20 {
+		r.maxBytes = 1 << 20
+	}
+	return r
+}
+
+// Update implements Registry.
+func (r *MemoryRegistry) Update(id *Identity) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, _, err := r.update(id)
+	return err
+}
+
+// update also says whether the registry has learnt something, and which
+// identities it has forgotten for it.
+func (r *MemoryRegistry) update(id *Identity) (learnt bool, forgotten []Identifier, err error) {
+	e := r.entries[id.Identifier()]
+	if e != nil {
+		switch id.Compare(e.id) {
+		case Equal:
+			r.touch(e)
+			return false, nil, nil
+		case Older:
+			return false, nil, fmt.Errorf("%w (%v: %d changes, %d known)", ErrOlder, id, len(id.changes), len(e.id.changes))
+		case Conflict:
+			return false, nil, fmt.Errorf("%w (%v)", ErrConflict, id)
+		}
+	}
+	count, size := 1, len(id.history)
+	if e != nil {
+		count, size = 0, size-len(e.id.history)
+	}
+	forgotten, err = r.makeRoom(e, count, size)
+	if err != nil {
+		return false, nil, err
+	}
+	if e == nil {
+		e = &entry{}
+		r.entries[id.Identifier()] = e
+	} else {
+		r.unlist(e)
+	}
+	e.id = id
+	r.bytes += size
+	r.enlist(e)
+	return true, forgotten, nil
+}
+
+// makeRoom forgets identities other than self until there is room, or none when
+// there cannot be.
+func (r *MemoryRegistry) makeRoom(self *entry, count, size int) ([]Identifier, error) {
+	count += len(r.entries)
+	size += r.bytes
+	var victims []*entry
+	for _, l := range []*list.List{&r.single, &r.rotated} {
+		for el := l.Back(); el != nil && (count > r.maxCount || size > r.maxBytes); el = el.Prev() {
+			e := el.Value.(*entry)
+			if e == self {
+				continue
+			}
+			victims = append(victims, e)
+			count--
+			size -= len(e.id.history)
+		}
+	}
+	if count > r.maxCount || size > r.maxBytes {
+		return nil, ErrRegistryFull
+	}
+	ids := make([]Identifier, len(victims))
+	for i, e := range victims {
+		ids[i] = e.id.Identifier()
+		r.drop(e)
+	}
+	return ids, nil
+}
+
+func (r *MemoryRegistry) enlist(e *entry) {
+	switch {
+	case e.keep:
+		r.kept++
+		return
+	case len(e.id.changes) == 1:
+		e.home = &r.single
+	default:
+		e.home = &r.rotated
+	}
+	e.elem = e.home.PushFront(e)
+}
+
+func (r *MemoryRegistry) unlist(e *entry) {
+	if e.home == nil {
+		r.kept--
+		return
+	}
+	e.home.Remove(e.elem)
+	e.home, e.elem = nil, nil
+}
+
+func (r *MemoryRegistry) touch(e *entry) {
+	if e.home != nil {
+		e.home.MoveToFront(e.elem)
+	}
+}
+
+func (r *MemoryRegistry) drop(e *entry) {
+	r.unlist(e)
+	r.bytes -= len(e.id.history)
+	delete(r.entries, e.id.Identifier())
+}
+
+// Get implements Registry.
+func (r *MemoryRegistry) Get(id Identifier) (*Identity, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.entries[id]
+	if e == nil {
+		return nil, false
+	}
+	r.touch(e)
+	return e.id, true
+}
+
+// Keep implements Keeper: the identity is never forgotten. An unknown one is
+// left alone.
+func (r *MemoryRegistry) Keep(id Identifier) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.keep(id)
+	return nil
+}
+
+// keep reports whether that is new.
+func (r *MemoryRegistry) keep(id Identifier) bool {
+	e := r.entries[id]
+	if e == nil || e.keep {
+		return false
+	}
+	r.unlist(e)
+	e.keep = true
+	r.enlist(e)
+	return true
+}
+
+// Len returns the number of identities held.
+func (r *MemoryRegistry) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.entries)
+}
