@@ -1,0 +1,70 @@
+# sealmq: what to run. `make help` lists it.
+SHELL := bash
+BINARY := bin/sealmq
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# How long each fuzz target runs with `make fuzz`, and which benchmarks `make bench` runs.
+FUZZTIME ?= 30s
+BENCH ?= .
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: ## everything: install what is needed, check, lint, test with all peers, fuzz briefly
+	@scripts/test.sh
+
+.PHONY: check
+check: ## before a commit: format, vet, lint, tidy, tests with the race detector
+	@scripts/test.sh static go
+
+.PHONY: build
+build: ## the static binary, bin/sealmq
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BINARY) ./cmd/sealmq
+
+.PHONY: lint
+lint: ## format, vet, golangci-lint, tidy, known vulnerabilities
+	@scripts/test.sh static
+
+.PHONY: fmt
+fmt: ## format Go and Rust
+	gofmt -w $$(git ls-files '*.go')
+	cargo fmt --manifest-path integration/rust/Cargo.toml
+
+.PHONY: e2e
+e2e: ## the tests with real peers alone
+	go test -race -shuffle=on ./integration/...
+
+.PHONY: vectors
+vectors: ## every test that replays wire vectors
+	go test -count=1 -run 'Vector|Live|Capture' ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@FUZZTIME=$(FUZZTIME) scripts/test.sh fuzz
+
+.PHONY: bench
+bench: ## benchmarks, BENCH selects
+	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: rust-peers
+rust-peers: ## build the stock Rust peer of the integration tests
+	cargo build --release --locked --manifest-path integration/rust/Cargo.toml
+
+.PHONY: tools
+tools: ## build the pinned linter and test runner into bin/
+	go -C tools build -o ../bin/ tool
+
+.PHONY: up
+up: ## hub, bob, alice and an observer in containers
+	docker compose up --build
+
+.PHONY: down
+down: ## stop them and forget their data
+	docker compose down --volumes
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin dist integration/rust/target
