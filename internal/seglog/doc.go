@@ -1,0 +1,39 @@
+// Package seglog is an append-only log of checksummed records in segment files,
+// with group commit, for the hub's queues and tables.
+//
+// A log is one folder. Appends of many callers are gathered and written with
+// one write; each caller is told when its record is as durable as the mode says:
+//
+//   - SyncAlways: the record is on stable storage (fdatasync) before its
+//     appender is told.
+//   - SyncInterval: the record has been handed to the operating system, so a
+//     killed process loses nothing; a power cut loses at most the last interval.
+//
+// The caller rebuilds its state from Open's replay, counts the records that it
+// still needs in each segment (Hold, Release), and moves the few live records of
+// an old segment to the head of the log when Open's Options.Relocate asks for
+// it, so that a queue nobody empties does not pin the disk.
+//
+// # Format
+//
+//	segment  16-byte header, then records
+//	header   "SEALMQ" | version u16 | first 8 bytes of the folder's random id
+//	record   length u32 | crc u32 | kind u8 | body
+//
+// Integers are big endian. length counts kind and body; crc is CRC-32C over the
+// length field, the kind and the body. A segment's file name is its number in 16
+// hexadecimal digits and ".seg"; numbers rise by one.
+//
+// # Recovery
+//
+// A bad record in the newest segment is the torn end of a crash: everything
+// from there on is cut off and reported. A bad record in any other segment is
+// damage, and Open refuses the log and names file and offset. Replay can show a
+// record twice (a failed sync makes the log write it again), so what a caller
+// does with a record must be idempotent.
+//
+// # Concurrency
+//
+// All methods are safe for concurrent use. One goroutine writes; it alone calls
+// Waiter.Committed and Options.Relocate, never holding a lock.
+package seglog

@@ -1,0 +1,425 @@
+package seglog
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gofrs/flock"
+)
+
+// Mode says when a record counts as committed.
+type Mode uint8
+
+const (
+	// SyncAlways commits a record once it is on stable storage.
+	SyncAlways Mode = iota
+	// SyncInterval commits a record once the operating system has it, and syncs
+	// every Options.Interval.
+	SyncInterval
+)
+
+// Defaults of Options.
+const (
+	DefaultInterval    = time.Second
+	DefaultSegmentSize = 64 << 20
+)
+
+// retryWrite is the pause between tries to write when the disk refuses.
+const retryWrite = 500 * time.Millisecond
+
+// Options of a Log. The zero value is SyncAlways with the defaults.
+type Options struct {
+	Mode Mode
+	// Interval between syncs in mode SyncInterval, which is the most that a power
+	// cut loses; 0 means DefaultInterval.
+	Interval time.Duration
+	// SegmentSize is the length in bytes at which a new segment begins; 0 means
+	// DefaultSegmentSize.
+	SegmentSize int64
+	// Relocate is asked to append the live records of a segment again and to
+	// release the old ones once the new ones are committed. It runs on the writing
+	// goroutine. Nil: old segments stay until all of their records are released.
+	Relocate func(segment uint64)
+	// Logger takes what goes wrong with the disk; nil discards it.
+	Logger *slog.Logger
+
+	create func(path string) (file, error) // tests fail I/O through it
+	reopen func(path string) (file, error)
+}
+
+// file is what the log needs of an open segment.
+type file interface {
+	Write(b []byte) (int, error)
+	Seek(offset int64, whence int) (int64, error)
+	Truncate(size int64) error
+	Sync() error
+	Close() error
+}
+
+// Waiter is told when a record is committed.
+type Waiter interface {
+	// Committed runs on the writing goroutine, in the order of the appends, and
+	// must not block. It is not called for a record that Close could not write.
+	Committed(token uint64)
+}
+
+// Report says what Open found.
+type Report struct {
+	Segments int
+	Records  int64
+	Bytes    int64
+	// TornBytes is what was cut off the newest segment, TornFile its name and
+	// TornReason why.
+	TornBytes  int64
+	TornFile   string
+	TornReason string
+}
+
+// Stats is a snapshot of a log's counters since Open.
+type Stats struct {
+	Appended  uint64 // records
+	Committed uint64 // records
+	Batches   uint64 // writes
+	Syncs     uint64
+	Failures  uint64 // writes and syncs that the disk refused
+	Segments  int
+	DiskBytes int64 // of all segments
+	LiveBytes int64 // held
+}
+
+// Log is an open log. Make one with Open.
+type Log struct {
+	dir  string
+	opts Options
+	id   [8]byte
+	lock *flock.Flock
+	done chan struct{} // closed when all goroutines have returned
+	stop chan struct{}
+
+	failing atomic.Bool // the disk refuses writes at the moment
+
+	// mu guards what appenders touch.
+	mu      sync.Mutex
+	wake    sync.Cond
+	queue   []*batch // to be written, oldest first
+	seg     uint64   // where the next record goes
+	off     int64
+	closed  bool
+	sweep   bool              // segments may have become free
+	sizes   map[uint64]int64  // bytes of each segment, those in queue included
+	live    map[uint64]*holds // what is held of each segment
+	held    int64             // sum over live
+	oldest  uint64
+	moving  uint64 // segment being relocated; 0: none
+	appends uint64
+
+	// The writing goroutine alone uses these.
+	f       file
+	fseg    uint64
+	written int64
+	spare   *batch
+	stats   struct{ committed, batches, syncs, failures atomic.Uint64 }
+
+	// syncMu guards cur, which the interval syncer uses beside the writer.
+	syncMu sync.Mutex
+	cur    file
+	dirty  bool
+}
+
+type holds struct {
+	records int64
+	bytes   int64
+}
+
+// batch is what is written to one segment at once.
+type batch struct {
+	seg   uint64
+	buf   []byte
+	waits []wait
+}
+
+type wait struct {
+	w     Waiter
+	token uint64
+}
+
+// Open opens the log in dir, which is made if it is missing, and hands every
+// record to replay, oldest segment first: seg is where it is, for Hold. body is
+// valid during the call. The folder stays locked until Close.
+func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []byte) error) (*Log, *Report, error) {
+	if opts.Interval == 0 {
+		opts.Interval = DefaultInterval
+	}
+	if opts.SegmentSize == 0 {
+		opts.SegmentSize = DefaultSegmentSize
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.create == nil {
+		opts.create = func(path string) (file, error) {
+			return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		}
+		opts.reopen = func(path string) (file, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("seglog: %w", err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	l := &Log{
+		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}),
+		sizes: make(map[uint64]int64), live: make(map[uint64]*holds),
+	}
+	l.wake.L = &l.mu
+	report, err := l.recover(replay)
+	if err != nil {
+		lock.Close()
+		return nil, nil, err
+	}
+	go l.run()
+	return l, report, nil
+}
+
+// recover reads the segments and opens the newest one for writing.
+func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*Report, error) {
+	segs, err := listSegments(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	rep := &Report{}
+	for i, n := range segs {
+		path := filepath.Join(l.dir, segmentName(n))
+		newest := i == len(segs)-1
+		good, bad, err := scanSegment(path, &l.id, func(kind byte, body []byte) error {
+			rep.Records++
+			return replay(n, kind, body)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("seglog: %s: %w", path, err)
+		}
+		if bad != nil {
+			if !newest || bad.offset == 8 {
+				return nil, &CorruptError{File: path, Offset: bad.offset, Reason: bad.reason}
+			}
+			st, err := os.Stat(path)
+			if err != nil {
+				return nil, fmt.Errorf("seglog: %w", err)
+			}
+			rep.TornFile, rep.TornReason, rep.TornBytes = path, bad.reason, st.Size()-good
+			l.opts.Logger.Warn("log ends in a torn record; the rest is cut off",
+				"file", path, "offset", bad.offset, "bytes", rep.TornBytes, "reason", bad.reason)
+		}
+		if good < headerLen { // crashed while it was being made
+			if err := os.Remove(path); err != nil {
+				return nil, fmt.Errorf("seglog: %w", err)
+			}
+			segs = segs[:i]
+			break
+		}
+		l.sizes[n] = good
+		rep.Bytes += good
+	}
+	for l.id == ([8]byte{}) {
+		_, _ = rand.Read(l.id[:]) // crypto/rand never fails
+	}
+	rep.Segments = len(segs)
+	if len(segs) == 0 {
+		l.oldest, l.seg, l.off = 1, 1, headerLen
+		l.sizes[1] = headerLen
+		return rep, l.startSegment(1)
+	}
+	l.oldest, l.seg = segs[0], segs[len(segs)-1]
+	l.off = l.sizes[l.seg]
+	f, err := l.opts.reopen(filepath.Join(l.dir, segmentName(l.seg)))
+	if err != nil {
+		return nil, fmt.Errorf("seglog: %w", err)
+	}
+	if err := errors.Join(f.Truncate(l.off), f.Sync()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seglog: %w", err)
+	}
+	if _, err := f.Seek(l.off, 0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("seglog: %w", err)
+	}
+	l.setFile(f, l.seg, l.off)
+	return rep, nil
+}
+
+// startSegment makes segment n and makes it the one that is written. What a
+// failed try left behind is removed first.
+func (l *Log) startSegment(n uint64) error {
+	path := filepath.Join(l.dir, segmentName(n))
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("seglog: %w", err)
+	}
+	f, err := l.opts.create(path)
+	if err != nil {
+		return fmt.Errorf("seglog: %w", err)
+	}
+	_, werr := f.Write(appendHeader(nil, l.id))
+	if err := errors.Join(werr, f.Sync(), syncDir(l.dir)); err != nil {
+		f.Close()
+		return fmt.Errorf("seglog: %w", err)
+	}
+	l.setFile(f, n, headerLen)
+	return nil
+}
+
+func (l *Log) setFile(f file, seg uint64, written int64) {
+	l.f, l.fseg, l.written = f, seg, written
+	l.syncMu.Lock()
+	l.cur = f
+	l.syncMu.Unlock()
+}
+
+// Append queues one record, whose body is the parts one after the other, and
+// returns the segment that it goes to. The parts are copied. hold says that the
+// record is needed at the next Open, as Hold does with the length of the body. w, unless nil, is
+// told with token once the record is committed. While the disk refuses writes,
+// records wait in memory and nobody is told: it is for the caller to bound what it
+// appends.
+func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]byte) (seg uint64, err error) {
+	size := int64(recordHeaderLen + 1)
+	for _, p := range parts {
+		size += int64(len(p))
+	}
+	if size > MaxRecord {
+		return 0, fmt.Errorf("%w: %d bytes, %d at most", ErrTooLarge, size, MaxRecord)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return 0, ErrClosed
+	}
+	if l.off+size > l.opts.SegmentSize && l.off > headerLen {
+		l.seg++
+		l.off = headerLen
+		l.sizes[l.seg] = headerLen
+		l.sweep = true
+	}
+	b := l.tail()
+	b.buf = appendRecord(b.buf, kind, parts...)
+	if w != nil {
+		b.waits = append(b.waits, wait{w, token})
+	}
+	l.off += size
+	l.sizes[l.seg] = l.off
+	l.appends++
+	if hold {
+		l.hold(l.seg, 1, size-recordHeaderLen-1)
+	}
+	if len(l.queue) == 1 && len(b.buf) == int(size) {
+		l.wake.Signal()
+	}
+	return l.seg, nil
+}
+
+// tail returns the batch that takes the next record.
+func (l *Log) tail() *batch {
+	if n := len(l.queue); n > 0 && l.queue[n-1].seg == l.seg {
+		return l.queue[n-1]
+	}
+	b := l.spare
+	l.spare = nil
+	if b == nil {
+		b = &batch{}
+	}
+	b.seg = l.seg
+	l.queue = append(l.queue, b)
+	return b
+}
+
+// Hold says that n records with bodies of size bytes in all, in segment seg, are
+// needed at the next Open: for what Open replayed. A segment is removed once
+// nothing in it or in any older one is held.
+func (l *Log) Hold(seg uint64, n, size int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold(seg, n, size)
+}
+
+func (l *Log) hold(seg uint64, n, size int64) {
+	h := l.live[seg]
+	if h == nil {
+		h = &holds{}
+		l.live[seg] = h
+	}
+	h.records += n
+	h.bytes += size
+	l.held += size
+}
+
+// Release takes back n records with bodies of size bytes in all of what is held in
+// segment seg.
+func (l *Log) Release(seg uint64, n, size int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := l.live[seg]
+	if h == nil || h.records < n {
+		panic("seglog: Release without Hold")
+	}
+	h.records -= n
+	h.bytes -= size
+	l.held -= size
+	if h.records == 0 {
+		delete(l.live, seg)
+		if l.moving == seg {
+			l.moving = 0
+		}
+		if seg == l.oldest && seg < l.seg {
+			l.sweep = true
+			l.wake.Signal()
+		}
+	}
+}
+
+// Failing reports whether the disk refuses writes at the moment, so that records
+// wait in memory.
+func (l *Log) Failing() bool { return l.failing.Load() }
+
+// Stats returns the counters.
+func (l *Log) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Stats{
+		Appended: l.appends, Committed: l.stats.committed.Load(), Batches: l.stats.batches.Load(),
+		Syncs: l.stats.syncs.Load(), Failures: l.stats.failures.Load(), Segments: len(l.sizes), LiveBytes: l.held,
+	}
+	for _, n := range l.sizes {
+		s.DiskBytes += n
+	}
+	return s
+}
+
+// Close writes and syncs what is queued, and gives the folder free. While the
+// disk refuses, it tries once more and then returns the error; what could not be
+// written is lost, and its waiters were never told. A second Close returns nil.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		<-l.done
+		return nil
+	}
+	l.closed = true
+	l.wake.Signal()
+	l.mu.Unlock()
+	close(l.stop)
+	<-l.done
+	var err error
+	if l.failing.Load() {
+		err = errors.New("seglog: the disk refused the last records; they were never acknowledged")
+	}
+	return errors.Join(err, l.f.Sync(), l.f.Close(), l.lock.Close())
+}

@@ -1,0 +1,555 @@
+package seglog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("SEGLOG_CRASH_DIR"); dir != "" {
+		crashWriter(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+type rec struct {
+	seg  uint64
+	kind byte
+	body string
+}
+
+// open opens dir and returns the log, its report and what was replayed.
+func open(t *testing.T, dir string, opts Options) (*Log, *Report, []rec) {
+	t.Helper()
+	var got []rec
+	l, rep, err := Open(dir, opts, func(seg uint64, kind byte, body []byte) error {
+		got = append(got, rec{seg, kind, string(body)})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l, rep, got
+}
+
+// waiter lets a test wait for a record.
+type waiter chan uint64
+
+func (w waiter) Committed(token uint64) { w <- token }
+
+func (w waiter) next(t *testing.T) uint64 {
+	t.Helper()
+	select {
+	case n := <-w:
+		return n
+	case <-time.After(10 * time.Second):
+		t.Fatal("no commit within 10 s")
+		return 0
+	}
+}
+
+func appendAll(t *testing.T, l *Log, bodies ...string) []uint64 {
+	t.Helper()
+	w := make(waiter, len(bodies))
+	var segs []uint64
+	for i, b := range bodies {
+		seg, err := l.Append(byte(i), true, w, uint64(i), []byte(b[:len(b)/2]), []byte(b[len(b)/2:]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		segs = append(segs, seg)
+	}
+	for i := range bodies {
+		if got := w.next(t); got != uint64(i) {
+			t.Fatalf("commit %d came as number %d", got, i)
+		}
+	}
+	return segs
+}
+
+func TestReopen(t *testing.T) {
+	for _, mode := range []Mode{SyncAlways, SyncInterval} {
+		t.Run(fmt.Sprint(mode), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "log")
+			l, rep, got := open(t, dir, Options{Mode: mode})
+			if *rep != (Report{}) || got != nil {
+				t.Fatalf("new folder: %+v, %v", rep, got)
+			}
+			appendAll(t, l, "one", "", "three")
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Append(0, false, nil, 0); !errors.Is(err, ErrClosed) {
+				t.Fatalf("append after close: %v", err)
+			}
+			l, rep, got = open(t, dir, Options{Mode: mode})
+			if want := []rec{{1, 0, "one"}, {1, 1, ""}, {1, 2, "three"}}; fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Fatalf("replay %v, want %v", got, want)
+			}
+			if rep.Records != 3 || rep.TornBytes != 0 || rep.Segments != 1 {
+				t.Fatalf("report %+v", rep)
+			}
+			appendAll(t, l, "four")
+			l.Close()
+			if _, _, got = open(t, dir, Options{}); len(got) != 4 || got[3].body != "four" {
+				t.Fatalf("after the second start: %v", got)
+			}
+		})
+	}
+}
+
+// Every cut and every flipped byte of the newest segment opens again, and gives a
+// prefix of the records.
+func TestTornTail(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options{})
+	bodies := []string{"first", "second record", "third"}
+	appendAll(t, l, bodies...)
+	l.Close()
+	path := filepath.Join(dir, segmentName(1))
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(t *testing.T, b []byte, want func(n int) bool) {
+		t.Helper()
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, rep, got := open(t, dir, Options{})
+		for i, r := range got {
+			if r.body != bodies[i] {
+				t.Fatalf("record %d is %q", i, r.body)
+			}
+		}
+		if !want(len(got)) {
+			t.Fatalf("%d records", len(got))
+		}
+		if len(got) < len(bodies) && len(b) > headerLen && rep.TornReason == "" && int64(len(b)) != rep.Bytes {
+			t.Fatalf("nothing reported: %+v", rep)
+		}
+		// The log goes on behind what was kept.
+		appendAll(t, l, "more")
+		l.Close()
+		l, rep, again := open(t, dir, Options{})
+		l.Close()
+		if len(again) != len(got)+1 || again[len(got)].body != "more" || rep.TornBytes != 0 {
+			t.Fatalf("after the repair: %v, %+v", again, rep)
+		}
+	}
+	for n := range whole {
+		check(t, whole[:n], func(k int) bool { return k < 3 })
+	}
+	for n := range whole {
+		if n >= 6 && n < headerLen { // version and folder id: see TestVersion
+			continue
+		}
+		b := bytes.Clone(whole)
+		b[n] ^= 0x40
+		check(t, b, func(k int) bool { return k < 3 })
+	}
+}
+
+func TestDamageInOldSegment(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options{SegmentSize: 64})
+	segs := appendAll(t, l, "0123456789", "0123456789", "0123456789", "0123456789", "0123456789", "0123456789")
+	if segs[0]+2 != segs[5] {
+		t.Fatalf("no new segment: %v", segs)
+	}
+	l.Close()
+	path := filepath.Join(dir, segmentName(1))
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = Open(dir, Options{}, func(uint64, byte, []byte) error { return nil })
+	var ce *CorruptError
+	if !errors.Is(err, ErrCorrupt) || !errors.As(err, &ce) || ce.File != path || ce.Offset == 0 {
+		t.Fatalf("got %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, segmentName(2))); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err = Open(dir, Options{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("missing segment: %v", err)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	dir := t.TempDir()
+	b := appendHeader(nil, [8]byte{1})
+	binary.BigEndian.PutUint16(b[len(magic):], Version+1)
+	if err := os.WriteFile(filepath.Join(dir, segmentName(1)), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrNewer) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestSecondOpener(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options{})
+	if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrInUse) {
+		t.Fatalf("got %v", err)
+	}
+	l.Close()
+	open(t, dir, Options{})
+}
+
+// Old segments go once nothing holds them, and a record nobody releases is moved.
+func TestCleaning(t *testing.T) {
+	dir := t.TempDir()
+	var l *Log
+	w := make(waiter, 1)
+	type place struct{ seg uint64 }
+	keep := &place{}
+	moved := make(chan uint64, 16)
+	ready := make(chan struct{})
+	var mu sync.Mutex
+	opts := Options{SegmentSize: 256, Relocate: func(seg uint64) {
+		<-ready
+		mu.Lock()
+		defer mu.Unlock()
+		if keep.seg != seg {
+			return
+		}
+		old := keep.seg
+		n, err := l.Append(9, true, commitFunc(func(uint64) { l.Release(old, 1, 4); moved <- old }), 0, []byte("keep"))
+		if err != nil {
+			t.Error(err)
+		}
+		keep.seg = n
+	}}
+	l, _, _ = open(t, dir, opts)
+	close(ready)
+	mu.Lock()
+	seg, err := l.Append(9, true, w, 0, []byte("keep"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep.seg = seg
+	mu.Unlock()
+	w.next(t)
+	for range 200 {
+		if _, err := l.Append(1, false, w, 0, make([]byte, 50)); err != nil {
+			t.Fatal(err)
+		}
+		w.next(t)
+	}
+	select {
+	case <-moved:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the held record was never moved")
+	}
+	l.Close()
+	if s := l.Stats(); s.Segments > 12 {
+		t.Fatalf("segments pile up: %+v", s)
+	}
+	_, rep, got := open(t, dir, Options{})
+	found := 0
+	for _, r := range got {
+		if r.kind == 9 {
+			found++
+		}
+	}
+	if found == 0 || rep.Segments > 12 {
+		t.Fatalf("%d copies of the held record in %d segments", found, rep.Segments)
+	}
+}
+
+type commitFunc func(uint64)
+
+func (f commitFunc) Committed(token uint64) { f(token) }
+
+// faulty fails writes or syncs while it is told to, after a part of the write.
+type faulty struct {
+	file
+	faults *faults
+}
+
+type faults struct {
+	mu          sync.Mutex
+	write, sync bool
+	hit         chan struct{}
+}
+
+func (f *faults) set(write, sync bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.write, f.sync = write, sync
+}
+
+func (f *faults) fail(which *bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *which {
+		select {
+		case f.hit <- struct{}{}:
+		default:
+		}
+	}
+	return *which
+}
+
+func (f *faulty) Write(b []byte) (int, error) {
+	if f.faults.fail(&f.faults.write) {
+		n, _ := f.file.Write(b[:len(b)/2])
+		return n, syscall.ENOSPC
+	}
+	return f.file.Write(b)
+}
+
+func (f *faulty) Sync() error {
+	if f.faults.fail(&f.faults.sync) {
+		return syscall.EIO
+	}
+	return f.file.Sync()
+}
+
+// A disk that refuses delays the commits; nothing is lost or torn, and a crash in
+// the middle leaves a log that opens.
+func TestDiskRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		write, sync bool
+	}{{"write", true, false}, {"sync", false, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			fl := &faults{hit: make(chan struct{}, 1)}
+			opts := Options{}
+			opts.create = func(path string) (file, error) {
+				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+				return &faulty{f, fl}, err
+			}
+			l, _, _ := open(t, dir, opts)
+			appendAll(t, l, "before")
+			fl.set(c.write, c.sync)
+			w := make(waiter, 1)
+			if _, err := l.Append(1, true, w, 7, []byte("during")); err != nil {
+				t.Fatal(err)
+			}
+			<-fl.hit
+			<-fl.hit // a second try
+			if len(w) != 0 || !l.Failing() {
+				t.Fatal("committed although the disk refused")
+			}
+			fl.set(false, false)
+			if got := w.next(t); got != 7 {
+				t.Fatal(got)
+			}
+			l.Close()
+			_, rep, got := open(t, dir, Options{})
+			if len(got) != 2 || got[1].body != "during" || rep.TornBytes != 0 {
+				t.Fatalf("%v, %+v", got, rep)
+			}
+		})
+	}
+}
+
+func TestCloseWhileDiskRefuses(t *testing.T) {
+	fl := &faults{hit: make(chan struct{}, 1)}
+	opts := Options{}
+	opts.create = func(path string) (file, error) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return &faulty{f, fl}, err
+	}
+	l, _, _ := open(t, t.TempDir(), opts)
+	fl.set(true, false)
+	w := make(waiter, 1)
+	if _, err := l.Append(1, true, w, 0, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	<-fl.hit
+	if err := l.Close(); err == nil || len(w) != 0 {
+		t.Fatalf("close: %v, told: %d", err, len(w))
+	}
+}
+
+// crashWriter runs in a child process: it appends without end and prints each
+// committed number.
+func crashWriter(dir string) {
+	mode := SyncAlways
+	if os.Getenv("SEGLOG_CRASH_MODE") == "interval" {
+		mode = SyncInterval
+	}
+	l, _, err := Open(dir, Options{Mode: mode, SegmentSize: 8 << 10}, func(uint64, byte, []byte) error { return nil })
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var line [9]byte
+	w := commitFunc(func(n uint64) {
+		binary.BigEndian.PutUint64(line[:], n)
+		line[8] = '\n'
+		os.Stdout.Write(line[:])
+	})
+	for n := uint64(0); ; n++ {
+		if _, err := l.Append(1, true, w, n, binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)); err != nil {
+			return
+		}
+	}
+}
+
+// What was committed before a kill -9 is there afterwards, in order.
+func TestKill(t *testing.T) {
+	for _, mode := range []string{"always", "interval"} {
+		t.Run(mode, func(t *testing.T) {
+			dir := t.TempDir()
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), "SEGLOG_CRASH_DIR="+dir, "SEGLOG_CRASH_MODE="+mode)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var last uint64
+			line := make([]byte, 9)
+			read := func() bool {
+				for n := 0; n < len(line); {
+					m, err := out.Read(line[n:])
+					if err != nil {
+						return false
+					}
+					n += m
+				}
+				last = binary.BigEndian.Uint64(line)
+				return true
+			}
+			for range 500 {
+				if !read() {
+					t.Fatal("the writer ended")
+				}
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			for read() {
+			}
+			_ = cmd.Wait() // killed
+			_, rep, got := open(t, dir, Options{})
+			if uint64(len(got)) <= last {
+				t.Fatalf("%d records after the kill, number %d was committed", len(got), last)
+			}
+			for i, r := range got {
+				if binary.BigEndian.Uint64([]byte(r.body)) != uint64(i) {
+					t.Fatalf("record %d is out of place", i)
+				}
+			}
+			t.Logf("committed %d, found %d, torn %d bytes", last+1, len(got), rep.TornBytes)
+		})
+	}
+}
+
+func TestConcurrentAppends(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options{Mode: SyncInterval, Interval: time.Millisecond, SegmentSize: 4 << 10})
+	const writers, each = 8, 500
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			w := make(waiter, each)
+			for n := range each {
+				if _, err := l.Append(byte(i), true, w, uint64(n), []byte{byte(n >> 8), byte(n)}); err != nil {
+					t.Error(err)
+				}
+			}
+			for n := range each {
+				if got := <-w; got != uint64(n) {
+					t.Errorf("writer %d: commit %d as number %d", i, got, n)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	l.Close()
+	_, _, got := open(t, dir, Options{})
+	next := make([]int, writers)
+	for _, r := range got {
+		if n := int(r.body[0])<<8 | int(r.body[1]); n != next[r.kind] {
+			t.Fatalf("writer %d: record %d, want %d", r.kind, n, next[r.kind])
+		}
+		next[r.kind]++
+	}
+	if len(got) != writers*each {
+		t.Fatalf("%d records", len(got))
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	l, _, _ := open(t, t.TempDir(), Options{})
+	if _, err := l.Append(1, false, nil, 0, make([]byte, MaxRecord)); !errors.Is(err, ErrTooLarge) {
+		t.Fatal(err)
+	}
+}
+
+func FuzzScan(f *testing.F) {
+	good := appendHeader(nil, [8]byte{1})
+	f.Add(good)
+	good = appendRecord(appendRecord(good, 1, []byte("one")), 2)
+	f.Add(good)
+	f.Add(good[:len(good)-3])
+	path := filepath.Join(f.TempDir(), segmentName(1))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var id [8]byte
+		again := []byte(nil)
+		n, bad, err := scanSegment(path, &id, func(kind byte, body []byte) error {
+			again = appendRecord(again, kind, body)
+			return nil
+		})
+		if err != nil || n < headerLen {
+			return
+		}
+		if !bytes.Equal(append(bytes.Clone(b[:headerLen]), again...), b[:n]) {
+			t.Fatalf("the good part does not encode again (%v)", bad)
+		}
+	})
+}
+
+func BenchmarkAppend(b *testing.B) {
+	for _, mode := range []Mode{SyncInterval, SyncAlways} {
+		name := map[Mode]string{SyncInterval: "interval", SyncAlways: "always"}[mode]
+		b.Run(name, func(b *testing.B) {
+			l, _, err := Open(b.TempDir(), Options{Mode: mode}, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			body := make([]byte, 200)
+			window := make(chan struct{}, 1000) // as 50 publishers with 20 each
+			w := commitFunc(func(uint64) { <-window })
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
+			for b.Loop() {
+				window <- struct{}{}
+				if _, err := l.Append(1, false, w, 0, body); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

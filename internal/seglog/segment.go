@@ -1,0 +1,232 @@
+package seglog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const (
+	magic = "SEALMQ"
+	// Version is the format that this package writes, and the newest it reads.
+	Version = 1
+
+	headerLen       = 16
+	recordHeaderLen = 8
+
+	// MaxRecord bounds kind and body of one record, in bytes: the largest frame
+	// and room for what stands around it.
+	MaxRecord = 17 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var (
+	// ErrCorrupt means that a record which must be whole is not.
+	ErrCorrupt = errors.New("seglog: damaged")
+	// ErrNewer means that a newer version wrote the folder.
+	ErrNewer = errors.New("seglog: written by a newer version")
+	// ErrInUse means that another process has the folder open.
+	ErrInUse = errors.New("seglog: folder is in use by another process")
+	// ErrClosed means that the log has been closed.
+	ErrClosed = errors.New("seglog: closed")
+	// ErrTooLarge means that a record is longer than MaxRecord.
+	ErrTooLarge = errors.New("seglog: record too large")
+)
+
+// CorruptError says where a log is damaged. It is an ErrCorrupt.
+type CorruptError struct {
+	File   string
+	Offset int64
+	Reason string
+}
+
+func (e *CorruptError) Error() string {
+	return fmt.Sprintf("seglog: %s is damaged at byte %d: %s (restore the folder from a backup, or move this file and the older ones away to go on without what they hold)",
+		e.File, e.Offset, e.Reason)
+}
+
+// Is reports whether target is ErrCorrupt.
+func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }
+
+func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
+
+// segmentNumber reads a file name; false when it is not a segment's.
+func segmentNumber(name string) (uint64, bool) {
+	hex, ok := strings.CutSuffix(name, ".seg")
+	if !ok || len(hex) != 16 {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(hex, 16, 64)
+	return n, err == nil
+}
+
+func appendHeader(dst []byte, id [8]byte) []byte {
+	dst = append(dst, magic...)
+	dst = binary.BigEndian.AppendUint16(dst, Version)
+	return append(dst, id[:]...)
+}
+
+// appendRecord appends one record.
+func appendRecord(dst []byte, kind byte, parts ...[]byte) []byte {
+	n := 1
+	for _, p := range parts {
+		n += len(p)
+	}
+	at := len(dst)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(n))
+	dst = append(dst, 0, 0, 0, 0, kind)
+	for _, p := range parts {
+		dst = append(dst, p...)
+	}
+	sum := crc32.Update(crc32.Checksum(dst[at:at+4], castagnoli), castagnoli, dst[at+recordHeaderLen:])
+	binary.BigEndian.PutUint32(dst[at+4:], sum)
+	return dst
+}
+
+// A badRecord is where reading a segment had to stop.
+type badRecord struct {
+	offset int64
+	reason string
+}
+
+// scanSegment reads the segment at path from front to back and hands each record
+// on; body is valid during the call. It returns the length of the good part and,
+// if reading stopped before the end, why. An error is one of the file or of visit.
+func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) error) (good int64, bad *badRecord, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return 0, nil, err
+	}
+	r := newScanner(f, st.Size())
+	head, err := r.take(headerLen)
+	if err != nil {
+		return 0, nil, err
+	}
+	switch {
+	case len(head) < headerLen:
+		return 0, &badRecord{0, "header is cut short"}, nil
+	case string(head[:len(magic)]) != magic:
+		return 0, &badRecord{0, "not a sealmq segment"}, nil
+	}
+	if v := binary.BigEndian.Uint16(head[len(magic):]); v > Version {
+		return 0, nil, fmt.Errorf("%w: %s has format %d, this program reads up to %d (run the newer program)", ErrNewer, path, v, Version)
+	}
+	if *id == ([8]byte{}) {
+		copy(id[:], head[8:])
+	} else if [8]byte(head[8:]) != *id {
+		return 0, &badRecord{8, "belongs to another folder"}, nil
+	}
+	good = headerLen
+	for {
+		head, err := r.take(recordHeaderLen)
+		switch {
+		case err != nil:
+			return good, nil, err
+		case len(head) == 0:
+			return good, nil, nil
+		case len(head) < recordHeaderLen:
+			return good, &badRecord{good, "record header is cut short"}, nil
+		}
+		n, want := binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:])
+		sum := crc32.Checksum(head[:4], castagnoli)
+		if n == 0 || n > MaxRecord {
+			return good, &badRecord{good, "impossible record length"}, nil
+		}
+		body, err := r.take(int(n))
+		switch {
+		case err != nil:
+			return good, nil, err
+		case len(body) < int(n):
+			return good, &badRecord{good, "record is cut short"}, nil
+		case crc32.Update(sum, castagnoli, body) != want:
+			return good, &badRecord{good, "checksum does not match"}, nil
+		}
+		if err := visit(body[0], body[1:]); err != nil {
+			return good, nil, err
+		}
+		good += recordHeaderLen + int64(n)
+	}
+}
+
+// scanner reads a file in large pieces. What take returns is valid until the next
+// call, and shorter than asked for only at the end of the file; it never
+// allocates more than the file has left.
+type scanner struct {
+	f          *os.File
+	left       int64 // bytes of the file not read yet
+	buf        []byte
+	start, end int
+}
+
+func newScanner(f *os.File, size int64) *scanner { return &scanner{f: f, left: size} }
+
+func (s *scanner) take(n int) ([]byte, error) {
+	if have := s.end - s.start; have < n {
+		n = int(min(int64(n), int64(have)+s.left))
+		if n > len(s.buf) {
+			fresh := make([]byte, max(n, 256<<10))
+			s.end = copy(fresh, s.buf[s.start:s.end])
+			s.buf, s.start = fresh, 0
+		} else if s.start+n > len(s.buf) {
+			s.end = copy(s.buf, s.buf[s.start:s.end])
+			s.start = 0
+		}
+		for s.end-s.start < n {
+			m, err := s.f.Read(s.buf[s.end:])
+			s.end += m
+			s.left -= int64(m)
+			if err == io.EOF {
+				n = s.end - s.start
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	b := s.buf[s.start : s.start+n]
+	s.start += n
+	return b, nil
+}
+
+// syncDir makes the names in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// listSegments returns the numbers of the segments in dir, ascending.
+func listSegments(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir) // sorted by name, so by number
+	if err != nil {
+		return nil, err
+	}
+	var ns []uint64
+	for _, e := range entries {
+		if n, ok := segmentNumber(e.Name()); ok && e.Type().IsRegular() {
+			ns = append(ns, n)
+		}
+	}
+	for i := 1; i < len(ns); i++ {
+		if ns[i] != ns[i-1]+1 {
+			return nil, &CorruptError{File: filepath.Join(dir, segmentName(ns[i-1]+1)), Reason: "segment is missing"}
+		}
+	}
+	return ns, nil
+}

@@ -1,0 +1,207 @@
+package seglog
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// run is the writing goroutine, and the parent of the interval syncer.
+func (l *Log) run() {
+	defer close(l.done)
+	var wg sync.WaitGroup
+	if l.opts.Mode == SyncInterval {
+		wg.Go(l.syncLoop)
+	}
+	defer wg.Wait()
+	for {
+		l.mu.Lock()
+		for len(l.queue) == 0 && !l.closed && !l.sweep {
+			l.wake.Wait()
+		}
+		queue, closed, sweep := l.queue, l.closed, l.sweep
+		l.queue, l.sweep = nil, false
+		l.mu.Unlock()
+		for _, b := range queue {
+			if !l.commit(b) {
+				return // closed while the disk refused
+			}
+		}
+		if sweep {
+			l.clean()
+		}
+		if closed && len(queue) == 0 {
+			return
+		}
+	}
+}
+
+// commit writes one batch, as often as it takes, and tells its waiters. It returns
+// false when the log was closed and the disk still refused.
+func (l *Log) commit(b *batch) bool {
+	for {
+		err := l.write(b)
+		if err == nil {
+			break
+		}
+		l.stats.failures.Add(1)
+		if !l.failing.Swap(true) {
+			l.opts.Logger.Error("the disk refuses the log; acknowledgements wait until it takes writes again",
+				"dir", l.dir, "err", err)
+		}
+		select {
+		case <-l.stop:
+			// One more try, then give up.
+			if l.write(b) != nil {
+				return false
+			}
+		case <-time.After(retryWrite):
+			continue
+		}
+		break
+	}
+	if l.failing.Swap(false) {
+		l.opts.Logger.Info("the disk takes the log again", "dir", l.dir)
+	}
+	l.stats.batches.Add(1)
+	for i, w := range b.waits {
+		w.w.Committed(w.token)
+		b.waits[i] = wait{}
+	}
+	l.stats.committed.Add(uint64(len(b.waits)))
+	l.recycle(b)
+	return true
+}
+
+// maxSpare is the largest buffer that is kept for the next batch.
+const maxSpare = 4 << 20
+
+func (l *Log) recycle(b *batch) {
+	if cap(b.buf) > maxSpare {
+		return
+	}
+	b.buf, b.waits = b.buf[:0], b.waits[:0]
+	l.mu.Lock()
+	if l.spare == nil {
+		l.spare = b
+	}
+	l.mu.Unlock()
+}
+
+// write brings b to the disk; after an error the segment is as it was.
+func (l *Log) write(b *batch) error {
+	if b.seg != l.fseg {
+		if err := l.rotate(b.seg); err != nil {
+			return err
+		}
+	}
+	_, err := l.f.Write(b.buf)
+	if err == nil && l.opts.Mode == SyncAlways {
+		err = l.f.Sync()
+		l.stats.syncs.Add(1)
+	}
+	if err != nil {
+		// After a failed sync the pages count as clean; writing them again is what
+		// makes the next sync try again.
+		_, serr := l.f.Seek(l.written, 0)
+		return errors.Join(err, l.f.Truncate(l.written), serr)
+	}
+	l.written += int64(len(b.buf))
+	if l.opts.Mode == SyncInterval {
+		l.syncMu.Lock()
+		l.dirty = true
+		l.syncMu.Unlock()
+	}
+	return nil
+}
+
+// rotate ends the current segment, durably, and starts the next.
+func (l *Log) rotate(seg uint64) error {
+	if err := l.f.Truncate(l.written); err != nil {
+		return err
+	}
+	if err := l.f.Sync(); err != nil {
+		return err
+	}
+	old := l.f
+	if err := l.startSegment(seg); err != nil {
+		return err
+	}
+	return old.Close()
+}
+
+// syncLoop syncs the current segment every interval.
+func (l *Log) syncLoop() {
+	t := time.NewTicker(l.opts.Interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-t.C:
+		}
+		l.syncMu.Lock()
+		f, dirty := l.cur, l.dirty
+		l.dirty = false
+		l.syncMu.Unlock()
+		if !dirty {
+			continue
+		}
+		l.stats.syncs.Add(1)
+		// A segment that was ended meanwhile has been synced then.
+		if err := f.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+			l.stats.failures.Add(1)
+			l.opts.Logger.Error("the disk refused a sync; a power cut may lose more than the interval", "dir", l.dir, "err", err)
+			l.syncMu.Lock()
+			l.dirty = true
+			l.syncMu.Unlock()
+		}
+	}
+}
+
+// clean removes the oldest segments that nothing holds, and asks for the oldest
+// one to be relocated when more than half of the log is dead weight.
+func (l *Log) clean() {
+	l.mu.Lock()
+	var free []uint64
+	for n := l.oldest; n < l.fseg && l.live[n] == nil; n++ {
+		free = append(free, n)
+	}
+	l.mu.Unlock()
+	if len(free) > 0 {
+		// What stands for the removed records must not be younger than the removal.
+		if err := l.f.Sync(); err != nil {
+			l.stats.failures.Add(1)
+			return
+		}
+	}
+	for _, n := range free {
+		if err := os.Remove(filepath.Join(l.dir, segmentName(n))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			l.opts.Logger.Warn("cannot remove an old segment", "dir", l.dir, "segment", n, "err", err)
+			return
+		}
+		l.mu.Lock()
+		delete(l.sizes, n)
+		l.oldest = n + 1
+		l.mu.Unlock()
+	}
+	if l.opts.Relocate == nil {
+		return
+	}
+	l.mu.Lock()
+	var disk int64
+	for _, n := range l.sizes {
+		disk += n
+	}
+	seg := l.oldest
+	move := l.moving == 0 && seg < l.fseg && l.live[seg] != nil && disk > 2*l.held+4*l.opts.SegmentSize
+	if move {
+		l.moving = seg
+	}
+	l.mu.Unlock()
+	if move {
+		l.opts.Relocate(seg)
+	}
+}
