@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -25,8 +26,9 @@ type Meta struct {
 // when the worker took it, else the reason, which is counted. It never blocks: no
 // worker is waited for, and registered functions don't block.
 //
-// The payload is copied where it is kept, so its memory may be reused afterwards;
-// the routes must not be changed any more.
+// The frame is given away: neither its payload nor its routes may be used or
+// changed afterwards. Queued messages hold copies of their payloads, so that a few
+// bytes do not keep a whole packet in memory.
 func (n *Node) Inject(o Origin, f route.Frame, c route.Class) Drop {
 	return n.InjectMessage(o, f, c, Meta{})
 }
@@ -129,6 +131,9 @@ func (n *Node) Send(ctx context.Context, f route.Frame, c route.Class) error {
 	case w == nil:
 		return n.sendUp(ctx, f, c)
 	default:
+		if w.direct != nil {
+			f.Payload = bytes.Clone(f.Payload) // the function owns what it gets
+		}
 		d = n.hand(w, o, f, c, Meta{})
 	}
 	n.stats.drop(d, 1)

@@ -53,17 +53,9 @@ func (n *Node) Receive(ctx context.Context, addr string) (*Message, error) {
 // anything and take its time; messages wait in a bounded queue meanwhile.
 func (n *Node) Handle(addr string, a Access, fn func(ctx context.Context, m *Message)) error {
 	box := newMailbox(&n.cfg, &n.stats)
-	return n.add(&worker{addr: addr, access: a.clone(), box: box, run: func() {
-		ctx, cancel := context.WithCancel(n.ctx)
-		stop := make(chan struct{})
-		n.active.Go(func() {
-			select {
-			case <-box.gone:
-			case <-stop:
-			}
-			cancel()
-		})
-		defer close(stop)
+	ctx, cancel := context.WithCancel(n.ctx)
+	w := &worker{addr: addr, access: a.clone(), box: box, cancel: cancel, run: func() {
+		defer cancel()
 		for {
 			m, _, err := box.next(ctx, false)
 			if err != nil {
@@ -71,13 +63,18 @@ func (n *Node) Handle(addr string, a Access, fn func(ctx context.Context, m *Mes
 			}
 			fn(ctx, m)
 		}
-	}})
+	}}
+	if err := n.add(w); err != nil {
+		cancel()
+		return err
+	}
+	return nil
 }
 
 // RegisterFunc calls fn in place for each frame that arrives at addr: in order of
 // arrival, never twice at a time, on the goroutine that brings the frame or, when
 // fn is busy, on the one it is busy on. fn must not block. The frame's payload is
-// valid only during the call; its routes may be kept but not changed. The frame is
+// fn's to keep and to change; its routes may be kept but not changed. The frame is
 // as it arrived: addr is still its first onward hop.
 func (n *Node) RegisterFunc(addr string, a Access, fn func(f route.Frame, c route.Class, o Origin)) error {
 	return n.add(&worker{addr: addr, access: a.clone(), direct: &direct{

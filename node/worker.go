@@ -18,10 +18,14 @@ type worker struct {
 	direct  *direct  // registered function
 	target  string   // alias
 
-	run func() // goroutine of a callback, started when the worker is added
+	run    func()             // goroutine of a callback, started when the worker is added
+	cancel context.CancelFunc // of a callback's context
 }
 
 func (w *worker) stop() {
+	if w.cancel != nil {
+		w.cancel()
+	}
 	switch {
 	case w.box != nil:
 		w.box.close()
@@ -187,8 +191,7 @@ type direct struct {
 
 const directBatch = 32
 
-// put calls the function with a, now or soon. Payloads that have to wait are
-// copied.
+// put calls the function with a, now or soon. The frame is the function's.
 func (d *direct) put(a arrival) Drop {
 	d.mu.Lock()
 	if d.closed {
@@ -201,7 +204,6 @@ func (d *direct) put(a arrival) Drop {
 		if n := len(d.queue); n > 0 && (n >= d.maxMessages || d.bytes+size > d.maxBytes) {
 			return DropFull
 		}
-		a.frame.Payload = append([]byte(nil), a.frame.Payload...)
 		d.queue = append(d.queue, a)
 		d.bytes += size
 		return 0
