@@ -221,6 +221,20 @@ func (p *private) update(change func(*state) (*state, error)) error {
 	return cmp.Or(err, p.adopt(st, stamp))
 }
 
+// renew is update for purpose keys, which can be made anew at any time: where
+// they cannot be stored, on a read-only disk say, they live in memory.
+func (p *private) renew(change func(*state) (*state, error)) error {
+	err := p.update(change)
+	if err == nil || p.keeper == nil {
+		return err
+	}
+	st, err := change(p.state)
+	if err == nil && st != nil {
+		p.state = st
+	}
+	return err
+}
+
 // Rotate gives the identity a new key: a fresh Ed25519 key, or that of
 // WithSigner. The identifier stays. Peers that have seen the new history refuse
 // the old one from then on, attestations and credentials made with the old key
@@ -237,10 +251,10 @@ func (p *Private) Rotate(opts ...Option) error {
 	if o.exchanger == nil {
 		o.exchanger = p.p.opts.exchanger
 	}
-	return p.p.update(func(st *state) (*state, error) {
-		if o.signer == nil {
-			o.signer = generateSigner()
-		}
+	if o.signer == nil {
+		o.signer = generateSigner()
+	}
+	err = p.p.update(func(st *state) (*state, error) {
 		from := max(wireTime(p.p.clock()), st.identity.latest().from)
 		until := addSeconds(from, uint64(o.validity/time.Second))
 		id, err := makeChange(st.identity, st.signer, o.signer, from, until, o.revoke)
@@ -250,6 +264,10 @@ func (p *Private) Rotate(opts ...Option) error {
 		next := &state{identity: id, signer: o.signer, secret: st.secret}
 		return next.withChannelKey(&o, from)
 	})
+	if err == nil {
+		p.p.opts.exchanger = o.exchanger
+	}
+	return err
 }
 
 // attestable returns the validity of a new attestation made at now: inside that
@@ -318,7 +336,7 @@ func (p *Private) ChannelKey() (*ChannelKey, error) {
 		return st.channel != nil && !st.stale(&st.channel.k.att, now, renewBefore)
 	}
 	if !fresh(p.p.state) {
-		err := p.p.update(func(st *state) (*state, error) {
+		err := p.p.renew(func(st *state) (*state, error) {
 			if fresh(st) {
 				return nil, nil
 			}
@@ -390,7 +408,7 @@ func (p *Private) issue(subject *Identity, attributes map[string]string, schema 
 		return st.issuing != nil && !st.stale(&st.issuing.att, now, ttl)
 	}
 	if !fresh(p.p.state) {
-		err := p.p.update(func(st *state) (*state, error) {
+		err := p.p.renew(func(st *state) (*state, error) {
 			if fresh(st) {
 				return nil, nil
 			}

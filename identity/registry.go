@@ -34,76 +34,73 @@ const DefaultRegistrySize = 4096
 
 // MemoryRegistry is a Registry in memory with a bound.
 //
-// What it holds costs memory and nothing else is lost when an identity with a
-// single change is forgotten: no history of the same identifier can be older
-// than that or contradict it. So when the registry is full, it forgets first the
-// single-change identity that was used longest ago, then the rotated one, and
-// never those that Keep names; when only those are left, Update of a stranger
-// fails with ErrRegistryFull.
+// Nothing is lost when an identity with a single change is forgotten: no history
+// of the same identifier can be older than that or contradict it. So when the
+// registry is full, it forgets what was used longest ago, first among the
+// single-change identities, then among the rotated ones, then among the
+// single-change identities that Keep named. A rotated one that Keep named is
+// never forgotten; when only those are left, Update of a stranger fails with
+// ErrRegistryFull.
 type MemoryRegistry struct {
 	maxCount, maxBytes int
 
 	mu      sync.Mutex
 	entries map[Identifier]*entry
 	bytes   int
-	single  list.List // of *entry with one change, most recently used first
-	rotated list.List // of *entry with more, not kept
-	kept    int
+	// Lists of *entry, most recently used first, in the order of forgetting.
+	// Kept and rotated entries are in none.
+	single     list.List
+	rotated    list.List
+	keptSingle list.List
 }
 
 type entry struct {
 	id   *Identity
 	keep bool
-	home *list.List // nil when kept
+	home *list.List // nil when never forgotten
 	elem *list.Element
 }
 
-// NewMemoryRegistry returns a registry of max identities at most
+// NewMemoryRegistry returns a registry of size identities at most
 // (DefaultRegistrySize for 0) and of as many KiB of histories, 1 MiB at least.
-func NewMemoryRegistry(max int) *MemoryRegistry {
-	if max <= 0 {
-		max = DefaultRegistrySize
+func NewMemoryRegistry(size int) *MemoryRegistry {
+	if size <= 0 {
+		size = DefaultRegistrySize
 	}
-	r := &MemoryRegistry{
-		maxCount: max, maxBytes: 1024 * max,
+	return &MemoryRegistry{
+		maxCount: size, maxBytes: max(1<<20, 1024*size),
 		entries: make(map[Identifier]*entry),
 	}
-	if r.maxBytes < 1<<20 {
-		r.maxBytes = 1 << 20
-	}
-	return r
 }
 
 // Update implements Registry.
 func (r *MemoryRegistry) Update(id *Identity) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, _, err := r.update(id)
+	_, err := r.update(id)
 	return err
 }
 
-// update also says whether the registry has learnt something, and which
-// identities it has forgotten for it.
-func (r *MemoryRegistry) update(id *Identity) (learnt bool, forgotten []Identifier, err error) {
+// update also says whether the registry has learnt something.
+func (r *MemoryRegistry) update(id *Identity) (learnt bool, err error) {
 	e := r.entries[id.Identifier()]
 	if e != nil {
 		switch id.Compare(e.id) {
 		case Equal:
 			r.touch(e)
-			return false, nil, nil
+			return false, nil
 		case Older:
-			return false, nil, fmt.Errorf("%w (%v: %d changes, %d known)", ErrOlder, id, len(id.changes), len(e.id.changes))
+			return false, fmt.Errorf("%w (%v: %d changes, %d known)", ErrOlder, id, len(id.changes), len(e.id.changes))
 		case Conflict:
-			return false, nil, fmt.Errorf("%w (%v)", ErrConflict, id)
+			return false, fmt.Errorf("%w (%v)", ErrConflict, id)
 		}
 	}
 	count, size := 1, len(id.history)
 	if e != nil {
 		count, size = 0, size-len(e.id.history)
 	}
-	forgotten, err = r.makeRoom(e, count, size)
-	if err != nil {
-		return false, nil, err
+	if err := r.makeRoom(e, count, size); err != nil {
+		return false, err
 	}
 	if e == nil {
 		e = &entry{}
@@ -114,16 +111,16 @@ func (r *MemoryRegistry) update(id *Identity) (learnt bool, forgotten []Identifi
 	e.id = id
 	r.bytes += size
 	r.enlist(e)
-	return true, forgotten, nil
+	return true, nil
 }
 
 // makeRoom forgets identities other than self until there is room, or none when
 // there cannot be.
-func (r *MemoryRegistry) makeRoom(self *entry, count, size int) ([]Identifier, error) {
+func (r *MemoryRegistry) makeRoom(self *entry, count, size int) error {
 	count += len(r.entries)
 	size += r.bytes
 	var victims []*entry
-	for _, l := range []*list.List{&r.single, &r.rotated} {
+	for _, l := range []*list.List{&r.single, &r.rotated, &r.keptSingle} {
 		for el := l.Back(); el != nil && (count > r.maxCount || size > r.maxBytes); el = el.Prev() {
 			e := el.Value.(*entry)
 			if e == self {
@@ -135,22 +132,21 @@ func (r *MemoryRegistry) makeRoom(self *entry, count, size int) ([]Identifier, e
 		}
 	}
 	if count > r.maxCount || size > r.maxBytes {
-		return nil, ErrRegistryFull
+		return ErrRegistryFull
 	}
-	ids := make([]Identifier, len(victims))
-	for i, e := range victims {
-		ids[i] = e.id.Identifier()
+	for _, e := range victims {
 		r.drop(e)
 	}
-	return ids, nil
+	return nil
 }
 
 func (r *MemoryRegistry) enlist(e *entry) {
-	switch {
-	case e.keep:
-		r.kept++
+	switch single := len(e.id.changes) == 1; {
+	case e.keep && !single:
 		return
-	case len(e.id.changes) == 1:
+	case e.keep:
+		e.home = &r.keptSingle
+	case single:
 		e.home = &r.single
 	default:
 		e.home = &r.rotated
@@ -159,12 +155,10 @@ func (r *MemoryRegistry) enlist(e *entry) {
 }
 
 func (r *MemoryRegistry) unlist(e *entry) {
-	if e.home == nil {
-		r.kept--
-		return
+	if e.home != nil {
+		e.home.Remove(e.elem)
+		e.home, e.elem = nil, nil
 	}
-	e.home.Remove(e.elem)
-	e.home, e.elem = nil, nil
 }
 
 func (r *MemoryRegistry) touch(e *entry) {
@@ -191,8 +185,7 @@ func (r *MemoryRegistry) Get(id Identifier) (*Identity, bool) {
 	return e.id, true
 }
 
-// Keep implements Keeper: the identity is never forgotten. An unknown one is
-// left alone.
+// Keep implements Keeper. An unknown identity is left alone.
 func (r *MemoryRegistry) Keep(id Identifier) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
