@@ -113,7 +113,7 @@ vulnerabilities() {
   case $code in
     0) step "known vulnerabilities" true ;;
     3) step "known vulnerabilities" cat_and_fail "$out/vuln" ;;
-    *) printf 'not available: known vulnerabilities were NOT looked up: %s\n' "$(tail -n 1 "$out/vuln")" ;;
+    *) printf 'not available: known vulnerabilities were NOT looked up: %s\n' "$(grep -v "^$" "$out/vuln" | tail -n 1)" ;;
   esac
 }
 cat_and_fail() { cat "$1"; return 1; }
