@@ -266,6 +266,14 @@ func (r *rawRoute) scan(b []byte, off int, lim *Limits) (int, *FrameError) {
 				return 0, &FrameError{ReasonHops, at}
 			}
 		}
+		if end, value := canonicalAddress(b, off); end > 0 && fresh == nil {
+			if end-value > lim.Address {
+				return 0, &FrameError{ReasonValueLength, off}
+			}
+			last, off = off, end
+			n++
+			continue
+		}
 		hop, next, canonical, err := scanAddress(b, off)
 		if err != nil {
 			return 0, err
@@ -301,16 +309,33 @@ func (r *rawRoute) scan(b []byte, off int, lim *Limits) (int, *FrameError) {
 // scanAddress reads the address at b[off]. canonical says that b[off:next] is the
 // encoding that this package writes.
 func scanAddress(b []byte, off int) (hop Hop, next int, canonical bool, err *FrameError) {
-	if off+3 < len(b) && b[off] == addressHead && b[off+1] < 24 {
-		n, start := int(b[off+2])-int(cbor.Bytes), off+3
-		if b[off+2] == cbor.Bytes|24 && b[off+3] >= 24 {
-			n, start = int(b[off+3]), off+4
-		}
-		if end := start + n; n >= 0 && n < 256 && (n < 24 || start == off+4) && end <= len(b) {
-			return Hop{Transport(b[off+1]), b[start:end:end]}, end, true, nil
-		}
+	if end, value := canonicalAddress(b, off); end > 0 {
+		return Hop{Transport(b[off+1]), b[value:end:end]}, end, true, nil
 	}
 	return scanAddressSlow(b, off)
+}
+
+// canonicalAddress recognises the common form of a canonical address at b[off]: a
+// transport type below 24 and an inner value of at most 255 bytes. It returns where
+// the address ends and where its value begins; end 0 means that it is something
+// else, which scanAddressSlow judges.
+func canonicalAddress(b []byte, off int) (end, value int) {
+	if off+3 >= len(b) || b[off] != addressHead || b[off+1] > 23 {
+		return 0, 0
+	}
+	n := int(b[off+2] ^ cbor.Bytes)
+	value = off + 3
+	if n > 23 {
+		if n != 24 || b[off+3] < 24 {
+			return 0, 0
+		}
+		n = int(b[off+3])
+		value++
+	}
+	if end = value + n; end > len(b) {
+		return 0, 0
+	}
+	return end, value
 }
 
 func scanAddressSlow(b []byte, off int) (hop Hop, next int, canonical bool, ferr *FrameError) {
@@ -416,14 +441,18 @@ func (v *View) LastReturn() (Hop, bool) {
 }
 
 // Onward iterates over the hops of the onward route.
-func (v *View) Onward() iter.Seq[Hop] { return v.onward.all }
+func (v *View) Onward() iter.Seq[Hop] {
+	return func(yield func(Hop) bool) { eachHop(v.onward.b, yield) }
+}
 
 // Return iterates over the hops of the return route.
-func (v *View) Return() iter.Seq[Hop] { return v.ret.all }
+func (v *View) Return() iter.Seq[Hop] {
+	return func(yield func(Hop) bool) { eachHop(v.ret.b, yield) }
+}
 
-func (r *rawRoute) all(yield func(Hop) bool) {
-	for off := 0; off < len(r.b); {
-		h, next := hopAt(r.b, off)
+func eachHop(b []byte, yield func(Hop) bool) {
+	for off := 0; off < len(b); {
+		h, next := hopAt(b, off)
 		if !yield(h) {
 			return
 		}
