@@ -28,6 +28,11 @@ func (a Access) clone() Access {
 	return a
 }
 
+// closed reports whether only local code may pass.
+func (a *Access) closed() bool {
+	return !a.Forwarders && !a.Channels && len(a.Listeners) == 0 && len(a.Encryptors) == 0
+}
+
 // admits reports whether a frame of the given origin may pass.
 func (a *Access) admits(o *Origin) bool {
 	switch o.Via {

@@ -29,6 +29,10 @@ type Meta struct {
 // The frame is given away: neither its payload nor its routes may be used or
 // changed afterwards. Queued messages hold copies of their payloads, so that a few
 // bytes do not keep a whole packet in memory.
+//
+// The address in o.Encryptor is closed to frames from outside, for good: this is
+// when local code first learns it and may pass it on in return routes, and whoever
+// outside could reach it would speak in the channel as if he were this node.
 func (n *Node) Inject(o Origin, f route.Frame, c route.Class) Drop {
 	return n.InjectMessage(o, f, c, Meta{})
 }
@@ -39,6 +43,9 @@ func (n *Node) InjectMessage(o Origin, f route.Frame, c route.Class, meta Meta) 
 	if o.Via == Local {
 		o.Via = 0 // what is local is sent, not injected
 	}
+	if o.Encryptor != "" {
+		n.guard(o.Encryptor)
+	}
 	w, d := n.resolve(&o, &f)
 	if w == nil && d == 0 {
 		d = DropUnknown
@@ -48,6 +55,13 @@ func (n *Node) InjectMessage(o Origin, f route.Frame, c route.Class, meta Meta) 
 	}
 	n.stats.drop(d, 1)
 	return d
+}
+
+// guard closes the address of an encryptor.
+func (n *Node) guard(addr string) {
+	if w, a := n.lookup(addr); w != nil && !a.closed() {
+		n.SetAccess(addr, Access{})
+	}
 }
 
 // resolve finds the worker that f is for. Aliases are followed and taken out of the
