@@ -1,0 +1,529 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+	"github.com/mochi-mqtt/server/v2/system"
+)
+
+// Defaults of [FixesConfig].
+const (
+	DefaultTopicBytes    = 1024
+	DefaultTopicLevels   = 32
+	DefaultSubscriptions = 1024
+	DefaultRetained      = 100_000
+	DefaultRetainedBytes = 64 << 20
+)
+
+// FixesConfig bounds what ordinary clients may do. Zero fields mean the
+// defaults, negative ones no limit.
+type FixesConfig struct {
+	// TopicBytes and TopicLevels bound topics and filters. mochi makes a tree
+	// node for each level, and walks a topic in time that grows with the square
+	// of its levels, under a lock: a filter of 65,535 slashes stalls a server
+	// for seconds.
+	TopicBytes  int
+	TopicLevels int
+	// Subscriptions is the number of filters one session may hold.
+	Subscriptions int
+	// Retained and RetainedBytes bound the retained messages of the server.
+	// Beyond them a message is delivered, but not retained.
+	Retained      int
+	RetainedBytes int
+	// AllowWill decides whether a client may leave a will on a topic, which
+	// mochi asks no ACL about. nil allows every valid topic outside $SYS.
+	AllowWill func(cl *mqtt.Client, topic string) bool
+	// KeepReceiveMaximum leaves mochi's flow control for MQTT 5 clients on. It
+	// deletes messages before they are acknowledged, so it is switched off by
+	// default: a client's Receive Maximum is then not honoured.
+	KeepReceiveMaximum bool
+
+	// Counters counts, nil: the hook has its own.
+	Counters *Counters
+	// Logger gets one line for each recovered panic. nil discards.
+	Logger *slog.Logger
+}
+
+// Fixes is a hook for a mochi server that corrects faults of v2.7.9 met by
+// ordinary clients. It neither authenticates nor authorises. It works with any
+// listener, and fully with [Listener], which tells it when a connection is over.
+type Fixes struct {
+	mqtt.HookBase
+	server *mqtt.Server
+	cfg    FixesConfig
+	gates  gates
+	alone  *mqtt.Client // publishes the wills of clients lost to a panic
+
+	mu    sync.Mutex
+	live  map[*mqtt.Client]*session // from OnSessionEstablish to the end
+	sizes map[string]int            // retained messages by topic
+	bytes int                       // and their sum
+
+	plain sync.Map // *mqtt.Client to *session, for connections of other listeners
+}
+
+// session is what Fixes knows about one connection.
+type session struct {
+	cl          *mqtt.Client
+	conn        *Conn // nil: another listener's
+	ids         ids
+	established atomic.Bool
+	over        atomic.Bool // OnDisconnect was called
+	inside      atomic.Bool // holds its client id's gate
+}
+
+// NewFixes returns a hook for server.
+func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
+	if server == nil {
+		return nil, errors.New("guard: fixes need a server")
+	}
+	def := func(n *int, v int) {
+		if *n == 0 {
+			*n = v
+		}
+	}
+	def(&cfg.TopicBytes, DefaultTopicBytes)
+	def(&cfg.TopicLevels, DefaultTopicLevels)
+	def(&cfg.Subscriptions, DefaultSubscriptions)
+	def(&cfg.Retained, DefaultRetained)
+	def(&cfg.RetainedBytes, DefaultRetainedBytes)
+	if cfg.Counters == nil {
+		cfg.Counters = new(Counters)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Fixes{
+		server: server,
+		cfg:    cfg,
+		alone:  server.NewClient(nil, mqtt.LocalListener, "guard", true),
+		live:   make(map[*mqtt.Client]*session),
+		sizes:  make(map[string]int),
+	}, nil
+}
+
+// Counters returns the counters in use.
+func (f *Fixes) Counters() *Counters { return f.cfg.Counters }
+
+// ID names the hook.
+func (f *Fixes) ID() string { return "sealmq-fixes" }
+
+var fixesProvides = [256]bool{
+	mqtt.OnStarted:            true,
+	mqtt.OnSysInfoTick:        true,
+	mqtt.OnConnect:            true,
+	mqtt.OnSessionEstablish:   true,
+	mqtt.OnSessionEstablished: true,
+	mqtt.OnDisconnect:         true,
+	mqtt.OnPacketRead:         true,
+	mqtt.OnPacketEncode:       true,
+	mqtt.OnSubscribe:          true,
+	mqtt.OnPublish:            true,
+	mqtt.OnRetainMessage:      true,
+	mqtt.OnRetainedExpired:    true,
+	mqtt.OnQosPublish:         true,
+	mqtt.OnWill:               true,
+	mqtt.OnClientExpired:      true,
+}
+
+// Provides reports which methods the hook has.
+func (f *Fixes) Provides(b byte) bool { return fixesProvides[b] }
+
+// recovered keeps a panic of ours from ending the process.
+func (f *Fixes) recovered(method string) {
+	if v := recover(); v != nil {
+		f.cfg.Counters.add(HookPanicked)
+		f.cfg.Logger.Error("panic in a hook", "method", method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	}
+}
+
+// session returns what is known about a connection, nil before it is
+// established.
+func (f *Fixes) session(cl *mqtt.Client) *session {
+	if c, ok := cl.Net.Conn.(*Conn); ok {
+		return c.session.Load()
+	}
+	if s, ok := f.plain.Load(cl); ok {
+		return s.(*session)
+	}
+	return nil
+}
+
+// OnStarted takes stock of retained messages that a store brought back.
+func (f *Fixes) OnStarted() {
+	defer f.recovered("OnStarted")
+	for topic, pk := range f.server.Topics.Retained.GetAll() {
+		if !strings.HasPrefix(topic, mqtt.SysPrefix) {
+			f.retained(topic, len(pk.Payload))
+		}
+	}
+}
+
+// errWill refuses a connection for its will.
+var errWill = errors.New("guard: will refused")
+
+// OnConnect refuses wills that mochi would publish unchecked, and switches off
+// two mechanisms for MQTT 5 clients that lose messages.
+func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
+	defer f.recovered("OnConnect")
+	if pk.Connect.WillFlag && !f.willAllowed(cl, pk.Connect.WillTopic) {
+		f.cfg.Counters.add(WillRefused)
+		code := byte(packets.Err3NotAuthorized.Code)
+		if cl.Properties.ProtocolVersion == 5 {
+			code = packets.ErrNotAuthorized.Code
+		}
+		_ = cl.WritePacket(packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Connack},
+			ReasonCode:  code,
+			Properties:  packets.Properties{ReasonString: "will topic not allowed"},
+		})
+		return errWill
+	}
+	if !f.cfg.KeepReceiveMaximum {
+		cl.Properties.Props.ReceiveMaximum = 0
+		cl.State.Inflight.ResetSendQuota(0)
+	}
+	// Redelivered messages would go out with an alias that the new connection
+	// does not know.
+	cl.Properties.Props.TopicAliasMaximum = 0
+	return nil
+}
+
+func (f *Fixes) willAllowed(cl *mqtt.Client, topic string) bool {
+	if topic == "" || !mqtt.IsValidFilter(topic, true) || !f.fits(topic) {
+		return false
+	}
+	return f.cfg.AllowWill == nil || f.cfg.AllowWill(cl, topic)
+}
+
+// fits reports whether a topic or filter is within the limits.
+func (f *Fixes) fits(topic string) bool {
+	if f.cfg.TopicBytes >= 0 && len(topic) > f.cfg.TopicBytes {
+		return false
+	}
+	return f.cfg.TopicLevels < 0 || strings.Count(topic, "/") < f.cfg.TopicLevels
+}
+
+// OnSessionEstablish enters the client id's gate: from here to
+// OnSessionEstablished mochi takes over the session of an earlier connection.
+func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
+	defer f.recovered("OnSessionEstablish")
+	s := &session{cl: cl}
+	s.conn, _ = cl.Net.Conn.(*Conn)
+	s.enter(f)
+	if old, ok := f.server.Clients.Get(cl.ID); ok && !pk.Connect.Clean {
+		if o := f.session(old); o != nil {
+			s.ids.inherit(&o.ids)
+		}
+	}
+	f.mu.Lock()
+	f.live[cl] = s
+	f.mu.Unlock()
+	if s.conn == nil {
+		f.plain.Store(cl, s)
+		return
+	}
+	s.conn.session.Store(s)
+	s.conn.BeginBacklog()
+	s.conn.AtEnd(func() { f.ended(s) })
+}
+
+func (s *session) enter(f *Fixes) {
+	if f.gates.enter(s.cl.ID) {
+		s.inside.Store(true)
+	} else {
+		f.cfg.Counters.add(GateTimeout)
+	}
+}
+
+func (s *session) leave(f *Fixes) {
+	if s.inside.CompareAndSwap(true, false) {
+		f.gates.leave(s.cl.ID)
+	}
+}
+
+// OnSessionEstablished leaves the gate.
+func (f *Fixes) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	defer f.recovered("OnSessionEstablished")
+	s := f.session(cl)
+	if s == nil {
+		return
+	}
+	s.established.Store(true)
+	if s.conn != nil {
+		s.conn.EndBacklog()
+	}
+	s.leave(f)
+}
+
+// OnDisconnect enters the gate again, until mochi has cleaned up behind the
+// connection. A takeover that is under way is then complete, and mochi sees
+// that the session is no longer this connection's.
+func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
+	defer f.recovered("OnDisconnect")
+	s := f.session(cl)
+	if s == nil {
+		return
+	}
+	s.over.Store(true)
+	s.enter(f)
+	if s.conn == nil || s.conn.ticket == nil {
+		// Nobody tells when another listener's connection is over.
+		s.leave(f)
+		f.forget(s)
+	}
+}
+
+func (f *Fixes) forget(s *session) {
+	f.mu.Lock()
+	delete(f.live, s.cl)
+	f.mu.Unlock()
+	f.plain.Delete(s.cl)
+}
+
+// ended runs when mochi is done with a connection of our listener. It cleans up
+// where mochi did not: after a panic, and when the CONNACK could not be sent.
+func (f *Fixes) ended(s *session) {
+	defer f.recovered("AtEnd")
+	defer f.forget(s)
+	if !s.over.Load() {
+		if !s.inside.Load() {
+			s.enter(f)
+		}
+		f.sweep(s)
+	}
+	s.leave(f)
+}
+
+func (f *Fixes) sweep(s *session) {
+	cl := s.cl
+	if cur, ok := f.server.Clients.Get(cl.ID); !ok || cur != cl || cl.IsTakenOver() {
+		return
+	}
+	f.cfg.Counters.add(SessionSwept)
+	if s.established.Load() && atomic.CompareAndSwapUint32(&cl.Properties.Will.Flag, 1, 0) {
+		w := cl.Properties.Will
+		_ = f.server.InjectPacket(f.alone, packets.Packet{
+			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: w.Qos, Retain: w.Retain},
+			TopicName:   w.TopicName,
+			Payload:     w.Payload,
+			Properties:  packets.Properties{User: w.User},
+			PacketID:    uint16(w.Qos),
+			Origin:      cl.ID,
+		})
+	}
+	p := &cl.Properties
+	if (p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval == 0) || (p.ProtocolVersion < 5 && p.Clean) {
+		cl.ClearInflights()
+		f.server.UnsubscribeClient(cl)
+		f.server.Clients.Delete(cl.ID)
+	}
+}
+
+// OnSysInfoTick disconnects clients that the server has lost, so that they
+// connect again. There should be none.
+func (f *Fixes) OnSysInfoTick(*system.Info) {
+	defer f.recovered("OnSysInfoTick")
+	f.mu.Lock()
+	var lost []*mqtt.Client
+	for cl, s := range f.live {
+		if !s.established.Load() || s.over.Load() || cl.Closed() {
+			continue
+		}
+		if cur, ok := f.server.Clients.Get(cl.ID); !ok || cur != cl {
+			lost = append(lost, cl)
+		}
+	}
+	f.mu.Unlock()
+	for _, cl := range lost {
+		f.cfg.Counters.add(GhostStopped)
+		cl.Stop(packets.ErrSessionTakenOver)
+	}
+}
+
+// OnClientExpired removes the subscriptions of an expired session, which mochi
+// leaves in its tree.
+func (f *Fixes) OnClientExpired(cl *mqtt.Client) {
+	defer f.recovered("OnClientExpired")
+	cl.ClearInflights()
+	f.server.UnsubscribeClient(cl)
+}
+
+// OnPacketRead refuses publishes that mochi would mishandle, and maps packet
+// identifiers.
+func (f *Fixes) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (out packets.Packet, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			f.cfg.Counters.add(HookPanicked)
+			f.cfg.Logger.Error("panic in a hook", "method", "OnPacketRead", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			out, err = pk, packets.ErrRejectPacket
+		}
+	}()
+	switch pk.FixedHeader.Type {
+	case packets.Publish, packets.Pubrel, packets.Subscribe, packets.Unsubscribe:
+	default:
+		return pk, nil
+	}
+	s := f.session(cl)
+	if s == nil {
+		return pk, nil
+	}
+	if pk.FixedHeader.Type == packets.Publish {
+		switch {
+		case !f.fits(pk.TopicName):
+			return pk, f.cut(cl, TopicRefused, packets.ErrTopicNameInvalid)
+		case pk.FixedHeader.Qos > f.server.Options.Capabilities.MaximumQos:
+			// mochi answers a PUBLISH with QoS 2 by PUBACK then.
+			return pk, f.cut(cl, QoSRefused, packets.ErrQosNotSupported)
+		}
+		if pk.FixedHeader.Qos == 0 || s.conn != nil && s.conn.Exempt() {
+			return pk, nil
+		}
+	}
+	if pk.PacketID == 0 {
+		return pk, nil // mochi refuses it
+	}
+	switch {
+	case pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 2:
+		pk.PacketID = s.ids.begin(cl, pk.PacketID)
+	case pk.FixedHeader.Type == packets.Pubrel:
+		pk.PacketID = s.ids.find(cl, pk.PacketID)
+	default:
+		pk.PacketID = s.ids.once(cl, pk.PacketID)
+	}
+	return pk, nil
+}
+
+// cut ends a connection, with a reason where the protocol has one.
+func (f *Fixes) cut(cl *mqtt.Client, e Event, code packets.Code) error {
+	f.cfg.Counters.add(e)
+	if cl.Properties.ProtocolVersion == 5 {
+		_ = f.server.DisconnectClient(cl, code)
+	}
+	return packets.ErrRejectPacket
+}
+
+// OnPacketEncode maps packet identifiers back.
+func (f *Fixes) OnPacketEncode(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	switch pk.FixedHeader.Type {
+	case packets.Puback, packets.Pubrec, packets.Pubcomp, packets.Suback, packets.Unsuback:
+	default:
+		return pk
+	}
+	defer f.recovered("OnPacketEncode")
+	s := f.session(cl)
+	if s == nil {
+		return pk
+	}
+	switch pk.FixedHeader.Type {
+	case packets.Pubrec:
+		end := pk.ReasonCode >= packets.ErrUnspecifiedError.Code && pk.ReasonCode != packets.ErrPacketIdentifierInUse.Code
+		pk.PacketID = s.ids.origin(pk.PacketID, end)
+	case packets.Pubcomp:
+		pk.PacketID = s.ids.origin(pk.PacketID, true)
+	default:
+		pk.PacketID = s.ids.answered(pk.PacketID)
+	}
+	return pk
+}
+
+// OnQosPublish follows the identifiers that mochi allocates.
+func (f *Fixes) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int) {
+	if pk.FixedHeader.Type != packets.Publish {
+		return
+	}
+	defer f.recovered("OnQosPublish")
+	if s := f.session(cl); s != nil {
+		s.ids.last.Store(uint32(pk.PacketID))
+	}
+}
+
+// OnSubscribe replaces filters beyond the limits by one that mochi refuses
+// (0x8F in MQTT 5, 0x80 in 3.1.1).
+func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	defer f.recovered("OnSubscribe")
+	if cl.Net.Inline {
+		return pk
+	}
+	held := cl.State.Subscriptions.Len()
+	for i := range pk.Filters {
+		filter := &pk.Filters[i].Filter
+		if !f.fits(*filter) {
+			f.cfg.Counters.add(FilterRefused)
+			*filter = ""
+			continue
+		}
+		if _, ok := cl.State.Subscriptions.Get(*filter); ok || *filter == "" {
+			continue
+		}
+		if held++; f.cfg.Subscriptions >= 0 && held > f.cfg.Subscriptions {
+			f.cfg.Counters.add(SubscriptionsFull)
+			*filter = ""
+		}
+	}
+	return pk
+}
+
+// OnPublish drops the retain flag where the store is full.
+func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	defer f.recovered("OnPublish")
+	if pk.FixedHeader.Retain && !cl.Net.Inline && !f.mayRetain(pk.TopicName, len(pk.Payload)) {
+		pk.FixedHeader.Retain = false
+	}
+	return pk, nil
+}
+
+// OnWill does the same for wills, which pass OnPublish by.
+func (f *Fixes) OnWill(_ *mqtt.Client, w mqtt.Will) (mqtt.Will, error) {
+	defer f.recovered("OnWill")
+	if w.Retain && !f.mayRetain(w.TopicName, len(w.Payload)) {
+		w.Retain = false
+	}
+	return w, nil
+}
+
+func (f *Fixes) mayRetain(topic string, n int) bool {
+	if n == 0 {
+		return true // removes one
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old, ok := f.sizes[topic]
+	if (ok || f.cfg.Retained < 0 || len(f.sizes) < f.cfg.Retained) &&
+		(f.cfg.RetainedBytes < 0 || f.bytes-old+n <= f.cfg.RetainedBytes) {
+		return true
+	}
+	f.cfg.Counters.add(RetainedFull)
+	return false
+}
+
+// OnRetainMessage keeps count of retained messages.
+func (f *Fixes) OnRetainMessage(_ *mqtt.Client, pk packets.Packet, _ int64) {
+	defer f.recovered("OnRetainMessage")
+	f.retained(pk.TopicName, len(pk.Payload))
+}
+
+// OnRetainedExpired keeps count of retained messages.
+func (f *Fixes) OnRetainedExpired(topic string) {
+	defer f.recovered("OnRetainedExpired")
+	f.retained(topic, 0)
+}
+
+func (f *Fixes) retained(topic string, n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bytes += n - f.sizes[topic]
+	if n == 0 {
+		delete(f.sizes, topic)
+		return
+	}
+	f.sizes[strings.Clone(topic)] = n
+}

@@ -1,0 +1,66 @@
+package guard
+
+// Packet types of MQTT (3.1.1 and 5, 2.1.2), in the upper half of the first
+// byte.
+const (
+	typeConnect = 1
+	typePublish = 3
+	typePuback  = 4
+)
+
+// framer follows the packet boundaries of a byte stream without keeping any of
+// it (MQTT 2.1: type and flags, then the remaining length in one to four bytes).
+type framer struct {
+	left   int  // bytes left of the current packet's body
+	length int  // remaining length decoded so far
+	shift  uint // bits of it
+	header bool // inside a fixed header
+	first  bool // the first packet is complete
+	kind   byte // type of the current packet
+}
+
+// boundary reports whether the stream is between two packets.
+func (f *framer) boundary() bool { return f.left == 0 && !f.header }
+
+// scan follows p. The first packet must be a CONNECT within the limit.
+func (f *framer) scan(p []byte, c *Conn) error {
+	for len(p) > 0 {
+		if f.left > 0 {
+			n := min(f.left, len(p))
+			f.left -= n
+			p = p[n:]
+			if f.left == 0 {
+				f.first = true
+			}
+			continue
+		}
+		b := p[0]
+		p = p[1:]
+		if !f.header {
+			f.header, f.length, f.shift, f.kind = true, 0, 0, b>>4
+			if !f.first && b != typeConnect<<4 {
+				c.cfg.Counters.add(ConnectMalformed)
+				return ErrNotConnect
+			}
+			continue
+		}
+		f.length |= int(b&0x7f) << f.shift
+		f.shift += 7
+		if b&0x80 != 0 {
+			if f.shift > 21 {
+				return errLength
+			}
+			continue
+		}
+		f.header = false
+		f.left = f.length
+		if !f.first && f.length > c.cfg.ConnectSize {
+			c.cfg.Counters.add(ConnectTooLarge)
+			return ErrConnectTooLarge
+		}
+		if f.left == 0 {
+			f.first = true
+		}
+	}
+	return nil
+}

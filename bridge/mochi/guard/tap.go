@@ -1,0 +1,232 @@
+package guard
+
+import (
+	"errors"
+	"net"
+	"sync"
+)
+
+// Tap sees a client's PUBLISH and PUBACK packets before the server does. first
+// is the packet's first byte (type and flags), body what follows the remaining
+// length; it is valid during the call only. A packet that is taken is never
+// seen by mochi, its other hooks and its counters; an error ends the
+// connection. Tap is called on the connection's reader goroutine and must not
+// block.
+type Tap func(first byte, body []byte) (taken bool, err error)
+
+// errLength means that a packet's remaining length has more than four bytes.
+var errLength = errors.New("guard: malformed remaining length")
+
+const tapBuffer = 64 << 10
+
+var tapBuffers = sync.Pool{New: func() any { b := make([]byte, tapBuffer); return &b }}
+
+// tap is the reading side of a tapped connection.
+type tap struct {
+	f     Tap
+	limit int // longest packet offered to f; longer ones go to mochi, which has a limit of its own
+
+	in    []byte  // bytes read and not handed on
+	pool  *[]byte // the pooled memory that in lies in, if any
+	pass  int     // bytes of the current packet that mochi has yet to get
+	eager bool    // the last read filled its buffer, so read into a large one
+}
+
+// SetTap routes PUBLISH and PUBACK packets through f from the next packet on.
+// It must be called on the connection's reader goroutine, in a hook; it reports
+// false when the connection cannot be tapped: it was made by Wrap, or mochi's
+// limit is unknown.
+func (c *Conn) SetTap(f Tap) bool {
+	if !c.lazy && !c.tappable() || c.cfg.PacketLimit <= 0 || c.tap != nil {
+		return false
+	}
+	c.tap = &tap{f: f, limit: c.cfg.PacketLimit, pass: -1}
+	return true
+}
+
+// tappable reports whether all input comes through Read.
+func (c *Conn) tappable() bool { return c.ticket != nil }
+
+// read hands mochi only what the tap leaves. mochi's buffered reader calls Read
+// when it has used up what it was given, and is given whole packets or the rest
+// of one, so whatever was handed on before has been processed by then.
+func (t *tap) read(c *Conn, p []byte) (int, error) {
+	if t.pass < 0 {
+		// Handed to mochi before the tap: the rest of a packet under way.
+		if !c.frames.boundary() {
+			n, err := c.readRaw(p[:1])
+			if n > 0 {
+				if e := c.frames.scan(p[:n], c); e != nil {
+					return 0, e
+				}
+			}
+			return n, err
+		}
+		t.pass = 0
+	}
+	for {
+		if t.pass > 0 {
+			if len(t.in) == 0 {
+				n, err := c.readRaw(p[:min(len(p), t.pass)])
+				t.pass -= n
+				return n, err
+			}
+			n := copy(p, t.in[:min(len(t.in), t.pass)])
+			t.pass -= n
+			t.skip(n)
+			return n, nil
+		}
+		total, err := t.step(c)
+		if err != nil {
+			t.drop()
+			return 0, err
+		}
+		if total > 0 {
+			t.pass = total
+			continue
+		}
+		if err := t.fill(c, p); err != nil {
+			t.drop()
+			return 0, err
+		}
+	}
+}
+
+// step handles the packets at the front of t.in: it returns the length of one
+// that is mochi's, or 0 when more bytes are needed.
+func (t *tap) step(c *Conn) (int, error) {
+	for len(t.in) >= 2 {
+		length, head, err := remaining(t.in)
+		if err != nil {
+			return 0, err
+		}
+		if head == 0 {
+			return 0, nil
+		}
+		total := head + length
+		kind := t.in[0] >> 4
+		if kind != typePublish && kind != typePuback || total > t.limit {
+			return total, nil
+		}
+		if len(t.in) < total {
+			return 0, nil
+		}
+		if c.closed.Load() {
+			return 0, c.closeCause()
+		}
+		taken, err := t.f(t.in[0], t.in[head:total:total])
+		if err != nil {
+			return 0, err
+		}
+		if !taken {
+			return total, nil
+		}
+		c.extend()
+		t.skip(total)
+	}
+	return 0, nil
+}
+
+// remaining decodes the fixed header at the front of b: the remaining length and
+// the bytes the header takes, which are 0 when b ends within it.
+func remaining(b []byte) (length, head int, err error) {
+	for i := 1; i < len(b); i++ {
+		length |= int(b[i]&0x7f) << (7 * (i - 1))
+		if b[i]&0x80 == 0 {
+			return length, i + 1, nil
+		}
+		if i == 4 {
+			return 0, 0, errLength
+		}
+	}
+	return 0, 0, nil
+}
+
+// skip drops n bytes from the front, and the memory with the last of them.
+func (t *tap) skip(n int) {
+	t.in = t.in[n:]
+	if len(t.in) == 0 && !t.eager {
+		t.drop()
+	}
+}
+
+// drop gives the buffer back.
+func (t *tap) drop() {
+	if t.pool != nil {
+		tapBuffers.Put(t.pool)
+	}
+	t.in, t.pool = nil, nil
+}
+
+// fill reads more. An idle connection waits in the memory of its caller, a
+// busy one in a pooled buffer.
+func (t *tap) fill(c *Conn, p []byte) error {
+	if len(t.in) == 0 && t.pool == nil && !t.eager {
+		n, err := c.readRaw(p)
+		if err != nil {
+			return err
+		}
+		t.eager = n == len(p)
+		t.in = p[:n]
+		total, err := t.step(c)
+		if err != nil {
+			return err
+		}
+		rest := t.in
+		t.in = nil
+		if len(rest) > 0 {
+			t.pool = tapBuffers.Get().(*[]byte)
+			t.in = append((*t.pool)[:0], rest...)
+		}
+		t.pass = total
+		return nil
+	}
+	if t.pool == nil && len(t.in) == 0 {
+		t.pool = tapBuffers.Get().(*[]byte)
+		t.in = (*t.pool)[:0]
+	}
+	t.reserve()
+	free := t.in[len(t.in):cap(t.in)]
+	n, err := c.readRaw(free)
+	if err != nil {
+		return err
+	}
+	t.eager = n == len(free) || n >= 2048
+	t.in = t.in[:len(t.in)+n]
+	return nil
+}
+
+// reserve makes room behind t.in: for the rest of the packet at its front, in
+// steps of twice the size so that memory follows what has arrived.
+func (t *tap) reserve() {
+	if t.pool != nil && cap(t.in) < 4096 {
+		// Near the end of the pooled buffer: move to its front.
+		buf := (*t.pool)[:0]
+		if len(t.in) < len(*t.pool)/2 {
+			t.in = append(buf, t.in...)
+			return
+		}
+	}
+	if len(t.in) < cap(t.in) {
+		return
+	}
+	if t.pool != nil && len(t.in) < len(*t.pool) {
+		t.in = append((*t.pool)[:0], t.in...)
+		return
+	}
+	grown := make([]byte, len(t.in), 2*max(len(t.in), tapBuffer/2))
+	copy(grown, t.in)
+	if t.pool != nil {
+		tapBuffers.Put(t.pool)
+		t.pool = nil
+	}
+	t.in = grown
+}
+
+// closeCause is the error for a reader that finds the connection closed.
+func (c *Conn) closeCause() error {
+	if err := c.Cause(); err != nil {
+		return err
+	}
+	return net.ErrClosed
+}
