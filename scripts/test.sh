@@ -103,6 +103,8 @@ format() {
   [ -z "$wrong" ] || { printf 'not formatted, run make fmt:\n%s\n' "$wrong"; return 1; }
 }
 
+lint() { (cd "$1" && "$OLDPWD/bin/golangci-lint" run --config "$OLDPWD/.golangci.yml" ./...); }
+
 rust_format() { cargo fmt --check --manifest-path integration/rust/Cargo.toml; }
 
 # govulncheck ends with 3 when it found something, and with 1 when it could not look.
@@ -126,9 +128,10 @@ run_static() {
   for dir in $(modules); do
     # go mod tidy -diff changes nothing and fails where it would.
     step "go mod tidy ($dir)" go -C "$dir" mod tidy -diff
-    [ "$dir" = tools ] || step "go vet ($dir)" go -C "$dir" vet ./...
+    [ "$dir" != tools ] || continue
+    step "go vet ($dir)" go -C "$dir" vet ./...
+    step "golangci-lint ($dir)" lint "$dir"
   done
-  step "golangci-lint" bin/golangci-lint run ./...
   if have rustfmt; then step "cargo fmt" rust_format; fi
   vulnerabilities
 }

@@ -245,7 +245,7 @@ func Broker(t testing.TB) string {
 	for {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
-			conn.Close() //nolint:errcheck // it was only to see that somebody answers
+			conn.Close()
 			return addr
 		}
 		select {

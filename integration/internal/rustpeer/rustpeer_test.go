@@ -1,7 +1,10 @@
 package rustpeer_test
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -241,5 +244,70 @@ func TestEndsOfANode(t *testing.T) {
 	s.hub.Kill()
 	if err := s.hub.Call(t.Context(), "channels", nil, nil); !errors.Is(err, rustpeer.ErrGone) {
 		t.Errorf("a call to a killed node: %v", err)
+	}
+}
+
+func TestServices(t *testing.T) {
+	s := newThrough(t, rustpeer.ListenerConfig{})
+	for _, kind := range []string{"echoer", "uppercase", "digest"} {
+		s.hub.Worker(kind, kind, "tcp")
+	}
+	raw := []byte{0xff, 0, 1} // no BARE string
+	got, err := s.alice.Request([]string{"@hub", "echo"}, raw, 10*time.Second)
+	if err != nil || got.SHA256 != rustpeer.Digest(raw) {
+		t.Errorf("echo: %+v, %v", got, err)
+	}
+	for kind, want := range map[string]string{
+		"echoer":    "Hello Ockam!",
+		"uppercase": "HELLO OCKAM!",
+		"digest":    "13 " + rustpeer.Digest([]byte("\x0cHello Ockam!")),
+	} {
+		got, err := s.alice.RequestString([]string{"@hub", kind}, "Hello Ockam!", 10*time.Second)
+		if err != nil || got.Text != want {
+			t.Errorf("%s: %+v, %v", kind, got, err)
+		}
+	}
+	// Nothing is open that was not opened.
+	s.hub.Worker("echo", "closed")
+	if _, err := s.alice.Request([]string{"@hub", "closed"}, raw, 300*time.Millisecond); err == nil {
+		t.Error("a closed worker answered")
+	}
+}
+
+func TestPortal(t *testing.T) {
+	s := newThrough(t, rustpeer.ListenerConfig{})
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	s.bob.Outlet("outlet", target.Addr().String(), "listener")
+	if _, err := s.alice.Dial(s.dial("ch")); err != nil {
+		t.Fatal(err)
+	}
+	inlet := s.alice.Inlet("@ch", "outlet")
+
+	conn, err := net.Dial("tcp", inlet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	served, err := target.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served.Close()
+	sent := rustpeer.Content(1, 0, 300<<10)
+	written := make(chan error, 1)
+	go func() {
+		_, err := conn.Write(sent)
+		written <- err
+	}()
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(served, got); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("300 KiB through a portal: altered or %v", err)
 	}
 }
