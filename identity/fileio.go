@@ -129,7 +129,6 @@ func (d *disk) step(name string) error {
 // error came after. The caller holds the folder's lock.
 func (d *disk) replace(path string, data []byte, exclusive bool) (committed bool, err error) {
 	dir := filepath.Dir(path)
-	d.sweep(dir)
 	f, err := d.create(dir)
 	if err != nil {
 		return false, err
@@ -229,6 +228,18 @@ func (d *disk) link(temp, path string) error {
 	return d.rename(temp, path)
 }
 
+// sweepNow is sweep when no other process is writing just now.
+func (d *disk) sweepNow(dir string) {
+	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|noFollow, 0)
+	if err != nil {
+		return // nobody has ever written here, or may
+	}
+	defer f.Close() // unlocks
+	if ok, err := tryLock(f); err == nil && ok {
+		d.sweep(dir)
+	}
+}
+
 // sweep removes what writers that crashed left behind. Under the folder's lock
 // no other writer is at work.
 func (d *disk) sweep(dir string) {
@@ -250,10 +261,12 @@ const lockWait = 10 * time.Second
 // for longer than a write takes.
 var ErrLocked = errors.New("identity: another process is busy writing in this folder; is one stuck?")
 
+const lockName = ".lock"
+
 // lockDir takes the folder's write lock, across processes and within this one.
 // It is held only while a file is replaced. A process that dies gives it back.
 func lockDir(dir string) (unlock func(), err error) {
-	path := filepath.Join(dir, ".lock")
+	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)

@@ -53,9 +53,24 @@ func OpenRegistry(dir string, limit int) (*FileRegistry, error) {
 		dir: dir, limit: limit, mem: NewMemoryRegistry(limit),
 		stamps: make(map[Identifier]fs.FileInfo),
 	}
+	r.disk.sweepNow(dir)
 	files, err := r.strangers()
+	if err != nil {
+		return nil, err
+	}
 	r.seen = len(files)
-	return r, err
+	return r, nil
+}
+
+// Import is as MemoryRegistry.Import.
+func (r *FileRegistry) Import(history []byte) (*Identity, error) {
+	r.mu.Lock()
+	id := r.mem.verified(history)
+	r.mu.Unlock()
+	if id != nil {
+		return id, nil
+	}
+	return Import(history)
 }
 
 // Update implements Registry. Besides ErrOlder, ErrConflict and ErrRegistryFull
@@ -75,7 +90,20 @@ func (r *FileRegistry) Update(id *Identity) error {
 	if len(id.changes) == 1 && !kept {
 		return nil
 	}
-	return r.store(id, kept)
+	return r.storeOrDrop(id, kept)
+}
+
+// storeOrDrop forgets in memory what could not be written, so that the next
+// Update tries again.
+func (r *FileRegistry) storeOrDrop(id *Identity, kept bool) error {
+	err := r.store(id, kept)
+	if err != nil {
+		if e := r.mem.entries[id.Identifier()]; e != nil {
+			r.mem.drop(e)
+		}
+		delete(r.stamps, id.Identifier())
+	}
+	return err
 }
 
 // Get implements Registry. A file that cannot be read counts as not known here;
@@ -97,14 +125,7 @@ func (r *FileRegistry) Keep(id Identifier) error {
 	if !r.mem.keep(id) {
 		return nil // unknown, or kept already
 	}
-	e := r.mem.entries[id]
-	err := r.store(e.id, true)
-	if err != nil { // try again next time
-		r.mem.unlist(e)
-		e.keep = false
-		r.mem.enlist(e)
-	}
-	return err
+	return r.storeOrDrop(r.mem.entries[id].id, true)
 }
 
 // Forget removes what is known of an identity, in memory and on disk. From then

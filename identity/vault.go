@@ -50,6 +50,7 @@ func OpenVault(dir string, opts ...VaultOption) (*Vault, error) {
 	for _, o := range opts {
 		o(v)
 	}
+	v.disk.sweepNow(dir)
 	return v, nil
 }
 
