@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"io"
+	"math/big"
 	"testing"
 	"time"
 
@@ -136,4 +137,14 @@ func history(changes ...[]byte) []byte {
 		b = append(b, c...)
 	}
 	return b
+}
+
+// flipS signs with the other root: s becomes n-s.
+type flipS struct{ Signer }
+
+func (f flipS) Sign(message []byte) ([SignatureSize]byte, error) {
+	sig, err := f.Signer.Sign(message)
+	s := new(big.Int).SetBytes(sig[32:])
+	s.Sub(elliptic.P256().Params().N, s).FillBytes(sig[32:])
+	return sig, err
 }
