@@ -138,11 +138,11 @@ func localSide(id *identity.Private, credential []byte) (local, error) {
 	if err != nil {
 		return local{}, fmt.Errorf("channel: own handshake key: %w", err)
 	}
-	p := handshakePayload{history: id.Identity().ChangeHistory(), attestation: key.Attestation()}
+	var credentials [][]byte
 	if credential != nil {
-		p.credentials = [][]byte{credential}
+		credentials = [][]byte{credential}
 	}
-	payload := p.encode()
+	payload := key.AppendPresentation(nil, credentials...)
 	if len(payload)+message2Min > MaxHandshakeMessage {
 		return local{}, fmt.Errorf("channel: own identity and credential take %d bytes, more than a handshake message holds", len(payload))
 	}

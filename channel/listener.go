@@ -239,7 +239,7 @@ func (e *Endpoint) evictIdleLocked(now time.Time) bool {
 // firstKey identifies a message 1: the same bytes from the same source.
 func firstKey(in *Inbound) [32]byte {
 	h := sha256.New()
-	buf := appendRoute(make([]byte, 0, 128), in.Frame.Return)
+	buf := route.AppendRoute(make([]byte, 0, 128), in.Frame.Return)
 	h.Write(append(buf, in.Source...))
 	h.Write([]byte{0})
 	h.Write(in.Frame.Payload)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/cbor"
 	"github.com/sealmq/sealmq/route"
 )
@@ -53,16 +54,6 @@ func routeLen(r route.Route) int {
 	return n
 }
 
-func appendRoute(dst []byte, r route.Route) []byte {
-	dst = cbor.AppendArray(dst, len(r))
-	for i := range r {
-		dst = cbor.AppendArray(dst, 2)
-		dst = cbor.AppendUint(dst, uint64(r[i].Transport))
-		dst = cbor.AppendBytesString(dst, r[i].Value)
-	}
-	return dst
-}
-
 // payloadLen is the length of what appendPayload appends.
 func payloadLen(onward, ret route.Route, payload []byte) int {
 	return 5 + routeLen(onward) + routeLen(ret) + cbor.HeadLen(uint64(len(payload))) + len(payload) + 1
@@ -72,21 +63,16 @@ func payloadLen(onward, ret route.Route, payload []byte) int {
 // written around the payload, which is copied once.
 func appendPayload(dst []byte, onward, ret route.Route, payload []byte) []byte {
 	dst = append(dst, 0x82, 0x82, variantPayload, 0x81, 0x83)
-	dst = appendRoute(dst, onward)
-	dst = appendRoute(dst, ret)
+	dst = route.AppendRoute(dst, onward)
+	dst = route.AppendRoute(dst, ret)
 	dst = cbor.AppendBytes(dst, payload)
 	return append(dst, 0x40) // the padding element, always empty
 }
 
 // appendRefresh appends the plaintext of a RefreshCredentials message.
 func appendRefresh(dst, history []byte, credentials ...[]byte) []byte {
-	dst = append(dst, 0x82, 0x82, variantRefresh, 0x81, 0x82)
-	dst = append(dst, history...)
-	dst = cbor.AppendArray(dst, len(credentials))
-	for _, c := range credentials {
-		dst = append(dst, c...)
-	}
-	return append(dst, 0x40)
+	dst = append(dst, 0x82, 0x82, variantRefresh, 0x81)
+	return append(identity.AppendRefresh(dst, history, credentials...), 0x40)
 }
 
 // parseMessage decodes a plaintext as leniently as a stock peer: any padding,
@@ -290,52 +276,4 @@ func parseSpans(r *cbor.Reader) ([][]byte, error) {
 		}
 		out = append(out, b)
 	}
-}
-
-// handshakePayload is an IdentityAndCredentials (spec secure-channel 4). Its
-// slices alias the message.
-type handshakePayload struct {
-	history     []byte
-	attestation []byte
-	credentials [][]byte
-}
-
-func (p *handshakePayload) encode() []byte {
-	n := 2 + len(p.history) + len(p.attestation) + 9
-	for _, c := range p.credentials {
-		n += len(c)
-	}
-	b := cbor.AppendArray(make([]byte, 0, n), 3)
-	b = append(b, p.history...)
-	b = append(b, p.attestation...)
-	b = cbor.AppendArray(b, len(p.credentials))
-	for _, c := range p.credentials {
-		b = append(b, c...)
-	}
-	return b
-}
-
-// parseHandshakePayload splits a payload into its parts, which are not looked
-// into.
-func parseHandshakePayload(b []byte) (p handshakePayload, err error) {
-	r := cbor.NewReader(b)
-	body, err := r.Array()
-	if err != nil {
-		return p, err
-	}
-	for _, dst := range []*[]byte{&p.history, &p.attestation} {
-		if err := nextField(&body); err != nil {
-			return p, err
-		}
-		if *dst, err = span(r); err != nil {
-			return p, err
-		}
-	}
-	if err := nextField(&body); err != nil {
-		return p, err
-	}
-	if p.credentials, err = parseSpans(r); err != nil {
-		return p, err
-	}
-	return p, body.SkipRest()
 }

@@ -85,21 +85,12 @@ func (c credentialOf) Check(p Peer) error {
 		return errors.New("the credential policy has no authority")
 	}
 	for _, have := range p.Credentials {
-		if have.Issuer == c.authority.Identifier() && have.Subject == p.Identifier && c.matches(have) {
+		if have.Issuer == c.authority.Identifier() && have.Subject == p.Identifier && have.Has(c.attrs) {
 			return nil
 		}
 	}
 	return fmt.Errorf("%v showed no credential of authority %v with the required attributes",
 		p.Identifier, c.authority.Identifier())
-}
-
-func (c credentialOf) matches(have identity.Credential) bool {
-	for name, want := range c.attrs {
-		if got, ok := have.Attributes[name]; !ok || got != want {
-			return false
-		}
-	}
-	return true
 }
 
 func (c credentialOf) Authorities() []*identity.Identity {
