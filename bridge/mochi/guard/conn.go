@@ -64,6 +64,8 @@ type Conn struct {
 	cause    error  // why, if not by Close
 	stallAt  time.Time
 	linger   *time.Timer
+	hungry   bool   // the owner wants to know when output has drained
+	drained  func() // told then
 	atEnd    []func()
 	ended    bool
 
@@ -80,6 +82,7 @@ type Conn struct {
 	tap      *tap
 
 	exempt  atomic.Bool
+	value   atomic.Pointer[any]
 	session atomic.Pointer[session] // the fixes' own
 }
 
@@ -88,7 +91,8 @@ var _ net.Conn = (*Conn)(nil)
 // Wrap guards the output of a connection that another listener accepted: what a
 // hook can do for the connections of mochi's own listeners in OnConnect, by
 // replacing Client.Net.Conn. Reading is left to the holder of nc; panics,
-// CONNECT deadline and limits are not covered. cfg's ID, Address and listener
+// CONNECT deadline and limits are not covered, and the connection
+// cannot be tapped. cfg's ID, Address and listener
 // fields are ignored.
 func Wrap(nc net.Conn, cfg Config) (*Conn, error) {
 	if err := cfg.complete(); err != nil {
@@ -125,9 +129,27 @@ func (c *Conn) SetExempt(on bool) { c.exempt.Store(on) }
 // Exempt reports what SetExempt said.
 func (c *Conn) Exempt() bool { return c.exempt.Load() }
 
+// SetValue keeps v with the connection, for the hook that owns the client.
+// Fixes and Listener don't touch it.
+func (c *Conn) SetValue(v any) { c.value.Store(&v) }
+
+// Value returns what SetValue kept, nil at first.
+func (c *Conn) Value() any {
+	if v := c.value.Load(); v != nil {
+		return *v
+	}
+	return nil
+}
+
+// OnDrained has f called whenever output has drained after Writer.NotifyDrained
+// asked for it. f runs on the connection's own goroutine, must not block, and
+// may write. It must be set before the first NotifyDrained.
+func (c *Conn) OnDrained(f func()) { c.drained = f }
+
 // AtEnd has f called once when the server is done with the connection: its
-// reader has returned or panicked. If it is done already f runs at once. On a
-// wrapped connection nobody knows, so the caller of Wrap must call End.
+// reader has returned or panicked. On a connection made by Wrap nobody knows
+// when that is, so f is called when the connection is closed. If it is over
+// already f runs at once.
 func (c *Conn) AtEnd(f func()) {
 	c.mu.Lock()
 	if !c.ended {
@@ -139,9 +161,8 @@ func (c *Conn) AtEnd(f func()) {
 	f()
 }
 
-// End closes the connection and runs what AtEnd was given, in reverse order.
-// The listener calls it; calling it again does nothing.
-func (c *Conn) End() {
+// end closes the connection and runs what AtEnd was given, in reverse order.
+func (c *Conn) end() {
 	_ = c.Close()
 	c.mu.Lock()
 	fs := c.atEnd
@@ -244,7 +265,14 @@ func (c *Conn) shut() {
 	}
 	c.mu.Unlock()
 	close(c.gone)
+	if !c.listened() {
+		c.end()
+	}
 }
+
+// listened reports whether the connection came from a Listener, which reads all
+// input through Read and tells when the server is done.
+func (c *Conn) listened() bool { return c.ticket != nil }
 
 // Write implements net.Conn; see Conn.
 func (c *Conn) Write(p []byte) (int, error) {
@@ -314,6 +342,13 @@ func (c *Conn) flush() {
 		c.pending -= b.size
 		c.grace = max(0, c.grace-b.size)
 		b.free()
+		if c.hungry && err == nil && c.pending <= c.limit/8 {
+			c.hungry = false
+			f := c.drained
+			c.mu.Unlock()
+			f()
+			c.mu.Lock()
+		}
 		if err != nil && !c.closing {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				c.fail(ErrStalled, WriteStalled)

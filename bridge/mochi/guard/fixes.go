@@ -233,7 +233,9 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	}
 	s.conn.session.Store(s)
 	s.conn.BeginBacklog()
-	s.conn.AtEnd(func() { f.ended(s) })
+	if s.conn.listened() {
+		s.conn.AtEnd(func() { f.ended(s) })
+	}
 }
 
 func (s *session) enter(f *Fixes) {
@@ -275,7 +277,7 @@ func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
 	}
 	s.over.Store(true)
 	s.enter(f)
-	if s.conn == nil || s.conn.ticket == nil {
+	if s.conn == nil || !s.conn.listened() {
 		// Nobody tells when another listener's connection is over.
 		s.leave(f)
 		f.forget(s)

@@ -482,7 +482,7 @@ func TestWritesOfSeveralGoroutinesDoNotInterleave(t *testing.T) {
 		seen[p.ID] = true
 	}
 	wg.Wait()
-	c.End()
+	_ = c.Close()
 	<-c.Gone()
 	_ = client.Close()
 }

@@ -368,7 +368,7 @@ func (l *Listener) finish(c *Conn) {
 			l.cfg.Logger.Error("panic while closing a connection", "listener", l.cfg.ID, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 		}
 	}()
-	c.End()
+	c.end()
 }
 
 // Close stops accepting, has mochi say goodbye to its clients, cuts those that

@@ -37,15 +37,12 @@ type tap struct {
 // false when the connection cannot be tapped: it was made by Wrap, or mochi's
 // limit is unknown.
 func (c *Conn) SetTap(f Tap) bool {
-	if !c.lazy && !c.tappable() || c.cfg.PacketLimit <= 0 || c.tap != nil {
+	if !c.listened() || c.cfg.PacketLimit <= 0 || c.tap != nil {
 		return false
 	}
 	c.tap = &tap{f: f, limit: c.cfg.PacketLimit, pass: -1}
 	return true
 }
-
-// tappable reports whether all input comes through Read.
-func (c *Conn) tappable() bool { return c.ticket != nil }
 
 // read hands mochi only what the tap leaves. mochi's buffered reader calls Read
 // when it has used up what it was given, and is given whole packets or the rest

@@ -69,6 +69,17 @@ func (w *Writer) Buffered() (n, limit int) {
 	return w.c.pending + w.n - w.c.grace, w.c.limit
 }
 
+// NotifyDrained has the function given to Conn.OnDrained called once, when the
+// output waiting has fallen to an eighth of the limit. It reports false, and
+// nothing is called, when it already has.
+func (w *Writer) NotifyDrained() bool {
+	if w.c.pending+w.n <= w.c.limit/8 || w.c.closing || w.c.drained == nil {
+		return false
+	}
+	w.c.hungry = true
+	return true
+}
+
 // Publish writes a PUBLISH packet whose payload is parts one after the other,
 // copied. It fails as Conn.Write does.
 func (w *Writer) Publish(p *Publish, parts ...[]byte) error {

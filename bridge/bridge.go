@@ -1,0 +1,314 @@
+package bridge
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// Prefixes of the hub's own addresses.
+const (
+	prefixDevice  = "dev_"
+	prefixStream  = "tcp_"
+	prefixDynamic = "FWD_"
+	prefixStatic  = "forward_to_"
+)
+
+// Bridge is the router. Make one with New.
+type Bridge struct {
+	cfg   Config
+	epoch [hubproto.EpochLen]byte
+
+	table    *table
+	registry registry
+	records  records
+	ring     ring
+	timers   timers
+
+	mu      sync.Mutex
+	devices map[string]*Port // by client id
+	streams map[*Port]struct{}
+	closed  bool
+
+	starved struct {
+		mu sync.Mutex
+		m  map[*Port]struct{}
+		n  atomic.Int32
+	}
+
+	ports, attached atomic.Int64
+	portSeq         atomic.Uint32
+	queued, waiting level
+	kicked          [KickClosing + 1]atomic.Uint64
+	stripes         [numStripes]stripe
+
+	guests *rate.Limiter // hellos of all guests together
+	hub    Link          // the sender of what services answer
+
+	done chan struct{}
+	wg   sync.WaitGroup
+}
+
+// New returns a running bridge with the services of this package registered.
+// Close ends it.
+func New(cfg Config) (*Bridge, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	b := &Bridge{
+		cfg:     cfg,
+		table:   newTable(),
+		devices: make(map[string]*Port),
+		streams: make(map[*Port]struct{}),
+		guests:  rate.NewLimiter(100, 200),
+		done:    make(chan struct{}),
+	}
+	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
+	b.starved.m = make(map[*Port]struct{})
+	b.registry.init(b)
+	b.records.init(&b.ring)
+	b.ring.init(b)
+	b.timers.kick = make(chan struct{}, 1)
+	b.hub.port = &Port{b: b, kind: portLocal, stripe: &b.stripes[0]}
+	b.registerServices()
+	b.wg.Go(b.runTimers)
+	return b, nil
+}
+
+// Close kicks every connection, forgets every queue in memory and waits for the
+// bridge's goroutines. Calls that come later do nothing or return ErrClosed.
+func (b *Bridge) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		b.wg.Wait()
+		return nil
+	}
+	b.closed = true
+	ports := make([]*Port, 0, len(b.devices)+len(b.streams))
+	for _, p := range b.devices {
+		ports = append(ports, p)
+	}
+	for p := range b.streams {
+		ports = append(ports, p)
+	}
+	b.mu.Unlock()
+	for _, p := range ports {
+		p.mu.Lock()
+		l := p.link
+		p.mu.Unlock()
+		if l != nil {
+			b.kicked[KickClosing].Add(1)
+			l.conn.Kick(KickClosing)
+			l.Close(true)
+		}
+	}
+	close(b.done)
+	b.ring.close()
+	b.wg.Wait()
+	return nil
+}
+
+// spawn runs f on a goroutine of the bridge, or not at all when it is closed.
+func (b *Bridge) spawn(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.wg.Go(f)
+	return true
+}
+
+// now returns the time in unix nanoseconds.
+func (b *Bridge) now() int64 {
+	if b.cfg.Now != nil {
+		return b.cfg.Now().UnixNano()
+	}
+	return time.Now().UnixNano()
+}
+
+// keyed returns n bytes in hex that only the holder of the key can compute.
+func (b *Bridge) keyed(n int, parts ...string) string {
+	m := hmac.New(sha256.New, b.cfg.Key[:])
+	for _, p := range parts {
+		m.Write([]byte(p))
+	}
+	return hex.EncodeToString(m.Sum(nil)[:n])
+}
+
+// HubAddress returns the address that stands for a device in return routes.
+func (b *Bridge) HubAddress(clientID string) string {
+	return prefixDevice + b.keyed(16, "hub-address/1", clientID)
+}
+
+func randomAddress(prefix string) string {
+	var r [16]byte
+	_, _ = rand.Read(r[:]) // never fails (crypto/rand)
+	return prefix + hex.EncodeToString(r[:])
+}
+
+func isOneShot(clientID string) bool { return hubproto.IsOneShot(clientID) }
+
+// ConnectDevice gives an MQTT connection its place in the router, before its
+// CONNACK is written. A device's port, with its queue and forwarders, outlives
+// its connections; an earlier connection of the same client id is told that it
+// is taken over and kicked. A guest gets a port of its own that ends with it.
+//
+// Errors: ErrRole, ErrClientID, ErrNotProven, ErrTooManyPorts, ErrClosed, or
+// what the outbox's store says.
+func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
+	switch p.Role {
+	case RoleGuest:
+		port := b.newPort(portGuest, "", p)
+		l := &Link{port: port, conn: c}
+		if err := b.addStream(port, l); err != nil {
+			return nil, err
+		}
+		return l, nil
+	case RoleDevice:
+	default:
+		return nil, ErrRole
+	}
+	if !topics.ValidDevice(p.ClientID) {
+		return nil, ErrClientID
+	}
+	l := &Link{conn: c}
+	for {
+		port, err := b.devicePort(p)
+		if err != nil {
+			return nil, err
+		}
+		switch err := port.connect(l, p); {
+		case err == nil:
+			return l, nil
+		case !errors.Is(err, errGone):
+			return nil, err
+		}
+		b.mu.Lock()
+		if b.devices[p.ClientID] == port {
+			delete(b.devices, p.ClientID)
+		}
+		b.mu.Unlock()
+	}
+}
+
+// ConnectStream gives a stream connection (TCP) a port of its own with a random
+// address. It is attached at once and ends with the connection.
+func (b *Bridge) ConnectStream(p Principal, c Conn) (*Link, error) {
+	if p.Role != RoleDevice {
+		return nil, ErrRole
+	}
+	addr := randomAddress(prefixStream)
+	port := b.newPort(portStream, addr, p)
+	box, err := b.cfg.Outboxes(addr, false)
+	if err != nil {
+		return nil, err
+	}
+	port.box = box
+	l := &Link{port: port, conn: c}
+	port.attached = true
+	port.cursor = box.Next()
+	if err := b.addStream(port, l); err != nil {
+		return nil, err
+	}
+	b.attached.Add(1)
+	b.table.put(addr, port.self)
+	return l, nil
+}
+
+func (b *Bridge) newPort(kind portKind, addr string, p Principal) *Port {
+	port := &Port{
+		b: b, kind: kind, addr: addr, clientID: p.ClientID, principal: p,
+		stripe:   &b.stripes[b.portSeq.Add(1)&(numStripes-1)],
+		timerIdx: -1,
+	}
+	if addr != "" {
+		port.stamp = route.EncodeHops(route.To(addr))
+	}
+	port.self = &worker{port: port}
+	return port
+}
+
+func (b *Bridge) addStream(p *Port, l *Link) error {
+	p.link = l
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.roomForPort(); err != nil {
+		return err
+	}
+	b.streams[p] = struct{}{}
+	return nil
+}
+
+// roomForPort counts one more port; b.mu is held.
+func (b *Bridge) roomForPort() error {
+	if b.closed {
+		return ErrClosed
+	}
+	if b.ports.Load() >= int64(b.cfg.MaxPorts) {
+		return ErrTooManyPorts
+	}
+	b.ports.Add(1)
+	return nil
+}
+
+// devicePort returns the port of a client id, made if there is none.
+func (b *Bridge) devicePort(p Principal) (*Port, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if port := b.devices[p.ClientID]; port != nil {
+		if b.closed {
+			return nil, ErrClosed
+		}
+		return port, nil
+	}
+	if err := b.roomForPort(); err != nil {
+		return nil, err
+	}
+	box, err := b.cfg.Outboxes(p.ClientID, !b.cfg.OneShot(p.ClientID))
+	if err != nil {
+		b.ports.Add(-1)
+		return nil, err
+	}
+	port := b.newPort(portDevice, b.HubAddress(p.ClientID), p)
+	port.box = box
+	port.offlineSince = b.now()
+	port.oneShot = b.cfg.OneShot(p.ClientID)
+	port.cursor = box.Next()
+	b.devices[p.ClientID] = port
+	b.table.put(port.addr, port.self)
+	return port, nil
+}
+
+// forget removes a port that is gone. The caller holds no lock.
+func (b *Bridge) forget(p *Port) {
+	if p.addr != "" {
+		b.table.remove(p.addr, p.self)
+	}
+	b.registry.portGone(p)
+	b.mu.Lock()
+	if p.kind == portDevice {
+		if b.devices[p.clientID] == p {
+			delete(b.devices, p.clientID)
+		}
+	} else {
+		delete(b.streams, p)
+	}
+	b.ports.Add(-1)
+	b.mu.Unlock()
+	b.timers.remove(p)
+	b.unstarve(p)
+}

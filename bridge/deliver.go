@@ -1,0 +1,342 @@
+package bridge
+
+import (
+	"sync"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+const (
+	// pumpBatch is how many entries one Deliver is offered: a full bundle.
+	pumpBatch = route.MaxBundleFrames
+	// pumpRounds is how often a sender's goroutine delivers to one target before
+	// a goroutine of the bridge goes on.
+	pumpRounds = 8
+	// hubSlack is how many frames past its limit an outbox takes of what the
+	// hub's own services answer, which nobody could hold back.
+	hubSlack = 256
+)
+
+var batches = sync.Pool{New: func() any { return new([pumpBatch]Entry) }}
+
+// full reports whether the outbox may take no further packet. p.mu is held.
+func (p *Port) full() bool {
+	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull()
+}
+
+func (b *Bridge) totalFull() bool {
+	return b.queued.frames.Load() >= b.cfg.TotalFrames || b.queued.bytes.Load() >= b.cfg.TotalBytes
+}
+
+// inbound is where a packet came from and who hears of its fate.
+type inbound struct {
+	link   *Link
+	ticket Ticket
+	hub    bool // answer of a service: counted as originated, never waits
+}
+
+// enqueue puts a routed packet into the port's outbox, or lets it wait, or drops
+// it. The caller holds no lock; in.link's reader is the usual caller.
+func (p *Port) enqueue(in *inbound, pk *Packet) {
+	n := pk.Frames()
+	p.mu.Lock()
+	switch {
+	case p.gone || p.box == nil:
+		p.mu.Unlock()
+		p.b.undeliverable(in, pk, DropUnknown)
+		return
+	case in.link.dead.Load():
+		p.mu.Unlock()
+		in.link.port.stripe.drop(DropAbandoned, n)
+		return
+	case pk.Class == route.Transient && !p.attached:
+		p.mu.Unlock()
+		p.b.undeliverable(in, pk, DropOffline)
+		return
+	case pk.First && !p.attached:
+		p.hold(in, pk, n)
+		return
+	case len(p.parked) > 0 || p.full():
+		if in.hub && pk.Class == route.Stored && p.frames < p.b.cfg.OutboxFrames+hubSlack && p.bytes < p.b.cfg.OutboxBytes+p.b.cfg.Limits.Frame {
+			break
+		}
+		if in.hub || pk.Class == route.Transient {
+			p.mu.Unlock()
+			p.b.undeliverable(in, pk, DropFull)
+			return
+		}
+		p.park(in, pk, n)
+		p.unlockAndAck()
+		return
+	}
+	stored, err := p.store(pk, in.ticket, n)
+	if err != nil {
+		p.mu.Unlock()
+		p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err)
+		p.b.undeliverable(in, pk, DropStorage)
+		return
+	}
+	fire := stored && in.ticket.ack != nil
+	if fire && (p.acking || len(p.acks) > 0) {
+		p.acks = append(p.acks, in.ticket)
+		fire = false
+	}
+	p.unlockAndAck()
+	if fire {
+		in.ticket.fire()
+	}
+	p.pump()
+}
+
+// store appends a packet to the outbox. p.mu is held.
+func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
+	size, stored, err := p.box.Append(pk, t)
+	if err != nil {
+		return false, err
+	}
+	if !stored && t.link != nil {
+		// Charged until Done, which may have come already.
+		t.link.waitPackets.Add(1)
+		t.link.waitBytes.Add(int64(t.bytes))
+	}
+	p.frames += n
+	p.bytes += size
+	p.b.queued.add(n, size)
+	if p.frames == n {
+		p.wakeBy(pk.Arrival + int64(p.b.cfg.MaxAge))
+	}
+	return stored, nil
+}
+
+// park lets a packet wait for a full outbox. p.mu is held.
+func (p *Port) park(in *inbound, pk *Packet, n int) {
+	w := &waiting{ticket: in.ticket, packet: pk.freeze(), frames: n}
+	if in.link.port.kind == portStream {
+		w.deadline = pk.Arrival + int64(p.b.cfg.StreamWait)
+	}
+	if !p.await(w) {
+		return
+	}
+	p.parked = append(p.parked, w)
+	p.parkedFrames += n
+	if w.deadline != 0 {
+		p.wakeBy(w.deadline)
+	}
+	if p.frames < p.b.cfg.OutboxFrames && p.bytes < p.b.cfg.OutboxBytes {
+		p.b.starve(p) // room here, but not in the hub
+	}
+}
+
+// hold lets a first contact wait for a device. p.mu is held and released.
+func (p *Port) hold(in *inbound, pk *Packet, n int) {
+	w := &waiting{ticket: in.ticket, packet: pk.freeze(), frames: n}
+	w.deadline = pk.Arrival + int64(p.b.cfg.FirstContact)
+	cfg := &p.b.cfg
+	if p.heldFrames+n > cfg.FirstContactFrames && p.heldFrames > 0 || p.heldBytes+len(w.packet.raw) > cfg.FirstContactBytes ||
+		p.b.waiting.bytes.Load() > cfg.WaitingBytes {
+		p.mu.Unlock()
+		p.b.undeliverable(in, pk, DropFull)
+		return
+	}
+	if !p.await(w) {
+		p.mu.Unlock()
+		return
+	}
+	p.held = append(p.held, w)
+	p.heldFrames += n
+	p.heldBytes += w.bytes
+	p.wakeBy(w.deadline)
+	p.mu.Unlock()
+	in.link.notify(hubproto.ReasonWaiting, &pk.views[0], n)
+}
+
+// await charges a waiting packet to its connection. It returns false, and the
+// packet is abandoned, when the connection has ended. p.mu is held.
+func (p *Port) await(w *waiting) bool {
+	l := w.ticket.link
+	w.bytes = len(w.packet.raw)
+	l.mu.Lock()
+	if l.dead.Load() {
+		l.mu.Unlock()
+		p.stripe.drop(DropAbandoned, w.frames)
+		return false
+	}
+	if l.waitAt == nil {
+		l.waitAt = make(map[*Port]int)
+	}
+	l.waitAt[p]++
+	l.mu.Unlock()
+	l.waitPackets.Add(1)
+	l.waitBytes.Add(int64(w.ticket.bytes))
+	p.b.waiting.add(w.frames, w.bytes)
+	return true
+}
+
+// release takes a packet off its connection's window and the hub's totals.
+// p.mu is held.
+func (p *Port) release(w *waiting) {
+	l := w.ticket.link
+	l.mu.Lock()
+	if l.waitAt != nil {
+		if l.waitAt[p]--; l.waitAt[p] <= 0 {
+			delete(l.waitAt, p)
+		}
+	}
+	l.mu.Unlock()
+	l.answered(w.ticket.bytes)
+	p.b.waiting.add(-w.frames, -w.bytes)
+}
+
+// settle ends a waiting packet that is not stored: counted, acknowledged.
+// p.mu is held.
+func (p *Port) settle(w *waiting, why Drop) {
+	p.release(w)
+	p.stripe.drop(why, w.frames)
+	p.acks = append(p.acks, w.ticket)
+}
+
+// admit stores a waiting packet; p.mu is held.
+func (p *Port) admit(w *waiting) {
+	p.release(w)
+	stored, err := p.store(&w.packet, w.ticket, w.frames)
+	switch {
+	case err != nil:
+		p.stripe.drop(DropStorage, w.frames)
+		p.acks = append(p.acks, w.ticket)
+	case stored:
+		p.acks = append(p.acks, w.ticket)
+	}
+}
+
+// unpark stores waiting packets while there is room; p.mu is held.
+func (p *Port) unpark() {
+	i := 0
+	for ; i < len(p.parked) && !p.full(); i++ {
+		w := p.parked[i]
+		p.parked[i] = nil
+		p.parkedFrames -= w.frames
+		p.admit(w)
+	}
+	if i == 0 {
+		return
+	}
+	if i == len(p.parked) {
+		p.parked = nil
+		return
+	}
+	p.parked = p.parked[i:]
+	if p.frames < p.b.cfg.OutboxFrames && p.bytes < p.b.cfg.OutboxBytes {
+		p.b.starve(p)
+	}
+}
+
+// admitHeld queues the first contacts that waited for the device; p.mu is held.
+// They are bounded, so they may exceed the outbox's limits.
+func (p *Port) admitHeld() {
+	for _, w := range p.held {
+		p.admit(w)
+	}
+	p.held, p.heldFrames, p.heldBytes = nil, 0, 0
+}
+
+// unlockAndAck fires what acknowledgements are due, in order, one goroutine at a
+// time. p.mu is held and released.
+func (p *Port) unlockAndAck() {
+	if len(p.acks) == 0 || p.acking {
+		p.mu.Unlock()
+		return
+	}
+	p.acking = true
+	for len(p.acks) > 0 {
+		due := p.acks
+		p.acks = nil
+		p.mu.Unlock()
+		for _, t := range due {
+			t.fire()
+		}
+		p.mu.Lock()
+	}
+	p.acking = false
+	p.mu.Unlock()
+}
+
+// pump delivers to the attached connection until it has everything or takes no
+// more. One goroutine at a time; the caller holds no lock.
+func (p *Port) pump() {
+	p.mu.Lock()
+	if p.pumping || p.blocked || !p.attached || p.box.Next() <= p.cursor {
+		p.mu.Unlock()
+		return
+	}
+	p.pumping = true
+	p.deliver(pumpRounds)
+}
+
+// deliver is pump with p.mu and p.pumping held; both are released.
+func (p *Port) deliver(rounds int) {
+	buf := batches.Get().(*[pumpBatch]Entry)
+	for !p.blocked && p.attached {
+		batch := p.box.Read(p.cursor, buf[:0])
+		if len(batch) == 0 {
+			p.box.Settle()
+			p.cursor = p.box.Next()
+			break
+		}
+		if rounds--; rounds < 0 {
+			p.box.Settle()
+			if p.b.spawn(func() { p.mu.Lock(); p.deliver(1 << 30) }) {
+				p.mu.Unlock()
+				clear(buf[:])
+				batches.Put(buf)
+				return
+			}
+			break
+		}
+		for i := range batch {
+			batch[i].Redelivered = batch[i].Seq <= p.everOffered
+		}
+		l, seen, before := p.link, p.readied, p.offered
+		p.offered = max(p.offered, batch[len(batch)-1].Seq)
+		p.mu.Unlock()
+		n := l.conn.Deliver(batch)
+		n = max(0, min(n, len(batch)))
+		p.b.sawDelivery(p, batch[:n])
+		p.mu.Lock()
+		p.handed(l, batch[:n], before)
+		if n < len(batch) && p.link == l && p.readied == seen {
+			p.blocked = true
+		}
+		p.box.Settle()
+		clear(batch)
+		p.unpark()
+		if len(p.acks) > 0 && !p.acking {
+			p.unlockAndAck()
+			p.mu.Lock()
+		}
+	}
+	p.pumping = false
+	p.mu.Unlock()
+	batches.Put(buf)
+}
+
+// handed notes what a connection took. p.mu is held.
+func (p *Port) handed(l *Link, took []Entry, before uint64) {
+	last := before
+	for i := range took {
+		e := &took[i]
+		last = e.Seq
+		if e.Class == route.Transient {
+			if size, ok := p.box.Drop(e.Seq); ok {
+				p.taken(1, size)
+				p.stripe.delivered.Add(1)
+			}
+		}
+	}
+	if p.link != l || !p.attached {
+		p.everOffered = max(p.everOffered, last)
+		return
+	}
+	p.offered = last
+	p.cursor = max(p.cursor, last+1)
+}

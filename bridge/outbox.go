@@ -1,0 +1,172 @@
+package bridge
+
+import (
+	"github.com/sealmq/sealmq/route"
+)
+
+// Outbox is the ordered store of the frames for one target that the next party
+// has not acknowledged. The bridge decides what is appended, offered and
+// dropped; an Outbox keeps bytes. It belongs to a client id (or a connection of
+// a stream), never to a connection of a device.
+//
+// All methods are called under the target's lock: never two at once, and none
+// may block on anything that needs the bridge.
+type Outbox interface {
+	// Append stores the frames of p after everything appended earlier, giving
+	// each the next sequence, from 1 on. It copies what it keeps, and returns
+	// the bytes of the frames. stored is true when they are stored as safely as
+	// this outbox ever stores; false when t.Done will be called later, by
+	// another goroutine, in the order of the Appends, once they are. In either
+	// case Read returns them from now on. An error means that none was kept.
+	Append(p *Packet, t Ticket) (bytes int, stored bool, err error)
+	// Read fills dst, up to its capacity, with the entries from the sequence
+	// on, oldest first, and returns it. The bytes are valid until Settle.
+	Read(from uint64, dst []Entry) []Entry
+	// Settle says that what Read returned is no longer in use.
+	Settle()
+	// Scan calls f for each entry, oldest first, until f returns false. f may
+	// call Drop. The bytes are valid during the call.
+	Scan(f func(*Item) bool)
+	// Drop removes one entry and returns its size; 0 and false when it is not
+	// there.
+	Drop(seq uint64) (bytes int, ok bool)
+	// Release removes all entries up to a sequence and returns how many there
+	// were and their bytes.
+	Release(upTo uint64) (frames, bytes int)
+	// Next returns the sequence that the next frame gets.
+	Next() uint64
+	// Oldest returns the arrival (unix nanoseconds) of the oldest entry.
+	Oldest() (arrival int64, ok bool)
+	// Discard removes everything, for good: the name is gone.
+	Discard()
+}
+
+// OutboxFactory opens the outbox of a client id; for a stream the name is its
+// hub address, and nothing needs to outlive the process.
+type OutboxFactory func(name string, durable bool) (Outbox, error)
+
+// Item is an entry as Scan shows it.
+type Item struct {
+	Entry
+	// Arrival is when the hub took the frame, in unix nanoseconds.
+	Arrival int64
+	// First says that the frame came through a forwarder.
+	First bool
+	// Hop is the first hop as the sender wrote it; empty: the target's own
+	// hub address.
+	Hop []byte
+}
+
+// Packet is one packet's frames on their way into an outbox. It is encoded
+// where it is stored, so that the fast path copies each byte once. It is valid
+// only during Outbox.Append.
+type Packet struct {
+	// Class, Arrival, First and Hop go with each frame; see Item.
+	Class   route.Class
+	Arrival int64
+	First   bool
+	Hop     []byte
+
+	views        []route.View // parsed, to be routed; or
+	pop          int
+	front, stamp route.Hops
+
+	raw  []byte // routed already, back to back
+	ends []int  // where each frame ends in raw; nil: one frame
+}
+
+// Frames returns the number of frames, 1 at least.
+func (p *Packet) Frames() int {
+	switch {
+	case p.raw == nil:
+		return len(p.views)
+	case p.ends == nil:
+		return 1
+	}
+	return len(p.ends)
+}
+
+// Size returns the number of bytes that AppendTo appends.
+func (p *Packet) Size(i int) int {
+	if p.raw == nil {
+		return p.views[i].ForwardedLen(p.pop, p.front, p.stamp)
+	}
+	return len(p.frame(i))
+}
+
+// AppendTo appends frame i, routed and stamped.
+func (p *Packet) AppendTo(dst []byte, i int) []byte {
+	if p.raw == nil {
+		return p.views[i].AppendForwarded(dst, p.pop, p.front, p.stamp)
+	}
+	return append(dst, p.frame(i)...)
+}
+
+func (p *Packet) frame(i int) []byte {
+	if p.ends == nil {
+		return p.raw
+	}
+	start := 0
+	if i > 0 {
+		start = p.ends[i-1]
+	}
+	return p.raw[start:p.ends[i]]
+}
+
+// bytes returns the sum of all sizes.
+func (p *Packet) bytes() int {
+	if p.raw != nil {
+		return len(p.raw)
+	}
+	n := 0
+	for i := range p.views {
+		n += p.Size(i)
+	}
+	return n
+}
+
+// freeze copies the packet, routed and stamped, so that it can outlive the call
+// that brought it.
+func (p *Packet) freeze() Packet {
+	f := Packet{Class: p.Class, Arrival: p.Arrival, First: p.First}
+	if len(p.Hop) > 0 {
+		f.Hop = append([]byte(nil), p.Hop...)
+	}
+	n := p.Frames()
+	f.raw = make([]byte, 0, p.bytes())
+	if n > 1 {
+		f.ends = make([]int, 0, n)
+	}
+	for i := range n {
+		f.raw = p.AppendTo(f.raw, i)
+		if n > 1 {
+			f.ends = append(f.ends, len(f.raw))
+		}
+	}
+	return f
+}
+
+// Ticket is a packet's claim to an acknowledgement.
+type Ticket struct {
+	link  *Link
+	ack   Acker
+	token uint64
+	bytes int // charged to the link's window while it waits
+}
+
+// Done acknowledges the packet. An Outbox calls it at most once, and only after
+// Append returned false.
+func (t Ticket) Done() {
+	if t.link == nil {
+		return
+	}
+	t.link.answered(t.bytes)
+	t.fire()
+}
+
+// fire calls the acknowledgement; the caller holds no lock.
+func (t Ticket) fire() {
+	if t.ack != nil && !t.link.dead.Load() {
+		t.ack.Acked(t.token)
+	}
+}

@@ -1,0 +1,147 @@
+package bridge
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// State is what a hub remembers beside its queues, so that hub addresses,
+// forwarders and the ownership of aliases survive a restart. Streams are not in
+// it: they end with the process.
+type State struct {
+	Ports      []PortState
+	Forwarders []ForwarderState
+}
+
+// PortState is a device's place in the router. Its address follows from the key.
+type PortState struct {
+	Principal Principal
+	Seen      time.Time
+}
+
+// ForwarderState is a forwarder as it is stored.
+type ForwarderState struct {
+	Address     string
+	Kind        hubproto.ForwarderKind
+	Owner       Principal
+	Route       route.Route
+	Since, Seen time.Time
+	Claim       []byte
+}
+
+// Journal hears of each change to the state as it happens, so that a store need
+// not be written whole. Its methods are called with a lock held: they must not
+// call the bridge and must not wait.
+type Journal interface {
+	Forwarder(ForwarderState)
+	ForwarderGone(address string)
+}
+
+func (f *forwarder) state() ForwarderState {
+	return ForwarderState{
+		Address: f.addr, Kind: f.kind, Owner: f.owner, Route: f.route.Load().full,
+		Since: time.Unix(0, f.since), Seen: time.Unix(0, f.seen), Claim: f.claim,
+	}
+}
+
+// State returns what Restore takes.
+func (b *Bridge) State() State {
+	var s State
+	b.mu.Lock()
+	ports := make([]*Port, 0, len(b.devices))
+	for _, p := range b.devices {
+		ports = append(ports, p)
+	}
+	b.mu.Unlock()
+	for _, p := range ports {
+		p.mu.Lock()
+		if !p.gone && !p.oneShot {
+			seen := p.offlineSince
+			if p.link != nil {
+				seen = b.now()
+			}
+			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: time.Unix(0, seen)})
+		}
+		p.mu.Unlock()
+	}
+	b.registry.mu.Lock()
+	defer b.registry.mu.Unlock()
+	for _, f := range b.registry.m {
+		if f.port != nil && f.port.kind == portStream && f.kind == hubproto.Dynamic {
+			continue
+		}
+		s.Forwarders = append(s.Forwarders, f.state())
+	}
+	return s
+}
+
+// Restore brings back a state, before any front is connected. Devices are
+// offline, with what their outboxes hold. It is meant for a bridge with the key
+// that the state was made with: forwarders whose stored route begins with
+// another hub address than their owner's are refused.
+func (b *Bridge) Restore(s State) error {
+	for _, ps := range s.Ports {
+		if err := b.restorePort(ps); err != nil {
+			return fmt.Errorf("bridge: restore %q: %w", ps.Principal.ClientID, err)
+		}
+	}
+	for i := range s.Forwarders {
+		if err := b.registry.restore(&s.Forwarders[i]); err != nil {
+			return fmt.Errorf("bridge: restore %q: %w", s.Forwarders[i].Address, err)
+		}
+	}
+	return nil
+}
+
+func (b *Bridge) restorePort(ps PortState) error {
+	p, err := b.devicePort(ps.Principal)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.offlineSince = ps.Seen.UnixNano()
+	p.box.Scan(func(it *Item) bool {
+		p.frames++
+		p.bytes += len(it.Frame)
+		return true
+	})
+	// Whether a frame of the last process was offered is not known.
+	p.everOffered = p.box.Next() - 1
+	b.queued.add(p.frames, p.bytes)
+	b.hub.port.stripe.originated.Add(uint64(p.frames))
+	p.setStatus(false)
+	p.wakeBy(p.nextWake())
+	return nil
+}
+
+func (r *registry) restore(s *ForwarderState) error {
+	stored, err := newStoredRoute(s.Route)
+	if err != nil {
+		return err
+	}
+	var port *Port
+	if s.Owner.ClientID != "" {
+		r.b.mu.Lock()
+		port = r.b.devices[s.Owner.ClientID]
+		r.b.mu.Unlock()
+		if port != nil && stored.next != port.addr {
+			return fmt.Errorf("%w: made with another key", ErrRoute)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := &forwarder{addr: s.Address, kind: s.Kind, since: s.Since.UnixNano(), seen: s.Seen.UnixNano(), claim: s.Claim}
+	f.self = &worker{fwd: f}
+	f.route.Store(stored)
+	if !r.b.table.add(f.addr, f.self) {
+		return ErrAddressTaken
+	}
+	r.m[f.addr] = f
+	r.own(f, port, s.Owner)
+	r.b.records.set(RecordForwarder, f.addr, r.record(f).JSON())
+	return nil
+}

@@ -1,0 +1,219 @@
+package bridge
+
+import (
+	"errors"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+const (
+	// maxPasses bounds how often one frame goes from forwarder to forwarder.
+	maxPasses = 8
+	// keptViews is the longest scratch list that a connection keeps.
+	keptViews = 64
+	// maxHopValue is the longest address that anything at the hub has.
+	maxHopValue = 255
+)
+
+// Receive takes one packet from the peer: over MQTT a CBOR sequence of frames
+// with one first hop, on a stream one frame body. payload is only read during
+// the call. It never blocks on another peer.
+//
+// ack, which is nil for transient packets and optional for stored ones, hears
+// once when the hub has taken responsibility for the packet, or found that
+// nobody ever can; see Acker. The error is ErrMalformed for a packet that was
+// refused whole, or ErrClosed once the connection has ended; it changes nothing
+// about ack.
+func (l *Link) Receive(payload []byte, class route.Class, ack Acker, token uint64) error {
+	p := l.port
+	b := p.b
+	if l.dead.Load() {
+		p.stripe.received.Add(1)
+		p.stripe.drop(DropAbandoned, 1)
+		return ErrClosed
+	}
+	in := inbound{link: l, ticket: Ticket{link: l, ack: ack, token: token, bytes: len(payload)}}
+	if class == route.Transient {
+		in.ticket.ack = nil
+	} else if l.overWindow(len(payload)) {
+		p.stripe.received.Add(1)
+		p.stripe.drop(DropAbandoned, 1)
+		l.overrun()
+		return ErrClosed
+	}
+	b.sawPacket(p, payload)
+	views, err := l.parse(payload)
+	if err != nil {
+		return l.refuse(&in, payload, err)
+	}
+	p.stripe.received.Add(uint64(len(views)))
+	pk := &l.packet
+	*pk = Packet{Class: class, Arrival: b.now(), views: views, pop: 1, stamp: p.stamp}
+	b.dispatch(&in, pk)
+	pk.views, pk.Hop = nil, nil
+	clear(views)
+	if cap(views) <= keptViews {
+		l.views = views[:0]
+	} else {
+		l.views = nil
+	}
+	return nil
+}
+
+// overWindow reports whether one more packet is more than the peer may have
+// unanswered, or than the hub has room to keep unanswered.
+func (l *Link) overWindow(bytes int) bool {
+	n := l.waitPackets.Load()
+	if n <= 0 {
+		return false
+	}
+	cfg := &l.port.b.cfg
+	return n >= int64(cfg.Window) || l.waitBytes.Load()+int64(bytes) > int64(cfg.WindowBytes) ||
+		l.port.b.waiting.bytes.Load() > cfg.WaitingBytes
+}
+
+// overrun ends a connection that ignores its window. Nothing more of it is
+// stored: what it resends later would be out of order.
+func (l *Link) overrun() {
+	b := l.port.b
+	b.kicked[KickWindow].Add(1)
+	b.cfg.Logger.Warn("peer ignores its window", "device", l.port.clientID, "address", l.port.addr)
+	l.end()
+	l.conn.Kick(KickWindow)
+}
+
+// parse reads the packet into the connection's scratch list.
+func (l *Link) parse(payload []byte) ([]route.View, error) {
+	lim := l.port.b.cfg.Limits
+	if l.port.kind == portStream {
+		v, err := route.ParseView(payload, lim)
+		if err != nil {
+			return nil, err
+		}
+		return append(l.views[:0], v), nil
+	}
+	views, err := route.ParseBundle(payload, lim, l.views[:0])
+	if err != nil {
+		return nil, err
+	}
+	return views, nil
+}
+
+// refuse ends a packet that is not frames, or frames beyond a limit.
+func (l *Link) refuse(in *inbound, payload []byte, err error) error {
+	p := l.port
+	why, ret := DropMalformed, error(ErrMalformed)
+	if errors.Is(err, route.ErrLimit) {
+		why, ret = DropTooLarge, nil
+	}
+	p.stripe.received.Add(1)
+	p.stripe.drop(why, 1)
+	// The hops help the sender to match the notice, if they can be read at all.
+	wide := route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
+	v, _, perr := route.NextView(payload, wide)
+	reason, _ := why.reason()
+	if perr != nil {
+		l.notify(reason, nil, 1)
+	} else {
+		l.notify(reason, &v, 1)
+	}
+	in.ticket.fire()
+	return ret
+}
+
+// undeliverable ends a packet that can never be delivered: counted,
+// acknowledged, noticed. The caller holds no lock.
+func (b *Bridge) undeliverable(in *inbound, pk *Packet, why Drop) {
+	n := pk.Frames()
+	in.link.port.stripe.drop(why, n)
+	if reason, ok := why.reason(); ok {
+		in.link.notify(reason, &pk.views[0], n)
+	}
+	in.ticket.fire()
+}
+
+// dispatch routes one packet by the first hop of its frames (spec routing 4.4).
+func (b *Bridge) dispatch(in *inbound, pk *Packet) {
+	v := &pk.views[0]
+	hop := v.FirstHop()
+	if v.IsHeartbeat() {
+		b.undeliverable(in, pk, DropHeartbeat)
+		return
+	}
+	if hop.Transport != route.LocalTransport || len(hop.Value) > maxHopValue {
+		b.undeliverable(in, pk, DropUnknown)
+		return
+	}
+	src := in.link.port
+	w := b.table.get(hop.Value)
+	if w != nil && !src.mayReach(w, hop.Value) {
+		w = nil
+	}
+	for pass := 0; ; pass++ {
+		switch {
+		case w == nil && pass > 0:
+			b.undeliverable(in, pk, DropOffline)
+			return
+		case w == nil:
+			if string(hop.Value) == hubproto.NoticeSource {
+				b.undeliverable(in, pk, DropNotice)
+			} else {
+				b.undeliverable(in, pk, DropUnknown)
+			}
+			return
+		case w.port != nil:
+			b.trace(in, w.port.addr, v)
+			if w.port.kind == portStream {
+				w.port.allow(sourceHop(in, v))
+			}
+			if pk.First && src.kind == portStream {
+				src.allow([]byte(w.port.addr))
+			}
+			w.port.enqueue(in, pk)
+			return
+		case w.service != nil:
+			b.trace(in, w.service.addr, v)
+			b.serve(in, pk, w.service)
+			return
+		}
+		if pass == maxPasses {
+			b.undeliverable(in, pk, DropLoop)
+			return
+		}
+		r := w.fwd.route.Load()
+		pk.First = true
+		if pass == 0 {
+			pk.Hop = hop.Value
+			pk.front = r.rest
+		} else {
+			pk.front = route.EncodeHops(r.rest.Route().Append(pk.front.Route()...))
+		}
+		w = b.table.lookup(r.next)
+	}
+}
+
+// sourceHop returns the address in front of the return route as the target will
+// see it: the sender's hub address or, from inside the hub, a worker's.
+func sourceHop(in *inbound, v *route.View) []byte {
+	if a := in.link.port.addr; a != "" {
+		return []byte(a)
+	}
+	for h := range v.Return() {
+		return h.Value
+	}
+	return nil
+}
+
+// mayReach reports whether a peer may name the worker as its first hop: a stream
+// needs a link to a hub address or an unopened worker (spec routing 7.4), a
+// guest reaches hello only. To a device, holding an address is the right.
+func (p *Port) mayReach(w *worker, addr []byte) bool {
+	switch p.kind {
+	case portStream:
+		return w.fwd != nil || w.service != nil && w.service.open || p.allowed(addr)
+	case portGuest:
+		return w.service != nil && w.service.guests
+	}
+	return true
+}

@@ -1,0 +1,224 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// Addresses of the hub's services.
+const (
+	ServiceForwarding       = "forwarding_service"
+	ServiceStaticForwarding = "static_forwarding_service"
+	ServiceEcho             = "echo"
+	ServiceEchoer           = "echoer"
+	ServiceUppercase        = "uppercase"
+	ServiceHello            = "hello"
+	ServiceLookup           = "lookup"
+)
+
+var (
+	// ErrAddressTaken means that a worker has the address already.
+	ErrAddressTaken = errors.New("bridge: address is taken")
+	// ErrAddress means that an address cannot be a worker's: it is empty, too
+	// long, or looks like one that the bridge makes.
+	ErrAddress = errors.New("bridge: not an address for a worker")
+	// ErrReturnRoute means that a frame from inside the hub has another return
+	// route than one address of the hub's own.
+	ErrReturnRoute = errors.New("bridge: a frame of the hub returns to one service or forwarder")
+)
+
+// Handler answers requests at a service's address. It is called on the goroutine
+// of whoever sent the frame, at any number of them at once; it must not block.
+type Handler func(*Request)
+
+// Request is one frame for a service.
+type Request struct {
+	// Frame is the frame: the first onward hop is the service, the return route
+	// begins with the sender's hub address. Its payload is valid only during
+	// the call.
+	Frame route.Frame
+	// Class is the class the frame came with.
+	Class route.Class
+	// From is who sent it; zero for a program inside the hub.
+	From Principal
+	// Source is the sender's hub address; empty for a guest or from inside.
+	Source string
+	// Address is the service's.
+	Address string
+
+	b       *Bridge
+	link    *Link
+	view    *route.View
+	dropped bool
+	why     Drop
+}
+
+// Reply answers along the request's return route, from the service's address.
+func (r *Request) Reply(payload []byte) { r.ReplyFrom(r.Address, payload) }
+
+// ReplyFrom answers from another address of the hub, a forwarder's for example.
+func (r *Request) ReplyFrom(addr string, payload []byte) {
+	r.b.originate(&route.Frame{Onward: r.Frame.Return, Return: route.To(addr), Payload: payload}, r.Class)
+}
+
+// Drop has the frame count as dropped instead of served, and its sender noticed
+// where the reason is one that senders are told.
+func (r *Request) Drop(why Drop) { r.dropped, r.why = true, why }
+
+type service struct {
+	addr    string
+	open    bool // to every stream
+	guests  bool
+	handler Handler
+}
+
+// RegisterService puts a handler at an address. open lets every TCP peer reach
+// it; otherwise only those that a frame linked with it, and devices, which need
+// to know the address.
+func (b *Bridge) RegisterService(addr string, open bool, h Handler) error {
+	return b.addService(&service{addr: addr, open: open, handler: h})
+}
+
+func (b *Bridge) addService(s *service) error {
+	if s.addr == "" || len(s.addr) > maxHopValue || reservedPrefix(s.addr) || s.addr == hubproto.NoticeSource {
+		return fmt.Errorf("%w: %q", ErrAddress, s.addr)
+	}
+	if !b.table.add(s.addr, &worker{service: s}) {
+		return fmt.Errorf("%w: %q", ErrAddressTaken, s.addr)
+	}
+	return nil
+}
+
+// UnregisterService frees a service's address. Calls of its handler that are
+// under way go on.
+func (b *Bridge) UnregisterService(addr string) {
+	if w := b.table.lookup(addr); w != nil && w.service != nil {
+		b.table.remove(addr, w)
+	}
+}
+
+// Send routes a frame of the hub's own by its first onward hop. Its return route
+// is empty or exactly one address of a service or forwarder: that is how devices
+// know what comes from the hub. It returns when the frame is queued or dropped,
+// counted; use Local.Send to wait for room.
+func (b *Bridge) Send(f route.Frame, class route.Class) error {
+	if err := b.ownReturn(f.Return); err != nil {
+		return err
+	}
+	b.originate(&f, class)
+	return nil
+}
+
+func (b *Bridge) ownReturn(r route.Route) error {
+	if len(r) == 0 {
+		return nil
+	}
+	if len(r) == 1 && r[0].IsLocal() {
+		if w := b.table.lookup(r[0].Value); w != nil && w.port == nil {
+			return nil
+		}
+	}
+	return ErrReturnRoute
+}
+
+// originate routes a frame that the hub itself made.
+func (b *Bridge) originate(f *route.Frame, class route.Class) {
+	in := inbound{link: &b.hub, ticket: Ticket{link: &b.hub}, hub: true}
+	b.sendFrom(&in, f, class)
+}
+
+func (b *Bridge) sendFrom(in *inbound, f *route.Frame, class route.Class) {
+	p := in.link.port
+	p.stripe.originated.Add(1)
+	v, err := route.ParseView(route.AppendFrame(nil, f), wide)
+	if err != nil {
+		p.stripe.drop(DropTooLarge, 1)
+		in.ticket.fire()
+		return
+	}
+	pk := Packet{Class: class, Arrival: b.now(), views: []route.View{v}, pop: 1}
+	b.dispatch(in, &pk)
+}
+
+// serve hands each frame of a packet to a service.
+func (b *Bridge) serve(in *inbound, pk *Packet, s *service) {
+	src := in.link.port
+	from := src.Principal()
+	for i := range pk.views {
+		v := &pk.views[i]
+		r := Request{
+			Frame: v.Frame(), Class: pk.Class, From: from, Source: src.addr, Address: s.addr,
+			b: b, link: in.link, view: v,
+		}
+		if pk.First {
+			rest := r.Frame.Onward.Rest()
+			r.Frame.Onward = route.To(s.addr).Append(pk.front.Route()...).Append(rest...)
+		}
+		if src.addr != "" {
+			r.Frame.Return = r.Frame.Return.Prepend(route.Local(src.addr))
+		}
+		s.handler(&r)
+		if !r.dropped {
+			src.stripe.served.Add(1)
+			continue
+		}
+		src.stripe.drop(r.why, 1)
+		if reason, ok := r.why.reason(); ok {
+			in.link.notify(reason, v, 1)
+		}
+	}
+	in.ticket.fire()
+}
+
+// registerServices puts the bridge's own services into an empty table.
+func (b *Bridge) registerServices() {
+	dynamic := func(r *Request) { b.serveRegistration(r, false) }
+	static := func(r *Request) { b.serveRegistration(r, true) }
+	for _, s := range []*service{
+		{addr: ServiceForwarding, open: true, handler: dynamic},
+		{addr: ServiceStaticForwarding, open: true, handler: static},
+		// What Elixir hubs call them (spec routing 6.1).
+		{addr: "forwarding", open: true, handler: dynamic},
+		{addr: "static_forwarding", open: true, handler: static},
+		{addr: ServiceEcho, open: true, handler: func(r *Request) { r.Reply(r.Frame.Payload) }},
+		{addr: ServiceEchoer, open: true, handler: stringService(func(s string) string { return s })},
+		{addr: ServiceUppercase, open: true, handler: stringService(strings.ToUpper)},
+		{addr: ServiceHello, open: true, guests: true, handler: b.serveHello},
+		{addr: ServiceLookup, open: true, handler: b.serveLookup},
+	} {
+		b.table.put(s.addr, &worker{service: s})
+	}
+}
+
+// stringService answers a BARE String with another (spec routing 8.1); anything
+// else gets no answer, as from a stock worker.
+func stringService(f func(string) string) Handler {
+	return func(r *Request) {
+		s, err := bare.String(r.Frame.Payload)
+		if err != nil {
+			r.Drop(DropMalformed)
+			return
+		}
+		r.Reply(bare.AppendString(nil, f(s)))
+	}
+}
+
+func (b *Bridge) serveLookup(r *Request) {
+	req, err := hubproto.ParseLookupRequest(r.Frame.Payload)
+	if err != nil {
+		r.Drop(DropMalformed)
+		return
+	}
+	a := hubproto.LookupAnswer{Address: req.Address, Record: b.Forwarder(req.Address)}
+	body, err := a.Marshal()
+	if err != nil {
+		r.Drop(DropTooLarge)
+		return
+	}
+	r.Reply(body)
+}
