@@ -69,6 +69,7 @@ type Channel struct {
 	gapLimit    *rate.Limiter
 	refreshes   *rate.Limiter
 	refreshing  bool
+	refreshNext *message
 
 	orderTimer *time.Timer
 	graceTimer *time.Timer
@@ -196,6 +197,9 @@ func (c *Channel) start() {
 // greet sends the hello; the turn is held when it is called and free afterwards.
 func (c *Channel) greet(ctx context.Context) {
 	defer c.release()
+	if c.e.cfg.hooks.noHello {
+		return
+	}
 	if err := c.transmit(ctx, c.helloMessage(helloGreeting, 0)); err != nil {
 		c.e.log.Debug("hello not sent", "peer", c.peerID, "err", err)
 	}

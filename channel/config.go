@@ -120,6 +120,7 @@ type hooks struct {
 	ephemeral func() (keyPair, error)
 	side      func(credential []byte) (local, error)
 	address   func() string
+	noHello   bool
 }
 
 // Limits bound what an endpoint spends on its peers. Zero fields mean defaults;

@@ -261,19 +261,32 @@ func (c *Channel) missHello() {
 	}
 }
 
-// refresh has a worker look at credentials that the peer shows anew.
+// refresh has a worker look at credentials that the peer shows anew, one message
+// at a time; of those that come meanwhile the newest counts.
 func (c *Channel) refresh(it *orderItem) {
-	if c.refreshing || !c.refreshes.Allow() {
+	if !c.refreshes.Allow() {
 		c.drops.add(DropRefresh)
 		return
 	}
-	c.refreshing = true
-	m := it.msg
-	c.e.pool.submit(func() {
-		creds, err := c.verifier.refresh(&m, c.peerID)
+	if c.refreshNext != nil {
+		c.drops.add(DropRefresh)
+	}
+	c.refreshNext = &it.msg
+	if !c.refreshing {
+		c.refreshing = true
+		c.e.pool.submit(c.runRefresh)
+	}
+}
+
+func (c *Channel) runRefresh() {
+	c.rx.Lock()
+	defer c.rx.Unlock()
+	for c.refreshNext != nil {
+		m := c.refreshNext
+		c.refreshNext = nil
+		c.rx.Unlock()
+		creds, err := c.verifier.refresh(m, c.peerID)
 		c.rx.Lock()
-		defer c.rx.Unlock()
-		c.refreshing = false
 		switch {
 		case err != nil:
 			c.drops.add(DropRefresh)
@@ -281,5 +294,6 @@ func (c *Channel) refresh(it *orderItem) {
 		case len(creds) > 0:
 			c.peer.Store(&Peer{Identifier: c.peerID, Credentials: creds})
 		}
-	})
+	}
+	c.refreshing = false
 }

@@ -49,7 +49,7 @@ func (r DropReason) String() string {
 type Drops [dropReasons]uint64
 
 // Of returns the count for one reason.
-func (d *Drops) Of(r DropReason) uint64 {
+func (d Drops) Of(r DropReason) uint64 {
 	if r >= dropReasons {
 		return 0
 	}
@@ -57,7 +57,7 @@ func (d *Drops) Of(r DropReason) uint64 {
 }
 
 // Total returns the sum over all reasons.
-func (d *Drops) Total() (n uint64) {
+func (d Drops) Total() (n uint64) {
 	for _, v := range d {
 		n += v
 	}
@@ -65,7 +65,7 @@ func (d *Drops) Total() (n uint64) {
 }
 
 // Each calls f for every reason, those never seen included.
-func (d *Drops) Each(f func(DropReason, uint64)) {
+func (d Drops) Each(f func(DropReason, uint64)) {
 	for r, n := range d {
 		f(DropReason(r), n)
 	}
