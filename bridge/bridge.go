@@ -220,6 +220,7 @@ func (b *Bridge) ConnectStream(p Principal, c Conn) (*Link, error) {
 	port.box = box
 	l := &Link{port: port, conn: c}
 	port.attached = true
+	port.online.Store(true)
 	port.cursor = box.Next()
 	if err := b.addStream(port, l); err != nil {
 		return nil, err

@@ -11,8 +11,9 @@ import (
 // of 24 bytes without a pointer, so that a million queued frames are a few
 // thousand objects for the collector.
 const (
-	smallChunk = 1 << 10 // the first of an empty outbox
-	largeChunk = 16 << 10
+	smallChunk = 1 << 10  // the first of an empty outbox
+	largeChunk = 16 << 10 // the usual one
+	hugeChunk  = 1 << 20  // the largest that is kept for reuse
 	minRing    = 8
 	keptRing   = 16 // slots that an empty outbox keeps
 )
@@ -37,9 +38,24 @@ const (
 	slotDropped
 )
 
-// chunkPools hold chunks of the two common sizes.
-type chunkPools struct {
-	small, large sync.Pool
+// chunkPools keeps chunks for reuse, by the binary logarithm of their size.
+type chunkPools [21]sync.Pool
+
+func (c *chunkPools) get(size int) *chunk {
+	if size > hugeChunk {
+		return &chunk{b: make([]byte, 0, size)}
+	}
+	if c, ok := c[bits.Len(uint(size-1))].Get().(*chunk); ok {
+		return c
+	}
+	return &chunk{b: make([]byte, 0, size)}
+}
+
+func (c *chunkPools) put(old *chunk) {
+	if size := cap(old.b); size <= hugeChunk {
+		old.b = old.b[:0]
+		c[bits.Len(uint(size-1))].Put(old)
+	}
 }
 
 func newMemoryOutboxes() OutboxFactory {
@@ -106,28 +122,22 @@ func (m *memoryOutbox) room(n int) (*chunk, uint32) {
 			return c, m.base + uint32(k-1)
 		}
 	}
-	var c *chunk
+	size := largeChunk
 	switch {
 	case n <= smallChunk && m.n == 0:
-		c = getChunk(&m.pools.small, smallChunk)
-	case n <= largeChunk:
-		c = getChunk(&m.pools.large, largeChunk)
-	default:
-		c = &chunk{b: make([]byte, 0, n)}
+		size = smallChunk
+	case n > hugeChunk:
+		size = n
+	case n > largeChunk:
+		size = 1 << bits.Len(uint(n-1))
 	}
+	c := m.pools.get(size)
 	if k := len(m.chunks); k > 0 && m.chunks[k-1] != nil && m.chunks[k-1].live == 0 {
 		// The last chunk was kept for appending; it is full and empty now.
 		m.recycle(m.base + uint32(k-1))
 	}
 	m.chunks = append(m.chunks, c)
 	return c, m.base + uint32(len(m.chunks)-1)
-}
-
-func getChunk(pool *sync.Pool, size int) *chunk {
-	if c, ok := pool.Get().(*chunk); ok {
-		return c
-	}
-	return &chunk{b: make([]byte, 0, size)}
 }
 
 // recycle gives a chunk without entries back, once nobody reads.
@@ -138,24 +148,13 @@ func (m *memoryOutbox) recycle(num uint32) {
 	if m.reading {
 		m.limbo = append(m.limbo, c)
 	} else {
-		m.free(c)
+		m.pools.put(c)
 	}
 	for i = 0; i < len(m.chunks) && m.chunks[i] == nil; i++ {
 	}
 	if i > 0 {
 		m.base += uint32(i)
 		m.chunks = m.chunks[:copy(m.chunks, m.chunks[i:])]
-	}
-}
-
-func (m *memoryOutbox) free(c *chunk) {
-	size := cap(c.b)
-	c.b = c.b[:0]
-	switch size {
-	case smallChunk:
-		m.pools.small.Put(c)
-	case largeChunk:
-		m.pools.large.Put(c)
 	}
 }
 
@@ -191,7 +190,7 @@ func (m *memoryOutbox) Read(from uint64, dst []Entry) []Entry {
 func (m *memoryOutbox) Settle() {
 	m.reading = false
 	for i, c := range m.limbo {
-		m.free(c)
+		m.pools.put(c)
 		m.limbo[i] = nil
 	}
 	m.limbo = m.limbo[:0]

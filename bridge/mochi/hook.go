@@ -1,0 +1,311 @@
+package mochibridge
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"sync"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// Hook is the forwarder's hook for one mochi server. Make it with New.
+type Hook struct {
+	mqtt.HookBase
+	o     Options
+	purge sync.Once
+
+	mu        sync.Mutex
+	live      map[string]*session   // devices and guests, by client id
+	observers map[*session]struct{} // observers with a filter under the root
+	unobserve func()                // ends the bridge's observation
+}
+
+// Counters returns the counters in use.
+func (h *Hook) Counters() *Counters { return h.o.Counters }
+
+// ID names the hook.
+func (h *Hook) ID() string { return "sealmq-forwarder" }
+
+var provides = [256]bool{
+	mqtt.OnStarted:             true,
+	mqtt.OnConnect:             true,
+	mqtt.OnConnectAuthenticate: true,
+	mqtt.OnACLCheck:            true,
+	mqtt.OnSessionEstablished:  true,
+	mqtt.OnPacketRead:          true,
+	mqtt.OnPacketProcessed:     true,
+	mqtt.OnSubscribe:           true,
+	mqtt.OnSubscribed:          true,
+	mqtt.OnUnsubscribe:         true,
+	mqtt.OnPublish:             true,
+	mqtt.OnWill:                true,
+}
+
+// Provides reports which methods the hook has.
+func (h *Hook) Provides(b byte) bool { return provides[b] }
+
+// failed is called with what recover returned, and reports whether that was a
+// panic.
+func (h *Hook) failed(method string, v any) bool {
+	if v == nil {
+		return false
+	}
+	h.o.Counters.add(HookPanicked)
+	h.o.Logger.Error("panic in the forwarder's hook", "method", method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	return true
+}
+
+// Stop ends the observation of the bridge. mochi calls it when it closes.
+func (h *Hook) Stop() error {
+	h.mu.Lock()
+	end := h.unobserve
+	h.unobserve = nil
+	clear(h.observers)
+	h.mu.Unlock()
+	if end != nil {
+		end()
+	}
+	return nil
+}
+
+// OnStarted removes retained messages under the root that a store brought back.
+func (h *Hook) OnStarted() {
+	defer func() { h.failed("OnStarted", recover()) }()
+	h.purge.Do(h.purgeRetained)
+}
+
+func (h *Hook) purgeRetained() {
+	for topic, pk := range h.o.Server.Topics.Retained.GetAll() {
+		if kind, _ := h.o.Root.Parse(topic); kind != topics.Outside {
+			pk.TopicName, pk.Payload = topic, nil
+			h.o.Server.Topics.RetainMessage(pk)
+			h.o.Counters.add(RetainedPurged)
+		}
+	}
+}
+
+// errRefused ends a connection whose CONNACK the hook has written. It is not a
+// packets.Code, so mochi writes nothing more.
+var errRefused = errors.New("mochibridge: connection refused")
+
+// OnConnect decides who may connect, whatever other hooks say.
+func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
+	defer func() {
+		if h.failed("OnConnect", recover()) {
+			err = errRefused
+		}
+	}()
+	h.purge.Do(h.purgeRetained) // listeners serve before OnStarted
+	c := &pk.Connect
+	if c.WillFlag && h.reaches(c.WillTopic) {
+		return h.refuse(cl, RefusedWill, &Refusal{Code: NotAllowed, Reason: "will topic not allowed"})
+	}
+	info := ConnectInfo{
+		ClientID:        c.ClientIdentifier,
+		Password:        c.Password,
+		RemoteAddr:      cl.Net.Conn.RemoteAddr(),
+		Listener:        cl.Net.Listener,
+		TLS:             tlsState(cl),
+		Clean:           c.Clean,
+		KeepAlive:       c.Keepalive,
+		ProtocolVersion: pk.ProtocolVersion,
+	}
+	if c.UsernameFlag {
+		info.Username = c.Username
+	}
+	if c.WillFlag {
+		info.Will = &Will{Topic: c.WillTopic, QoS: c.WillQos, Retain: c.WillRetain}
+	}
+	who, err := h.o.Authenticate(info)
+	switch {
+	case errors.Is(err, ErrNotOurs):
+		if h.deviceID(cl.ID) {
+			return h.refuse(cl, RefusedClientID, &Refusal{Code: NotAllowed, Reason: "client id belongs to a device"})
+		}
+		return nil
+	case err != nil:
+		r := new(Refusal)
+		if !errors.As(err, &r) {
+			r = &Refusal{Code: NotAllowed, Reason: "not allowed", Err: err}
+		}
+		return h.refuse(cl, events, r)
+	case who.ClientID != c.ClientIdentifier || who.ClientID == "" && who.Role != bridge.RoleUser && who.Role != bridge.RoleObserver:
+		return h.refuse(cl, RefusedClientID, &Refusal{Code: BadClientID, Reason: "client id not valid"})
+	}
+	return h.admit(cl, who)
+}
+
+// reaches reports whether a will on topic, which mochi does not check, could
+// get under the root.
+func (h *Hook) reaches(topic string) bool {
+	if strings.ContainsAny(topic, "+#") {
+		touches, _ := h.o.Root.Overlaps(topic)
+		return touches
+	}
+	kind, _ := h.o.Root.Parse(topic)
+	return kind != topics.Outside
+}
+
+// deviceID reports whether a client id is a device's: an identifier, alone or
+// with a suffix, or one that a device is connected with.
+func (h *Hook) deviceID(id string) bool {
+	name, _, _ := strings.Cut(id, "-")
+	if _, err := identity.ParseIdentifier(name); err == nil {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, ok := h.live[id]
+	return ok
+}
+
+// admit makes a session for a principal.
+func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
+	sends := who.Role == bridge.RoleDevice || who.Role == bridge.RoleGuest
+	switch {
+	case sends && !topics.ValidDevice(who.ClientID):
+		return h.refuse(cl, RefusedClientID, &Refusal{Code: BadClientID, Reason: "client id is not a device name"})
+	case !sends && h.deviceID(cl.ID):
+		return h.refuse(cl, RefusedClientID, &Refusal{Code: NotAllowed, Reason: "client id belongs to a device"})
+	}
+	conn, err := h.guarded(cl)
+	if err != nil {
+		return h.refuse(cl, events, &Refusal{Code: NotAllowed, Reason: "connection not usable", Err: err})
+	}
+	s := newSession(h, cl, conn, who)
+	if sends {
+		if err := s.connect(); err != nil {
+			r := &Refusal{Code: NotAllowed, Reason: "not allowed", Err: err}
+			switch {
+			case errors.Is(err, bridge.ErrTooManyPorts), errors.Is(err, bridge.ErrClosed):
+				r.Code, r.Reason = Full, "no room for another device"
+			case errors.Is(err, bridge.ErrNotProven):
+				r.Reason = "client id belongs to a proven identity"
+			}
+			return h.refuse(cl, events, r)
+		}
+	}
+	conn.SetValue(s)
+	conn.AtEnd(s.end)
+	return nil
+}
+
+// guarded returns the client's guarded connection. One of another listener is
+// wrapped: mochi reads on from its buffer and writes through the wrapper. Nobody
+// else uses the field before the client is established.
+func (h *Hook) guarded(cl *mqtt.Client) (*guard.Conn, error) {
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
+		return c, nil
+	}
+	c, err := guard.Wrap(cl.Net.Conn, h.o.Guard)
+	if err != nil {
+		return nil, err
+	}
+	h.o.Counters.add(Wrapped)
+	cl.Net.Conn = c
+	return c, nil
+}
+
+func tlsState(cl *mqtt.Client) *tls.ConnectionState {
+	switch c := cl.Net.Conn.(type) {
+	case *guard.Conn:
+		return c.TLS()
+	case *tls.Conn:
+		st := c.ConnectionState()
+		return &st
+	}
+	return nil
+}
+
+// refuse writes the CONNACK and returns the error that ends the connection.
+func (h *Hook) refuse(cl *mqtt.Client, e Event, r *Refusal) error {
+	if e == events {
+		switch r.Code {
+		case BadCredentials:
+			e = RefusedBadCredentials
+		case Full:
+			e = RefusedFull
+		case BadClientID:
+			e = RefusedClientID
+		default:
+			e = RefusedNotAllowed
+		}
+	}
+	h.o.Counters.add(e)
+	h.o.Logger.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
+		"why", e.String(), "reason", r.Reason, "err", r.Err)
+	_ = cl.WritePacket(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Connack},
+		ReasonCode:  r.Code.connack(cl.Properties.ProtocolVersion == 5),
+		Properties:  packets.Properties{ReasonString: r.Reason},
+	})
+	return errRefused
+}
+
+// sessionOf returns the session of a client, nil for those that are not ours.
+func sessionOf(cl *mqtt.Client) *session {
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
+		s, _ := c.Value().(*session)
+		return s
+	}
+	return nil
+}
+
+// OnConnectAuthenticate lets in whom OnConnect has let in.
+func (h *Hook) OnConnectAuthenticate(cl *mqtt.Client, _ packets.Packet) (ok bool) {
+	defer func() {
+		if h.failed("OnConnectAuthenticate", recover()) {
+			ok = false
+		}
+	}()
+	return sessionOf(cl) != nil
+}
+
+// OnACLCheck answers for what lies outside the root; under it, it is not asked.
+func (h *Hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
+	defer func() {
+		if h.failed("OnACLCheck", recover()) {
+			ok = false
+		}
+	}()
+	s := sessionOf(cl)
+	if s == nil || h.o.Outside == nil {
+		return false
+	}
+	if kind, _ := h.o.Root.Parse(topic); kind != topics.Outside {
+		return false
+	}
+	return h.o.Outside(s.who, topic, write)
+}
+
+// OnSessionEstablished taps the connection: from here on frames and their
+// acknowledgements do not pass through mochi.
+func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
+	defer func() { h.failed("OnSessionEstablished", recover()) }()
+	if s := sessionOf(cl); s != nil && s.link != nil && !h.o.noTap {
+		s.conn.SetTap(s.tap)
+	}
+}
+
+// OnWill drops wills under the root, which only a stored session can have.
+func (h *Hook) OnWill(_ *mqtt.Client, w mqtt.Will) (out mqtt.Will, err error) {
+	defer func() {
+		if h.failed("OnWill", recover()) {
+			out, err = mqtt.Will{}, nil
+		}
+	}()
+	if h.reaches(w.TopicName) {
+		h.o.Counters.add(WillSuppressed)
+		return mqtt.Will{}, nil
+	}
+	return w, nil
+}

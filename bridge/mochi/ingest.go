@@ -1,0 +1,217 @@
+package mochibridge
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sealmq/sealmq/route"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// OnPacketRead takes frames, their acknowledgements, and whatever else is
+// published under the root, before mochi processes it.
+func (h *Hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (out packets.Packet, err error) {
+	defer func() {
+		if h.failed("OnPacketRead", recover()) {
+			out, err = pk, packets.ErrRejectPacket
+		}
+	}()
+	switch pk.FixedHeader.Type {
+	case packets.Publish:
+		return h.published(cl, pk)
+	case packets.Puback:
+		if s := sessionOf(cl); s != nil && s.link != nil {
+			s.acked(pk.PacketID)
+			return taken, nil
+		}
+	case packets.Disconnect:
+		if s := sessionOf(cl); s != nil {
+			s.clean.Store(true)
+		}
+	}
+	return pk, nil
+}
+
+// taken is what mochi gets in the place of a packet that was taken: an
+// acknowledgement of nothing, which it ignores.
+var taken = packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}}
+
+// published handles a PUBLISH as mochi decoded it.
+func (h *Hook) published(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
+	s := sessionOf(cl)
+	kind, name := h.o.Root.Parse(pk.TopicName)
+	own := kind == topics.Out && s != nil && s.link != nil && name == s.who.ClientID
+	if pk.Properties.TopicAliasFlag {
+		var known bool
+		if own, known = s.alias(&pk, kind, own, h.o.Server.Options.Capabilities.TopicAliasMaximum); !known && kind == topics.Outside {
+			return pk, nil
+		}
+	} else if kind == topics.Outside {
+		return pk, nil
+	}
+	qos := pk.FixedHeader.Qos
+	switch {
+	case qos > 0 && pk.PacketID == 0:
+		return pk, nil // mochi ends the connection for it, and does nothing else
+	case !own:
+		return h.forbidden(cl, &pk)
+	case qos == 2:
+		h.o.Counters.add(PublishQoS2)
+		s.bye(packets.ErrQosNotSupported)
+		return pk, packets.ErrRejectPacket
+	}
+	s.receive(qos, pk.PacketID, pk.Payload)
+	return taken, nil
+}
+
+// alias follows the topic aliases of an MQTT 5 client (3.3.2.3.4) that stand for
+// topics under the root; mochi never learns those. own says whether the packet
+// is for the session's own topic, known whether it is for one under the root.
+// Only devices and guests may alias such topics.
+func (s *session) alias(pk *packets.Packet, kind topics.Kind, own bool, limit uint16) (isOwn, known bool) {
+	a := pk.Properties.TopicAlias
+	if s == nil || s.link == nil || a == 0 || a > limit {
+		return own, kind != topics.Outside
+	}
+	switch {
+	case pk.TopicName == "":
+		isOwn, known = s.aliases[a]
+		return isOwn, known
+	case kind == topics.Outside:
+		delete(s.aliases, a)
+		return false, false
+	}
+	if s.aliases == nil {
+		s.aliases = make(map[uint16]bool)
+	}
+	s.aliases[a] = own
+	return own, true
+}
+
+// forbidden answers a PUBLISH under the root by somebody who may not.
+func (h *Hook) forbidden(cl *mqtt.Client, pk *packets.Packet) (packets.Packet, error) {
+	h.o.Counters.add(PublishRefused)
+	v5 := cl.Properties.ProtocolVersion == 5
+	switch {
+	case pk.Properties.TopicAliasFlag:
+		// The alias would mean something else to mochi.
+		_ = h.o.Server.DisconnectClient(cl, packets.ErrNotAuthorized)
+		return *pk, packets.ErrRejectPacket
+	case pk.FixedHeader.Qos == 0:
+		return taken, nil
+	case !v5:
+		return *pk, packets.ErrRejectPacket
+	}
+	ack := packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Puback},
+		PacketID:    pk.PacketID,
+		ReasonCode:  packets.ErrNotAuthorized.Code,
+		Properties:  packets.Properties{ReasonString: "topic not allowed"},
+	}
+	if pk.FixedHeader.Qos == 2 {
+		ack.FixedHeader.Type = packets.Pubrec
+	}
+	if err := cl.WritePacket(ack); err != nil {
+		return *pk, packets.ErrRejectPacket
+	}
+	return taken, nil
+}
+
+// receive hands a packet of frames to the bridge. Errors are the bridge's to
+// count and to answer.
+func (s *session) receive(qos byte, id uint16, payload []byte) {
+	class := route.Transient
+	if qos > 0 {
+		class = route.Stored
+	}
+	_ = s.link.Receive(payload, class, s, uint64(id))
+}
+
+// acked handles a PUBACK.
+func (s *session) acked(id uint16) {
+	s.mu.Lock()
+	seq, ok := s.window.ack(id)
+	s.mu.Unlock()
+	switch {
+	case !ok:
+		s.h.o.Counters.add(BadAck)
+	case seq > 0:
+		s.link.Delivered(seq)
+	}
+}
+
+// tap takes the packets that need nothing of mochi: PUBLISH on the own topic
+// with QoS 0 or 1 and without properties, and PUBACK. All others go the way
+// through OnPacketRead. Both ways meet in receive and acked.
+func (s *session) tap(first byte, body []byte) (bool, error) {
+	if first>>4 == packets.Puback {
+		if first&0xf != 0 || len(body) < 2 || len(body) > 2 && !s.v5 {
+			return false, nil
+		}
+		s.tapped(len(body), false)
+		s.acked(binary.BigEndian.Uint16(body))
+		return true, nil
+	}
+	qos := first >> 1 & 3
+	dup, retain := first&8 != 0, first&1 != 0
+	if qos > 1 || retain || dup && qos == 0 || len(body) < 2 {
+		return false, nil
+	}
+	n := int(binary.BigEndian.Uint16(body))
+	rest := body[2:]
+	if n != len(s.out) || len(rest) < n || string(rest[:n]) != s.out {
+		return false, nil
+	}
+	rest = rest[n:]
+	var id uint16
+	if qos == 1 {
+		if len(rest) < 2 {
+			return false, nil
+		}
+		if id = binary.BigEndian.Uint16(rest); id == 0 {
+			return false, nil
+		}
+		rest = rest[2:]
+	}
+	if s.v5 {
+		if len(rest) == 0 || rest[0] != 0 {
+			return false, nil
+		}
+		rest = rest[1:]
+	}
+	s.tapped(len(body), true)
+	s.receive(qos, id, rest)
+	return true, nil
+}
+
+// tapped keeps mochi's statistics.
+func (s *session) tapped(bytes int, message bool) {
+	info := s.h.o.Server.Info
+	atomic.AddInt64(&info.PacketsReceived, 1)
+	atomic.AddInt64(&info.BytesReceived, int64(2+bytes))
+	if message {
+		atomic.AddInt64(&info.MessagesReceived, 1)
+	}
+}
+
+// OnPublish is the last fence: nothing under the root is fanned out, retained
+// or stored, whoever brought it there.
+func (h *Hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (out packets.Packet, err error) {
+	defer func() {
+		if h.failed("OnPublish", recover()) {
+			out, err = pk, packets.CodeSuccessIgnore
+		}
+	}()
+	if kind, _ := h.o.Root.Parse(pk.TopicName); kind == topics.Outside {
+		return pk, nil
+	}
+	if cl.Net.Inline {
+		h.o.Counters.add(PublishInline)
+	} else {
+		h.o.Counters.add(PublishLate)
+	}
+	return pk, packets.CodeSuccessIgnore
+}
