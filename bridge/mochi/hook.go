@@ -23,8 +23,10 @@ type Hook struct {
 	o     Options
 	purge sync.Once
 
-	mu        sync.Mutex
-	live      map[string]*session   // devices and guests, by client id
+	mu   sync.Mutex
+	live map[string]*session // devices and guests, by client id
+
+	watchMu   sync.Mutex
 	observers map[*session]struct{} // observers with a filter under the root
 	unobserve func()                // ends the bridge's observation
 }
@@ -66,11 +68,11 @@ func (h *Hook) failed(method string, v any) bool {
 
 // Stop ends the observation of the bridge. mochi calls it when it closes.
 func (h *Hook) Stop() error {
-	h.mu.Lock()
+	h.watchMu.Lock()
 	end := h.unobserve
 	h.unobserve = nil
 	clear(h.observers)
-	h.mu.Unlock()
+	h.watchMu.Unlock()
 	if end != nil {
 		end()
 	}

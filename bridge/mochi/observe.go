@@ -39,16 +39,19 @@ func (h *Hook) recordTopic(r *bridge.Record) string {
 
 // show writes a message to all observers that want its topic.
 func (h *Hook) show(topic string, payload []byte) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.watchMu.Lock()
+	defer h.watchMu.Unlock()
 	for s := range h.observers {
-		if s.wants(topic, s.filters) {
-			s.show(topic, payload, false)
+		if wanted(s.filters, topic) {
+			delete(s.backlog, topic) // older than this
+			if !s.show(topic, payload, false) {
+				h.o.Counters.add(ObserverDropped)
+			}
 		}
 	}
 }
 
-func (s *session) wants(topic string, filters []string) bool {
+func wanted(filters []string, topic string) bool {
 	for _, f := range filters {
 		if topics.Match(f, topic) {
 			return true
@@ -57,25 +60,26 @@ func (s *session) wants(topic string, filters []string) bool {
 	return false
 }
 
-// show writes one message with QoS 0, unless the observer is slow.
-func (s *session) show(topic string, payload []byte, retained bool) {
+// show writes one message with QoS 0, unless the observer is slow or does not
+// take packets of that size.
+func (s *session) show(topic string, payload []byte, retained bool) bool {
 	p := guard.Publish{Topic: topic, Retain: retained, V5: s.v5}
 	size := p.Size(len(payload))
+	if s.maxPacket > 0 && size > s.maxPacket {
+		return false
+	}
 	w := s.conn.Begin()
 	defer w.End()
-	if n, limit := w.Buffered(); n+size > limit/2 || s.maxPacket > 0 && size > s.maxPacket {
-		s.h.o.Counters.add(ObserverDropped)
-		return
+	if n, limit := w.Buffered(); n > 0 && n+size > limit/2 || w.PublishShared(&p, payload) != nil {
+		return false
 	}
-	if w.PublishShared(&p, payload) == nil {
-		s.sent(1, size)
-	}
+	s.sent(1, size)
+	return true
 }
 
 // watch adds an observer's filters and sends it the records that they match.
 func (h *Hook) watch(s *session, filters []string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+	h.watchMu.Lock()
 	for _, f := range filters {
 		if !slices.Contains(s.filters, f) {
 			s.filters = append(s.filters, f)
@@ -85,19 +89,77 @@ func (h *Hook) watch(s *session, filters []string) {
 	if h.unobserve == nil {
 		h.unobserve = h.o.Bridge.Observe(watcher{h})
 	}
-	for _, r := range h.o.Bridge.Records() {
-		if topic := h.recordTopic(&r); r.JSON != nil && s.wants(topic, filters) {
-			s.show(topic, r.JSON, true)
+	h.watchMu.Unlock()
+	h.o.Bridge.Replay(func(r bridge.Record) {
+		if topic := h.recordTopic(&r); wanted(filters, topic) {
+			h.retained(s, topic, r.JSON)
+		}
+	})
+}
+
+// retained sends a retained record, now or when there is room.
+func (h *Hook) retained(s *session, topic string, record []byte) {
+	h.watchMu.Lock()
+	defer h.watchMu.Unlock()
+	if _, ok := h.observers[s]; !ok {
+		return
+	}
+	if len(s.backlog) == 0 && s.show(topic, record, true) {
+		return
+	}
+	if s.backlog == nil {
+		s.backlog = make(map[string][]byte)
+	}
+	s.backlog[topic] = record
+	if len(s.backlog) == 1 {
+		h.catchUp(s)
+	}
+}
+
+// catchUp sends what records have waited for room. h.watchMu is held.
+func (h *Hook) catchUp(s *session) {
+	for {
+		for topic, record := range s.backlog {
+			if !s.show(topic, record, true) {
+				break
+			}
+			delete(s.backlog, topic)
+		}
+		if len(s.backlog) == 0 {
+			return
+		}
+		w := s.conn.Begin()
+		later := w.NotifyDrained()
+		n, _ := w.Buffered()
+		w.End()
+		if later {
+			return
+		}
+		if n == 0 { // not for want of room: the connection is closed, or the packet is too long
+			h.o.Counters.add(ObserverDropped)
+			clear(s.backlog)
+			return
 		}
 	}
 }
 
+// drained goes on with an observer that has read.
+func (s *session) drained() {
+	if s.link != nil {
+		s.link.Ready()
+		return
+	}
+	s.h.watchMu.Lock()
+	defer s.h.watchMu.Unlock()
+	s.h.catchUp(s)
+}
+
 // forget removes one filter.
 func (h *Hook) forget(s *session, filter string) {
-	h.mu.Lock()
+	h.watchMu.Lock()
 	s.filters = slices.DeleteFunc(s.filters, func(f string) bool { return f == filter })
 	none := len(s.filters) == 0
-	h.mu.Unlock()
+	h.watchMu.Unlock()
 	if none {
 		h.unwatch(s)
 	}
@@ -105,13 +167,14 @@ func (h *Hook) forget(s *session, filter string) {
 
 // unwatch removes an observer; without any the bridge makes no copies.
 func (h *Hook) unwatch(s *session) {
-	h.mu.Lock()
+	h.watchMu.Lock()
 	delete(h.observers, s)
+	s.backlog = nil
 	var end func()
 	if len(h.observers) == 0 {
 		end, h.unobserve = h.unobserve, nil
 	}
-	h.mu.Unlock()
+	h.watchMu.Unlock()
 	if end != nil {
 		end()
 	}

@@ -39,8 +39,11 @@ type session struct {
 	granted bool            // the inbox was granted in this SUBSCRIBE
 	aliases map[uint16]bool // MQTT 5 aliases of the own topic (true) or of another under the root
 
-	filters []string // observers: filters under the root, guarded by h.mu
-	fresh   []string // those of this SUBSCRIBE; reader's own
+	fresh   []string        // an observer's filters in this SUBSCRIBE
+
+	// An observer's, guarded by h.watchMu.
+	filters []string          // under the root
+	backlog map[string][]byte // records that wait for room, by topic
 }
 
 var (
@@ -60,12 +63,17 @@ var _ bridge.ExporterConn = (*secured)(nil)
 func (s *secured) ExporterValue() []byte { return s.value }
 
 func newSession(h *Hook, cl *mqtt.Client, conn *guard.Conn, who bridge.Principal) *session {
-	return &session{
+	s := &session{
 		h: h, cl: cl, conn: conn, who: who,
 		v5:  cl.Properties.ProtocolVersion == 5,
 		out: h.o.Root.Out(who.ClientID), in: h.o.Root.In(who.ClientID),
 		maxWindow: maxWindow,
 	}
+	if s.v5 {
+		s.maxPacket = int(min(cl.Properties.Props.MaximumPacketSize, math.MaxInt32))
+	}
+	conn.OnDrained(s.drained)
+	return s
 }
 
 // connect takes the device's or guest's place in the bridge.
@@ -75,7 +83,6 @@ func (s *session) connect() error {
 		if rm := int(props.ReceiveMaximum); rm > 0 {
 			s.maxWindow = min(s.maxWindow, rm)
 		}
-		s.maxPacket = int(min(props.MaximumPacketSize, math.MaxInt32))
 	}
 	// mochi sends a device nothing that needs an identifier, a quota or an
 	// alias.
@@ -83,7 +90,6 @@ func (s *session) connect() error {
 	props.TopicAliasMaximum = 0
 	s.cl.State.Inflight.ResetSendQuota(0)
 	s.conn.SetExempt(true)
-	s.conn.OnDrained(func() { s.link.Ready() })
 
 	var c bridge.Conn = s
 	if v := exporter(s.conn.TLS()); v != nil {
