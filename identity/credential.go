@@ -40,13 +40,6 @@ func (c *Credential) Has(required map[string]string) bool {
 	return true
 }
 
-// clone copies the attributes too.
-func (c *Credential) clone() *Credential {
-	d := *c
-	d.Attributes = maps.Clone(c.Attributes)
-	return &d
-}
-
 // rawCredential is the outer decoding of a credential (spec identity 11.1):
 //
 //	CredentialAndPurposeKey = array(2) [ credential, purpose_key_attestation ]
@@ -88,7 +81,7 @@ func parseCredential(b []byte) (rawCredential, error) {
 	if r.Offset() > MaxCredential {
 		return c, fmt.Errorf("%w: %d bytes at most", ErrTooLarge, MaxCredential)
 	}
-	return c, nil
+	return c, atEnd(r)
 }
 
 // credentialData is the signed part:
@@ -226,7 +219,8 @@ func (d *credentialData) make(key *credentialKey) ([]byte, error) {
 // their order: its issuer must be one of authorities, and its subject must be
 // subject; a zero subject accepts any. Reserved schema numbers are refused.
 // The change hash of the subject inside is not compared with anything, as with
-// Rust peers. Bytes after the credential are ignored. Errors are *VerifyError.
+// Rust peers. Bytes after the credential are refused, as by Import. Errors are
+// *VerifyError.
 func VerifyCredential(b []byte, subject Identifier, authorities []*Identity, now time.Time) (*Credential, error) {
 	c, err := verifyCredential(b, subject, authorities, at(now))
 	if err == nil && reservedSchema(c.Schema) {

@@ -45,16 +45,21 @@ type Identity struct {
 }
 
 // Import verifies an encoded change history and returns its identity. It keeps
-// the bytes exactly as they are, without what follows the history in the input,
-// and copies them: history may be reused. The rules are those of spec identity
-// 7; the time plays no part in them. Errors are *VerifyError.
+// the bytes exactly as they are and copies them: history may be reused. The
+// rules are those of spec identity 7; the time plays no part in them. Bytes
+// after the history are refused: on the wire a history is always an element of
+// something larger (see ParsePresentation), and a stray byte would let a longer
+// history pass for a shorter one by its first byte. Errors are *VerifyError.
 func Import(history []byte) (*Identity, error) {
 	r := cbor.NewReader(history)
 	changes, err := parseHistory(r)
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{history: bytes.Clone(r.Since(0)), changes: changes}
+	if err := atEnd(r); err != nil {
+		return nil, refuse(objHistory, err)
+	}
+	id := &Identity{history: bytes.Clone(history), changes: changes}
 	for i := range changes { // the copy is what stays
 		c := &changes[i]
 		c.data = id.history[c.offset : c.offset+len(c.data)]

@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -130,14 +129,14 @@ var (
 // softSigner is an Ed25519 key in memory.
 type softSigner struct {
 	redacted
-	priv ed25519.PrivateKey
+	priv hidden // ed25519.PrivateKey
 	pub  PublicKey
 }
 
 func newSoftSigner(seed []byte) *softSigner {
 	priv := ed25519.NewKeyFromSeed(seed)
 	return &softSigner{
-		priv: priv,
+		priv: hide(priv),
 		pub:  PublicKey{Ed25519, string(priv.Public().(ed25519.PublicKey))},
 	}
 }
@@ -161,13 +160,16 @@ func NewEd25519Signer(seed []byte) (Signer, error) {
 func (s *softSigner) PublicKey() PublicKey { return s.pub }
 
 func (s *softSigner) Sign(message []byte) ([SignatureSize]byte, error) {
-	return [SignatureSize]byte(ed25519.Sign(s.priv, message)), nil
+	return [SignatureSize]byte(ed25519.Sign(ed25519.PrivateKey(s.priv()), message)), nil
 }
+
+// seed returns a copy of the secret.
+func (s *softSigner) seed() []byte { return ed25519.PrivateKey(s.priv()).Seed() }
 
 // wrappedSigner signs with a crypto.Signer.
 type wrappedSigner struct {
 	redacted
-	inner crypto.Signer
+	inner func() crypto.Signer // a closure as in hidden
 	pub   PublicKey
 }
 
@@ -175,13 +177,14 @@ type wrappedSigner struct {
 // ed25519.PublicKey or an *ecdsa.PublicKey on P-256: a key in a TPM, a PKCS#11
 // token, a cloud's key service. An identity that uses it cannot be exported.
 func NewSigner(inner crypto.Signer) (Signer, error) {
+	hiddenInner := func() crypto.Signer { return inner }
 	switch pub := inner.Public().(type) {
 	case ed25519.PublicKey:
 		k, err := NewPublicKey(Ed25519, pub)
 		if err != nil {
 			return nil, err
 		}
-		return &wrappedSigner{inner: inner, pub: k}, nil
+		return &wrappedSigner{inner: hiddenInner, pub: k}, nil
 	case *ecdsa.PublicKey:
 		if pub.Curve != elliptic.P256() {
 			return nil, errors.New("identity: the only ECDSA curve for identities is P-256")
@@ -194,7 +197,7 @@ func NewSigner(inner crypto.Signer) (Signer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &wrappedSigner{inner: inner, pub: k}, nil
+		return &wrappedSigner{inner: hiddenInner, pub: k}, nil
 	default:
 		return nil, fmt.Errorf("identity: cannot sign with a %T: want Ed25519 or ECDSA on P-256", pub)
 	}
@@ -204,7 +207,7 @@ func (s *wrappedSigner) PublicKey() PublicKey { return s.pub }
 
 func (s *wrappedSigner) Sign(message []byte) (out [SignatureSize]byte, err error) {
 	if s.pub.kind == Ed25519 {
-		sig, err := s.inner.Sign(rand.Reader, message, crypto.Hash(0))
+		sig, err := s.inner().Sign(rand.Reader, message, crypto.Hash(0))
 		if err != nil {
 			return out, fmt.Errorf("identity: signing: %w", err)
 		}
@@ -214,7 +217,7 @@ func (s *wrappedSigner) Sign(message []byte) (out [SignatureSize]byte, err error
 		return [SignatureSize]byte(sig), nil
 	}
 	d := sha256.Sum256(message)
-	der, err := s.inner.Sign(rand.Reader, d[:], crypto.SHA256)
+	der, err := s.inner().Sign(rand.Reader, d[:], crypto.SHA256)
 	if err != nil {
 		return out, fmt.Errorf("identity: signing: %w", err)
 	}
@@ -233,7 +236,7 @@ func (s *wrappedSigner) Sign(message []byte) (out [SignatureSize]byte, err error
 // softExchanger is an X25519 key in memory.
 type softExchanger struct {
 	redacted
-	priv *ecdh.PrivateKey
+	priv func() *ecdh.PrivateKey // a closure as in hidden
 	pub  [KeySize]byte
 }
 
@@ -246,7 +249,8 @@ func newSoftExchanger(secret []byte) (*softExchanger, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity: an X25519 secret has %d bytes, not %d", KeySize, len(secret))
 	}
-	return &softExchanger{priv: priv, pub: [KeySize]byte(priv.PublicKey().Bytes())}, nil
+	hiddenPriv := func() *ecdh.PrivateKey { return priv }
+	return &softExchanger{priv: hiddenPriv, pub: [KeySize]byte(priv.PublicKey().Bytes())}, nil
 }
 
 func generateExchanger() (*softExchanger, error) {
@@ -262,15 +266,17 @@ func (x *softExchanger) DH(peer []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identity: an X25519 public key has %d bytes, not %d", KeySize, len(peer))
 	}
-	shared, err := x.priv.ECDH(pub)
+	shared, err := x.priv().ECDH(pub)
 	if err != nil {
 		return nil, ErrLowOrder
 	}
 	return shared, nil
 }
 
-// sign makes the wire signature over a digest and checks that the signer's
-// answer is one: a faulty device must not put a bad change into a history.
+// secret returns a copy of the secret.
+func (x *softExchanger) secret() []byte { return x.priv().Bytes() }
+
+// sign makes the wire signature over a digest.
 func sign(s Signer, digest [HashSize]byte) (signature, error) {
 	raw, err := s.Sign(digest[:])
 	if err != nil {
@@ -286,7 +292,4 @@ func randomBytes() (b [32]byte) {
 }
 
 // sameSigner reports whether s holds the key of k.
-func sameSigner(s Signer, k PublicKey) bool {
-	p := s.PublicKey()
-	return p.kind == k.kind && bytes.Equal([]byte(p.raw), []byte(k.raw))
-}
+func sameSigner(s Signer, k PublicKey) bool { return s.PublicKey() == k }

@@ -34,8 +34,8 @@ type private struct {
 type state struct {
 	redacted
 	identity *Identity
-	signer   Signer // of the latest change
-	secret   [32]byte
+	signer   Signer         // of the latest change
+	secret   hidden         // 32 bytes
 	channel  *ChannelKey    // nil until first asked for
 	issuing  *credentialKey // nil until first asked for
 }
@@ -136,7 +136,7 @@ func createState(o *options) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &state{identity: id, signer: o.signer, secret: randomBytes()}
+	st := &state{identity: id, signer: o.signer, secret: newSecret()}
 	return st.withChannelKey(o, from)
 }
 
@@ -155,7 +155,12 @@ func Open(history []byte, signer Signer, opts ...Option) (*Private, error) {
 	if signer == nil || !sameSigner(signer, id.PublicKey()) {
 		return nil, ErrWrongKey
 	}
-	return newPrivate(&state{identity: id, signer: signer, secret: randomBytes()}, &o, nil, nil), nil
+	return newPrivate(&state{identity: id, signer: signer, secret: newSecret()}, &o, nil, nil), nil
+}
+
+func newSecret() hidden {
+	b := randomBytes()
+	return hide(b[:])
 }
 
 // Identifier returns the name that stays for life.
@@ -447,7 +452,7 @@ func (p *Private) Secret(label string) [32]byte {
 	p.p.mu.Lock()
 	secret := p.p.state.secret
 	p.p.mu.Unlock()
-	m := hmac.New(sha256.New, secret[:])
+	m := hmac.New(sha256.New, secret())
 	m.Write([]byte(label))
 	return [32]byte(m.Sum(nil))
 }

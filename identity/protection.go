@@ -32,13 +32,13 @@ type Protection struct{ p *protection }
 type protection struct {
 	redacted
 	kdf    uint8
-	secret []byte
+	secret hidden
 	cost   argonCost
 
 	mu   sync.Mutex // the last derived key, which is costly to derive
 	salt []byte
 	used argonCost
-	key  []byte
+	key  hidden
 }
 
 // Ways to derive a key.
@@ -69,7 +69,7 @@ func Passphrase(passphrase []byte) (Protection, error) {
 	if len(passphrase) == 0 {
 		return Protection{}, errors.New("identity: the passphrase is empty")
 	}
-	return Protection{&protection{kdf: kdfArgon2id, secret: bytes.Clone(passphrase), cost: defaultCost}}, nil
+	return Protection{&protection{kdf: kdfArgon2id, secret: hide(bytes.Clone(passphrase)), cost: defaultCost}}, nil
 }
 
 // Bounds of a key file, in bytes.
@@ -88,7 +88,7 @@ func KeyFile(path string) (Protection, error) {
 	if len(b) < minKeyFile {
 		return Protection{}, fmt.Errorf("identity: %s: a key file has %d bytes at least, this one %d", path, minKeyFile, len(b))
 	}
-	return Protection{&protection{kdf: kdfHKDF, secret: b}}, nil
+	return Protection{&protection{kdf: kdfHKDF, secret: hide(b)}}, nil
 }
 
 // CreateKeyFile writes a new key file, 64 random hexadecimal digits, with mode
@@ -137,18 +137,18 @@ func (p *protection) derive(salt []byte, cost argonCost) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.key != nil && bytes.Equal(p.salt, salt) && p.used == cost {
-		return p.key, nil
+		return p.key(), nil
 	}
 	var key []byte
 	if p.kdf == kdfArgon2id {
-		key = argon2.IDKey(p.secret, salt, cost.Passes, cost.Memory, cost.Threads, chacha20poly1305.KeySize)
+		key = argon2.IDKey(p.secret(), salt, cost.Passes, cost.Memory, cost.Threads, chacha20poly1305.KeySize)
 	} else {
 		var err error
-		if key, err = hkdf.Key(sha256.New, p.secret, salt, "sealmq vault key/1", chacha20poly1305.KeySize); err != nil {
+		if key, err = hkdf.Key(sha256.New, p.secret(), salt, "sealmq vault key/1", chacha20poly1305.KeySize); err != nil {
 			return nil, fmt.Errorf("identity: %w", err)
 		}
 	}
-	p.salt, p.used, p.key = bytes.Clone(salt), cost, key
+	p.salt, p.used, p.key = bytes.Clone(salt), cost, hide(key)
 	return key, nil
 }
 

@@ -66,10 +66,14 @@ func readSigned(r *cbor.Reader) (data []byte, sig signature, err error) {
 }
 
 // parseAttestation decodes an attestation whole, its envelope included.
-func parseAttestation(r *cbor.Reader) (attestation, error) {
+func parseAttestation(b []byte) (attestation, error) {
+	r := cbor.NewReader(b)
 	signed, sig, err := readSigned(r)
 	if err != nil {
 		return attestation{}, malformed(err)
+	}
+	if err := atEnd(r); err != nil {
+		return attestation{}, err
 	}
 	return openAttestation(signed, sig)
 }
@@ -192,10 +196,10 @@ func (a *attestation) verify(subject *Identity, t instant) error {
 // VerifyChannelAttestation verifies that subject attests an X25519 key for
 // secure channels, by the nine rules of spec identity 10.3 in their order, and
 // returns that key. The caller still compares it with the key that the peer
-// holds (spec secure-channel 4). Bytes after the attestation are ignored.
-// Errors are *VerifyError.
+// holds (spec secure-channel 4). Bytes after the attestation are refused, as by
+// Import. Errors are *VerifyError.
 func VerifyChannelAttestation(att []byte, subject *Identity, now time.Time) ([KeySize]byte, error) {
-	a, err := parseAttestation(cbor.NewReader(att))
+	a, err := parseAttestation(att)
 	if err != nil {
 		return [KeySize]byte{}, refuse(objAttestation, err)
 	}
@@ -230,7 +234,7 @@ func (a *attestation) public() Attestation {
 // InspectAttestation decodes an attestation without trusting it: nothing is
 // verified.
 func InspectAttestation(att []byte) (Attestation, error) {
-	a, err := parseAttestation(cbor.NewReader(att))
+	a, err := parseAttestation(att)
 	if err != nil {
 		return Attestation{}, refuse(objAttestation, err)
 	}

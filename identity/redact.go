@@ -8,9 +8,17 @@ import (
 // secretText stands in for every secret, in every format.
 const secretText = "[secret key]"
 
+// hidden holds secret bytes in a closure. Formatting the unexported field of a
+// parent struct calls no method of the field's type, and with a verb that does
+// not fit, such as %s, fmt even follows one pointer; nothing sees into a
+// closure, reflection included.
+type hidden func() []byte
+
+// hide keeps b, which the caller must not use any more.
+func hide(b []byte) hidden { return func() []byte { return b } }
+
 // redacted is embedded in types that hold secrets, so that no formatting verb
-// and no logger shows them. The secrets themselves also lie behind a pointer:
-// formatting the unexported field of a parent struct calls no method.
+// and no logger shows anything of them.
 type redacted struct{}
 
 // Format implements fmt.Formatter for every verb.

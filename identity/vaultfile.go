@@ -101,24 +101,24 @@ func additional(history []byte) []byte {
 // marshal writes a state as a file. earlier is how the file that it replaces was
 // encrypted, or nil.
 func (st *state) marshal(p Protection, earlier *sealedKeys) ([]byte, error) {
-	k := fileKeys{Secret: st.secret, Kind: st.signer.PublicKey().kind}
+	k := fileKeys{Secret: [32]byte(st.secret()), Kind: st.signer.PublicKey().kind}
 	defer func() { clear(k.Secret[:]) }()
 	if s, ok := st.signer.(*softSigner); ok {
-		k.Seed = s.priv.Seed()
+		k.Seed = s.seed()
 		defer clear(k.Seed)
 	}
 	if st.channel != nil {
 		c := st.channel.k
 		k.Channel = &filePurpose{Attestation: c.encoded}
 		if x, ok := c.exchanger.(*softExchanger); ok {
-			k.Channel.Secret = x.priv.Bytes()
+			k.Channel.Secret = x.secret()
 			defer clear(k.Channel.Secret)
 		}
 	}
 	if st.issuing != nil {
 		k.Issuing = &filePurpose{Attestation: st.issuing.encoded}
 		if s, ok := st.issuing.signer.(*softSigner); ok {
-			k.Issuing.Secret = s.priv.Seed()
+			k.Issuing.Secret = s.seed()
 			defer clear(k.Issuing.Secret)
 		}
 	}
@@ -232,7 +232,7 @@ func (k *fileKeys) clear() {
 
 // state makes the keys usable and checks that they are those of the identity.
 func (k *fileKeys) state(id *Identity, o *options) (*state, error) {
-	st := &state{identity: id, secret: k.Secret}
+	st := &state{identity: id, secret: hide(bytes.Clone(k.Secret[:]))}
 	switch {
 	case k.Seed == nil:
 		if o.signer == nil {
@@ -268,7 +268,7 @@ func (k *fileKeys) state(id *Identity, o *options) (*state, error) {
 // channel returns nil when the key lives in a device that was not given: a new
 // one is made when it is needed.
 func (p *filePurpose) channel(id *Identity, o *options) (*ChannelKey, error) {
-	a, err := parseAttestation(wire.NewReader(p.Attestation))
+	a, err := parseAttestation(p.Attestation)
 	if err != nil || a.purpose != purposeChannel {
 		return nil, ErrFile
 	}
@@ -287,7 +287,7 @@ func (p *filePurpose) channel(id *Identity, o *options) (*ChannelKey, error) {
 }
 
 func (p *filePurpose) issuing() (*credentialKey, error) {
-	a, err := parseAttestation(wire.NewReader(p.Attestation))
+	a, err := parseAttestation(p.Attestation)
 	if err != nil || a.purpose != purposeCredentials {
 		return nil, ErrFile
 	}

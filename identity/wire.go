@@ -45,6 +45,7 @@ var (
 	errEnum           = errors.New("not a two-element array of variant and fields")
 	errUnknownVariant = errors.New("unknown variant")
 	errLength         = errors.New("byte string of the wrong length")
+	errTrailing       = errors.New("bytes after the end")
 	errRange          = errors.New("number out of range")
 )
 
@@ -251,6 +252,14 @@ func readEnvelope(signed []byte, wantType uint8) ([]byte, error) {
 		return nil, fmt.Errorf("%w: type %d, want %d", ErrDataType, typ, wantType)
 	}
 	return data, nil
+}
+
+// atEnd refuses bytes after a whole object.
+func atEnd(r *cbor.Reader) error {
+	if r.Len() > 0 {
+		return malformed(errTrailing)
+	}
+	return nil
 }
 
 func appendEnvelope(dst []byte, typ uint8, data []byte) []byte {
