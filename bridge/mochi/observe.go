@@ -118,7 +118,7 @@ func (h *Hook) retained(s *session, topic string, record []byte) {
 
 // catchUp sends what records have waited for room. h.watchMu is held.
 func (h *Hook) catchUp(s *session) {
-	for {
+	for range 3 { // again when room was made between the two looks at it
 		for topic, record := range s.backlog {
 			if !s.show(topic, record, true) {
 				break
@@ -130,17 +130,14 @@ func (h *Hook) catchUp(s *session) {
 		}
 		w := s.conn.Begin()
 		later := w.NotifyDrained()
-		n, _ := w.Buffered()
 		w.End()
 		if later {
 			return
 		}
-		if n == 0 { // not for want of room: the connection is closed, or the packet is too long
-			h.o.Counters.add(ObserverDropped)
-			clear(s.backlog)
-			return
-		}
 	}
+	// Not for want of room: the connection is closed, or a packet is too long.
+	h.o.Counters.add(ObserverDropped)
+	clear(s.backlog)
 }
 
 // drained goes on with an observer that has read.

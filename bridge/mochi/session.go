@@ -39,7 +39,7 @@ type session struct {
 	granted bool            // the inbox was granted in this SUBSCRIBE
 	aliases map[uint16]bool // MQTT 5 aliases of the own topic (true) or of another under the root
 
-	fresh   []string        // an observer's filters in this SUBSCRIBE
+	fresh []string // an observer's filters in this SUBSCRIBE
 
 	// An observer's, guarded by h.watchMu.
 	filters []string          // under the root
