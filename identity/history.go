@@ -64,7 +64,7 @@ func Import(history []byte) (*Identity, error) {
 		c := &changes[i]
 		c.data = id.history[c.offset : c.offset+len(c.data)]
 	}
-	if err := id.verify(); err != nil {
+	if err := id.verify(0); err != nil {
 		return nil, err
 	}
 	return id, nil
@@ -204,9 +204,10 @@ func (c *change) readChangeData(r *cbor.Reader) error {
 	return f.end()
 }
 
-// verify runs the two passes of spec identity 7.
-func (id *Identity) verify() error {
-	for i := range id.changes {
+// verify runs the two passes of spec identity 7. The first n changes have been
+// verified before.
+func (id *Identity) verify(n int) error {
+	for i := n; i < len(id.changes); i++ {
 		c := &id.changes[i]
 		if err := c.readData(); err != nil {
 			return refuseChange(i, err)
@@ -226,7 +227,7 @@ func (id *Identity) verify() error {
 			return refuseChange(i, ErrBackdated)
 		}
 	}
-	for i := range id.changes {
+	for i := n; i < len(id.changes); i++ {
 		c := &id.changes[i]
 		digest := (*[HashSize]byte)(&c.hash)
 		if i > 0 {
@@ -332,15 +333,22 @@ func makeChange(known *Identity, previous, next Signer, from, until uint64, revo
 	signed := appendEnvelope(nil, typeChange, data)
 	digest := sha256.Sum256(signed)
 
-	sig, err := sign(next, digest)
-	if err != nil {
+	added := change{data: signed}
+	var err error
+	if added.sig, err = sign(next, digest); err != nil {
 		return nil, err
 	}
+	id := &Identity{}
 	items := 2
-	count := 1
 	if known != nil {
-		items, count = 3, len(known.changes)+1
+		items = 3
+		id.changes = slices.Clip(known.changes)
+		if added.prevSig, err = sign(previous, digest); err != nil {
+			return nil, err
+		}
+		added.hasPrevSig = true
 	}
+	count := len(id.changes) + 1
 	if count > MaxChanges {
 		return nil, refuse(objHistory, fmt.Errorf("%w: %d changes are the most there can be", ErrTooLarge, MaxChanges))
 	}
@@ -350,15 +358,19 @@ func makeChange(known *Identity, previous, next Signer, from, until uint64, revo
 	}
 	out = cbor.AppendArray(out, items)
 	out = cbor.AppendBytes(out, signed)
-	out = appendSignature(out, sig)
+	out = appendSignature(out, added.sig)
 	if known != nil {
-		prevSig, err := sign(previous, digest)
-		if err != nil {
-			return nil, err
-		}
-		out = appendSignature(out, prevSig)
+		out = appendSignature(out, added.prevSig)
 	}
-	return Import(out)
+	if len(out) > MaxHistory {
+		return nil, refuse(objHistory, fmt.Errorf("%w: %d bytes at most", ErrTooLarge, MaxHistory))
+	}
+	id.history, id.changes = out, append(id.changes, added)
+	// A faulty device must not put a change into a history that peers refuse.
+	if err := id.verify(count - 1); err != nil {
+		return nil, err
+	}
+	return id, nil
 }
 
 // items returns the encoded changes without the head of the array around them.

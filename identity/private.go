@@ -337,16 +337,8 @@ func (p *Private) ChannelKey() (*ChannelKey, error) {
 	defer p.p.mu.Unlock()
 	_ = p.p.refresh() // the keys at hand are good until their attestation ends
 	now := wireTime(p.p.clock())
-	fresh := func(st *state) bool {
-		return st.channel != nil && !st.stale(&st.channel.k.att, now, renewBefore)
-	}
-	if !fresh(p.p.state) {
-		err := p.p.renew(func(st *state) (*state, error) {
-			if fresh(st) {
-				return nil, nil
-			}
-			return st.withChannelKey(&p.p.opts, now)
-		})
+	if !p.p.state.canOpen(now) {
+		err := p.p.renewChannelKey(now)
 		// A key that could not be renewed in time may still be valid.
 		if err != nil && (p.p.state.channel == nil || p.p.state.channel.k.att.expires < now) {
 			return nil, err
@@ -357,6 +349,34 @@ func (p *Private) ChannelKey() (*ChannelKey, error) {
 		return nil, ErrKeyExpired
 	}
 	return k, nil
+}
+
+// canOpen reports whether the channel key at hand is good for new channels.
+func (st *state) canOpen(now uint64) bool {
+	return st.channel != nil && !st.stale(&st.channel.k.att, now, renewBefore)
+}
+
+func (p *private) renewChannelKey(now uint64) error {
+	return p.renew(func(st *state) (*state, error) {
+		if st.canOpen(now) {
+			return nil, nil // another process was faster
+		}
+		return st.withChannelKey(&p.opts, now)
+	})
+}
+
+// canIssue is canOpen for credentials that live for ttl.
+func (st *state) canIssue(now uint64, ttl time.Duration) bool {
+	return st.issuing != nil && !st.stale(&st.issuing.att, now, ttl)
+}
+
+func (p *private) renewCredentialKey(now uint64, ttl time.Duration) error {
+	return p.renew(func(st *state) (*state, error) {
+		if st.canIssue(now, ttl) {
+			return nil, nil
+		}
+		return st.withCredentialKey(now, ttl)
+	})
 }
 
 // withCredentialKey returns the state with a fresh purpose key for credentials
@@ -409,17 +429,8 @@ func (p *Private) issue(subject *Identity, attributes map[string]string, schema 
 	defer p.p.mu.Unlock()
 	_ = p.p.refresh() // as in ChannelKey
 	now := wireTime(p.p.clock())
-	fresh := func(st *state) bool {
-		return st.issuing != nil && !st.stale(&st.issuing.att, now, ttl)
-	}
-	if !fresh(p.p.state) {
-		err := p.p.renew(func(st *state) (*state, error) {
-			if fresh(st) {
-				return nil, nil
-			}
-			return st.withCredentialKey(now, ttl)
-		})
-		if err != nil {
+	if !p.p.state.canIssue(now, ttl) {
+		if err := p.p.renewCredentialKey(now, ttl); err != nil {
 			return nil, err
 		}
 	}

@@ -236,13 +236,12 @@ func (r *MemoryRegistry) Import(history []byte) (*Identity, error) {
 
 // verified returns the identity of exactly these bytes, if it is held.
 func (r *MemoryRegistry) verified(history []byte) *Identity {
-	rd := cbor.NewReader(history)
-	changes, err := parseHistory(rd)
+	changes, err := parseHistory(cbor.NewReader(history))
 	if err != nil {
 		return nil
 	}
 	e := r.entries[Identifier(sha256.Sum256(changes[0].data))]
-	if e == nil || !bytes.Equal(e.id.history, rd.Since(0)) {
+	if e == nil || !bytes.Equal(e.id.history, history) {
 		return nil
 	}
 	return e.id
