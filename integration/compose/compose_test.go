@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -71,22 +70,6 @@ func TestFile(t *testing.T) {
 	}
 	if check := project.Services["hub"].HealthCheck; check == nil || len(check.Test) == 0 {
 		t.Error("the hub has no health check")
-	}
-}
-
-// TestDockerfile holds the Dockerfile to what the compose file and the issue of
-// running as root ask of it.
-func TestDockerfile(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(peer.ModuleRoot(t), "Dockerfile"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{
-		"CGO_ENABLED=0", "USER 10001:10001", "HEALTHCHECK ", "FROM base AS demo", `ENTRYPOINT ["sealmq"]`, "./cmd/sealmq",
-	} {
-		if !bytes.Contains(text, []byte(want)) {
-			t.Errorf("the Dockerfile has no %q", want)
-		}
 	}
 }
 
