@@ -109,12 +109,10 @@ const tempPrefix = ".tmp-"
 
 // disk writes files so that a crash at any point leaves the old or the new
 // contents. fault, for tests, is asked before each step; an error there stops
-// everything at once, as a crash would.
+// everything at once and leaves everything as it is, as a crash would.
 type disk struct {
 	fault func(step string) error
 }
-
-var errCrash = errors.New("identity: crashed by a test")
 
 func (d *disk) step(name string) error {
 	if d.fault == nil {
@@ -135,7 +133,7 @@ func (d *disk) replace(path string, data []byte, exclusive bool) (committed bool
 	}
 	temp := f.Name()
 	defer func() {
-		if err != nil && !committed && !errors.Is(err, errCrash) {
+		if err != nil && !committed && d.fault == nil {
 			_ = os.Remove(temp) // it holds keys; sweep tries again
 		}
 	}()

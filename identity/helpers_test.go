@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"math/big"
 	"testing"
@@ -16,6 +17,9 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// errCrash is what a fault stops a write with.
+var errCrash = errors.New("crashed")
 
 // epoch is the time at which tests live unless they say otherwise.
 var epoch = time.Unix(1_700_000_000, 0)
