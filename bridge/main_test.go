@@ -20,9 +20,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type testSigner struct{}
 
-func (testSigner) Identifier() identity.Identifier       { return identity.Identifier{1, 2, 3} }
-func (testSigner) ChangeHistory() []byte                 { return []byte("history") }
-func (testSigner) SignHello(msg []byte) ([]byte, error) { return append([]byte("signed:"), msg...), nil }
+func (testSigner) Identifier() identity.Identifier { return identity.Identifier{1, 2, 3} }
+func (testSigner) ChangeHistory() []byte           { return []byte("history") }
+func (testSigner) SignHello(msg []byte) ([]byte, error) {
+	return append([]byte("signed:"), msg...), nil
+}
 
 // newTestBridge returns a bridge that is closed, and whose sums are checked, at
 // the end of the test.

@@ -1,0 +1,31 @@
+package bridge
+
+import "github.com/sealmq/sealmq/route"
+
+// MemoryOutboxes returns the default OutboxFactory, for stores that serve from
+// memory what they keep elsewhere. Its outboxes have a further method,
+//
+//	Skip(to uint64)
+//
+// which makes the next sequence to, for a store that restores a queue.
+func MemoryOutboxes() OutboxFactory { return newMemoryOutboxes() }
+
+// RoutedPacket returns a packet of one frame that is routed and stamped already,
+// as an Outbox returned it before a restart. Nothing is copied.
+func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byte) *Packet {
+	return &Packet{Class: class, Arrival: arrival, First: first, Hop: hop, raw: frame}
+}
+
+// Skip makes the next sequence to; the places between stay empty.
+func (m *memoryOutbox) Skip(to uint64) {
+	for m.n > 0 && m.Next() < to {
+		if m.n == len(m.ring) {
+			m.grow()
+		}
+		m.ring[(m.head+m.n)&(len(m.ring)-1)] = slot{flags: slotDropped}
+		m.n++
+	}
+	if m.n == 0 && to > m.first {
+		m.first = to
+	}
+}

@@ -1,0 +1,235 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/route"
+)
+
+// recovery rebuilds the queues and tables from the log, record by record.
+type recovery struct {
+	s     *Store
+	boxes map[uint32]*recovered
+}
+
+// recovered is one name's queue while the log is read. Frames may come twice and
+// out of order where records were moved.
+type recovered struct {
+	name   string
+	seg    uint64
+	named  bool
+	floor  uint64 // everything up to it is gone
+	top    uint64 // the highest sequence seen
+	frames map[uint64]*frame
+}
+
+type frame struct {
+	rec     *record // the newest that holds it
+	arrival int64
+	first   bool
+	hop     []byte
+	body    []byte
+}
+
+func (rc *recovery) box(id uint32) *recovered {
+	b := rc.boxes[id]
+	if b == nil {
+		b = &recovered{frames: make(map[uint64]*frame)}
+		rc.boxes[id] = b
+	}
+	return b
+}
+
+// record takes one record of the log.
+func (rc *recovery) record(seg uint64, kind byte, body []byte) error {
+	d := decoder{b: body}
+	if kind == recTable {
+		key, value := string(d.bytes()), d.b
+		if d.bad {
+			return fmt.Errorf("%w: table entry", errRecord)
+		}
+		if len(value) == 0 {
+			delete(rc.s.tables, key)
+			return nil
+		}
+		rc.s.tables[key] = &entry{seg: seg, size: int64(len(body)), value: append([]byte(nil), value...)}
+		return nil
+	}
+	id := d.u32()
+	switch kind {
+	case recName:
+		b := rc.box(id)
+		b.name, b.seg, b.named = string(d.b), seg, true
+		rc.s.nextID = max(rc.s.nextID, id+1)
+	case recFrames:
+		rc.frames(rc.box(id), seg, len(body), &d)
+	case recDone:
+		b := rc.box(id)
+		b.deliveredUpTo(d.u64())
+	case recDrop:
+		b, seq := rc.box(id), d.u64()
+		delete(b.frames, seq)
+		b.top = max(b.top, seq)
+	case recDiscard:
+		delete(rc.boxes, id)
+	default:
+		return fmt.Errorf("%w: kind %d", errRecord, kind)
+	}
+	if d.bad {
+		return fmt.Errorf("%w: kind %d is cut short", errRecord, kind)
+	}
+	return nil
+}
+
+func (rc *recovery) frames(b *recovered, seg uint64, size int, d *decoder) {
+	seq, arrival, flags, hop, n := d.u64(), int64(d.u64()), d.byte(), d.bytes(), d.uvarint()
+	if d.bad || n == 0 || n > uint64(len(d.b)) {
+		d.bad = true
+		return
+	}
+	rec := &record{last: seq + n - 1, n: uint32(n), seg: seg, size: uint32(size)}
+	for i := range n {
+		body := d.bytes()
+		if d.bad {
+			return
+		}
+		if len(body) == 0 || seq+i <= b.floor {
+			continue // dropped or delivered before the record was moved
+		}
+		b.frames[seq+i] = &frame{
+			rec: rec, arrival: arrival, first: flags&flagFirst != 0,
+			hop: append([]byte(nil), hop...), body: append([]byte(nil), body...),
+		}
+	}
+	b.top = max(b.top, rec.last)
+}
+
+// finish turns what was read into outboxes and holds what is live.
+func (rc *recovery) finish(rep *Report) error {
+	s := rc.s
+	for _, e := range s.tables {
+		s.log.Hold(e.seg, 1, e.size)
+	}
+	for id, r := range rc.boxes {
+		if !r.named {
+			return fmt.Errorf("%w: frames of a queue without a name", errRecord)
+		}
+		if s.byName[r.name] != nil {
+			return fmt.Errorf("%w: two queues of one name", errRecord)
+		}
+		mem, err := s.memory(r.name, true)
+		if err != nil {
+			return err
+		}
+		b := &outbox{
+			Outbox: mem, s: s, name: r.name, id: id, nameSeg: r.seg, named: true, done: r.floor, written: r.floor,
+		}
+		s.log.Hold(b.nameSeg, 1, b.nameSize())
+		if err := b.fill(r); err != nil {
+			return err
+		}
+		rep.Frames += len(r.frames)
+		s.byName[r.name], s.byID[id] = b, b
+	}
+	return nil
+}
+
+// deliveredUpTo forgets what was delivered.
+func (r *recovered) deliveredUpTo(seq uint64) {
+	if seq <= r.floor {
+		return
+	}
+	if seq-r.floor > uint64(len(r.frames)) {
+		for n := range r.frames {
+			if n <= seq {
+				delete(r.frames, n)
+			}
+		}
+	} else {
+		for n := r.floor + 1; n <= seq; n++ {
+			delete(r.frames, n)
+		}
+	}
+	r.floor, r.top = seq, max(r.top, seq)
+}
+
+// fill puts the recovered frames into the outbox, each at its sequence.
+func (b *outbox) fill(r *recovered) error {
+	mem, ok := b.Outbox.(interface{ Skip(to uint64) })
+	if !ok {
+		return fmt.Errorf("%w: outbox cannot be restored", errRecord)
+	}
+	seqs := slices.Sorted(maps.Keys(r.frames))
+	for _, seq := range seqs {
+		r.frames[seq].rec.live++
+	}
+	mem.Skip(r.floor + 1)
+	var last *record
+	for _, seq := range seqs {
+		f := r.frames[seq]
+		mem.Skip(seq)
+		if _, _, err := b.Outbox.Append(bridge.RoutedPacket(route.Stored, f.arrival, f.first, f.hop, f.body), bridge.Ticket{}); err != nil {
+			return err
+		}
+		if f.rec != last {
+			last = f.rec
+			b.push(*last)
+			b.s.log.Hold(last.seg, 1, int64(last.size))
+		}
+	}
+	mem.Skip(r.top + 1)
+	return nil
+}
+
+// decoder reads a record's fields; bad says that one was not there.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) take(n uint64) []byte {
+	if d.bad || n > uint64(len(d.b)) {
+		d.bad = true
+		return nil
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) u32() uint32 {
+	if v := d.take(4); v != nil {
+		return binary.BigEndian.Uint32(v)
+	}
+	return 0
+}
+
+func (d *decoder) u64() uint64 {
+	if v := d.take(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (d *decoder) byte() byte {
+	if v := d.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	if n <= 0 {
+		d.bad = true
+		return 0
+	}
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) bytes() []byte { return d.take(d.uvarint()) }

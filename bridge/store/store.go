@@ -1,0 +1,280 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/seglog"
+)
+
+// Mode says when a frame counts as stored.
+type Mode = seglog.Mode
+
+// Modes of durability.
+const (
+	// SyncAlways: once it is on stable storage.
+	SyncAlways = seglog.SyncAlways
+	// SyncInterval: once the operating system has it.
+	SyncInterval = seglog.SyncInterval
+)
+
+// Errors that Open's error wraps, for the operator's sake.
+var (
+	ErrCorrupt = seglog.ErrCorrupt
+	ErrNewer   = seglog.ErrNewer
+	ErrInUse   = seglog.ErrInUse
+)
+
+// errRecord means that a record's checksum holds and its content does not.
+var errRecord = errors.New("store: record makes no sense")
+
+// Options of a Store. Zero values are the defaults of package seglog.
+type Options struct {
+	Mode Mode
+	// Interval between syncs in mode SyncInterval: what a power cut can lose.
+	Interval time.Duration
+	// SegmentSize is the length of a segment file in bytes.
+	SegmentSize int64
+	// Logger hears of a disk that refuses and of what was cut off; nil discards.
+	Logger *slog.Logger
+}
+
+// Report says what Open found.
+type Report struct {
+	seglog.Report
+	// Names with queues, Frames that wait in them, and entries of the tables.
+	Names, Frames, Entries int
+}
+
+// Stats are the counters of the log below.
+type Stats = seglog.Stats
+
+// Store is an open data folder. Make one with Open. All methods are safe for
+// concurrent use.
+type Store struct {
+	log    *seglog.Log
+	logger *slog.Logger
+	memory bridge.OutboxFactory
+
+	mu     sync.Mutex
+	byName map[string]*outbox
+	byID   map[uint32]*outbox
+	nextID uint32
+	tables map[string]*entry
+
+	dirtyMu sync.Mutex
+	dirty   []*outbox // with deliveries not yet written
+	stop    chan struct{}
+	done    chan struct{}
+}
+
+// entry is the current value of a table's key and where it is.
+type entry struct {
+	seg   uint64
+	size  int64
+	value []byte
+}
+
+// writeDelivered is how long a delivery may wait to be written; a crash within it
+// delivers again.
+const writeDelivered = 20 * time.Millisecond
+
+// Open opens the store in dir, which is made if it is missing, checks it and says
+// what it found. The folder is locked until Close.
+func Open(dir string, opts Options) (*Store, *Report, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{
+		logger: opts.Logger, memory: bridge.MemoryOutboxes(),
+		byName: make(map[string]*outbox), byID: make(map[uint32]*outbox), nextID: 1,
+		tables: make(map[string]*entry),
+		stop:   make(chan struct{}), done: make(chan struct{}),
+	}
+	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
+	log, lrep, err := seglog.Open(dir, seglog.Options{
+		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize,
+		Relocate: s.relocate, Logger: opts.Logger,
+	}, rc.record)
+	if err != nil {
+		return nil, nil, fmt.Errorf("store: %w", err)
+	}
+	s.log = log
+	rep := &Report{Report: *lrep}
+	if err := rc.finish(rep); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("store: %w", err), log.Close())
+	}
+	rep.Names, rep.Entries = len(s.byName), len(s.tables)
+	go s.writeDone()
+	return s, rep, nil
+}
+
+// Close writes what is left and gives the folder free. The bridge must be closed
+// before.
+func (s *Store) Close() error {
+	close(s.stop)
+	<-s.done
+	return s.log.Close()
+}
+
+// Stats returns the log's counters.
+func (s *Store) Stats() Stats { return s.log.Stats() }
+
+// Failing reports whether the disk refuses writes at the moment: acknowledgements
+// wait, nothing is lost.
+func (s *Store) Failing() bool { return s.log.Failing() }
+
+// Outbox is a bridge.OutboxFactory. What is not durable stays in memory.
+func (s *Store) Outbox(name string, durable bool) (bridge.Outbox, error) {
+	mem, err := s.memory(name, durable)
+	if err != nil || !durable {
+		return mem, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.byName[name]; b != nil {
+		return b, nil
+	}
+	b := &outbox{Outbox: mem, s: s, name: name, id: s.nextID}
+	if err := b.writeName(); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s.nextID++
+	s.byName[name], s.byID[b.id] = b, b
+	return b, nil
+}
+
+// Names lists the names that have a queue, in no order.
+func (s *Store) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]string, 0, len(s.byName))
+	for n := range s.byName {
+		out = append(out, n)
+	}
+	return out
+}
+
+// forget takes a discarded name off the store.
+func (s *Store) forget(b *outbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byName, b.name)
+	delete(s.byID, b.id)
+}
+
+// put sets an entry of a table; nil removes it.
+func (s *Store) put(key string, value []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.tables[key]
+	if old == nil && value == nil {
+		return
+	}
+	body := appendTable(nil, key, value)
+	seg, err := s.log.Append(recTable, value != nil, nil, 0, body)
+	if err != nil {
+		s.logger.Error("cannot write a table entry", "err", err)
+		return
+	}
+	if value == nil {
+		delete(s.tables, key)
+	} else {
+		s.tables[key] = &entry{seg: seg, size: int64(len(body)), value: value}
+	}
+	if old != nil {
+		s.log.Release(old.seg, 1, old.size)
+	}
+}
+
+// markDone notes that b has deliveries to be written.
+func (s *Store) markDone(b *outbox) {
+	s.dirtyMu.Lock()
+	s.dirty = append(s.dirty, b)
+	s.dirtyMu.Unlock()
+}
+
+// writeDone writes deliveries every few milliseconds: one record for each queue,
+// however many frames it covers.
+func (s *Store) writeDone() {
+	defer close(s.done)
+	t := time.NewTicker(writeDelivered)
+	defer t.Stop()
+	for last := false; !last; {
+		select {
+		case <-t.C:
+		case <-s.stop:
+			last = true
+		}
+		s.dirtyMu.Lock()
+		due := s.dirty
+		s.dirty = nil
+		s.dirtyMu.Unlock()
+		for _, b := range due {
+			b.mu.Lock()
+			b.flushDone()
+			b.mu.Unlock()
+		}
+	}
+}
+
+// relocate appends the live records of a segment again. It runs on the log's
+// goroutine.
+func (s *Store) relocate(seg uint64) {
+	s.mu.Lock()
+	boxes := make([]*outbox, 0, len(s.byID))
+	for _, b := range s.byID {
+		boxes = append(boxes, b)
+	}
+	for key, e := range s.tables {
+		if e.seg != seg {
+			continue
+		}
+		n, err := s.log.Append(recTable, true, &moved{s.log, seg, e.size}, 0, appendTable(nil, key, e.value))
+		if err != nil {
+			s.mu.Unlock()
+			return
+		}
+		e.seg = n
+	}
+	s.mu.Unlock()
+	for _, b := range boxes {
+		b.mu.Lock()
+		b.relocate(seg)
+		b.mu.Unlock()
+	}
+}
+
+// moved releases an old copy once the new one is committed.
+type moved struct {
+	log  *seglog.Log
+	seg  uint64
+	size int64
+}
+
+func (m *moved) Committed(uint64) { m.log.Release(m.seg, 1, m.size) }
+
+// Kinds of records.
+const (
+	recName byte = iota + 1
+	recFrames
+	recDone
+	recDrop
+	recDiscard
+	recTable
+)
+
+const (
+	flagFirst = 1 << iota
+)
+
+func appendTable(dst []byte, key string, value []byte) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(key)))
+	dst = append(dst, key...)
+	return append(dst, value...)
+}

@@ -1,0 +1,273 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/route"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func openStore(t *testing.T, dir string, opts Options) (*Store, *Report) {
+	t.Helper()
+	s, rep, err := Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, rep
+}
+
+func box(t *testing.T, s *Store, name string) bridge.Outbox {
+	t.Helper()
+	b, err := s.Outbox(name, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func add(t *testing.T, b bridge.Outbox, class route.Class, frame string) {
+	t.Helper()
+	if _, _, err := b.Append(bridge.RoutedPacket(class, 7, true, []byte("hop"), []byte(frame)), bridge.Ticket{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// content returns sequence and frame of every entry.
+func content(b bridge.Outbox) (seqs []uint64, frames []string) {
+	b.Scan(func(it *bridge.Item) bool {
+		seqs, frames = append(seqs, it.Seq), append(frames, string(it.Frame))
+		return true
+	})
+	return seqs, frames
+}
+
+func TestRestart(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := openStore(t, dir, Options{})
+	b := box(t, s, "bob")
+	add(t, b, route.Stored, "one")
+	add(t, b, route.Stored, "two")
+	add(t, b, route.Transient, "gone")
+	add(t, b, route.Stored, "three")
+	add(t, b, route.Stored, "four")
+	if frames, size := b.Release(1); frames != 1 || size != 3 {
+		t.Fatal(frames, size)
+	}
+	if size, ok := b.Drop(4); !ok || size != 5 {
+		t.Fatal(size, ok)
+	}
+	if _, err := s.Outbox("memory", false); err != nil {
+		t.Fatal(err)
+	}
+	gone := box(t, s, "gone")
+	add(t, gone, route.Stored, "x")
+	gone.Discard()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, rep := openStore(t, dir, Options{})
+	defer s.Close()
+	if names := s.Names(); !slices.Equal(names, []string{"bob"}) || rep.Frames != 2 || rep.Names != 1 {
+		t.Fatalf("%v, %+v", names, rep)
+	}
+	b = box(t, s, "bob")
+	seqs, frames := content(b)
+	if !slices.Equal(seqs, []uint64{2, 5}) || !slices.Equal(frames, []string{"two", "four"}) || b.Next() != 6 {
+		t.Fatalf("%v %v, next %d", seqs, frames, b.Next())
+	}
+	b.Scan(func(it *bridge.Item) bool {
+		if it.Arrival != 7 || !it.First || string(it.Hop) != "hop" || it.Class != route.Stored {
+			t.Errorf("%+v", it)
+		}
+		return true
+	})
+	if st := s.Stats(); st.LiveBytes == 0 {
+		t.Fatalf("%+v", st)
+	}
+}
+
+func TestTables(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := openStore(t, dir, Options{})
+	owner := bridge.Principal{ClientID: "Iabc", Role: bridge.RoleDevice, Proven: true}
+	owner.Identity[0] = 9
+	at := time.Unix(1700000000, 5).UTC()
+	s.Port(bridge.PortState{Principal: owner, Seen: at})
+	s.Port(bridge.PortState{Principal: bridge.Principal{ClientID: "left"}, Seen: at})
+	s.PortGone("left")
+	f := bridge.ForwarderState{
+		Address: "forward_to_x", Kind: 2, Owner: owner, Route: route.To("dev_1", "m"), Since: at, Seen: at, Claim: []byte{1, 2},
+	}
+	s.Forwarder(f)
+	f.Claim = []byte{3}
+	s.Forwarder(f)
+	s.Forwarder(bridge.ForwarderState{Address: "FWD_gone", Route: route.To("a")})
+	s.ForwarderGone("FWD_gone")
+	s.Close()
+	s, rep := openStore(t, dir, Options{})
+	defer s.Close()
+	st, err := s.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(st.Ports) != 1 || st.Ports[0].Principal != owner || !st.Ports[0].Seen.Equal(at) || rep.Entries != 2 {
+		t.Fatalf("%+v", st)
+	}
+	if len(st.Forwarders) != 1 || fmt.Sprint(st.Forwarders[0]) != fmt.Sprint(f) {
+		t.Fatalf("%+v, want %+v", st.Forwarders, f)
+	}
+}
+
+// A queue is a model's list, whatever is done to it and however often the process
+// ends, cleanly or by being copied away under its feet.
+func TestModel(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	dir := t.TempDir()
+	opts := Options{Mode: SyncInterval, SegmentSize: 2 << 10}
+	s, _ := openStore(t, dir, opts)
+	defer func() { s.Close() }()
+	type entry struct {
+		seq   uint64
+		frame string
+		class route.Class
+	}
+	names := []string{"a", "b", "c"}
+	model := make(map[string][]entry)
+	n := 0
+	for step := range 4000 {
+		name := names[rnd.IntN(len(names))]
+		b := box(t, s, name)
+		list := model[name]
+		switch k := rnd.IntN(100); {
+		case k < 55:
+			n++
+			class := route.Stored
+			if rnd.IntN(5) == 0 {
+				class = route.Transient
+			}
+			frame := fmt.Sprintf("%s-%d-%s", name, n, bytes.Repeat([]byte{'x'}, rnd.IntN(200)))
+			seq := b.Next()
+			add(t, b, class, frame)
+			model[name] = append(list, entry{seq, frame, class})
+		case k < 85 && len(list) > 0:
+			cut := rnd.IntN(min(len(list), 8))
+			b.Release(list[cut].seq)
+			model[name] = list[cut+1:]
+		case k < 92 && len(list) > 0:
+			i := rnd.IntN(len(list))
+			if _, ok := b.Drop(list[i].seq); !ok {
+				t.Fatalf("step %d: cannot drop %d of %s", step, list[i].seq, name)
+			}
+			model[name] = slices.Delete(slices.Clone(list), i, i+1)
+		case k == 92:
+			b.Discard()
+			delete(model, name)
+		case k == 93:
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if k := rnd.IntN(2); k == 0 {
+				dir = copyDir(t, dir)
+			}
+			s, _ = openStore(t, dir, opts)
+			for name, list := range model {
+				model[name] = slices.DeleteFunc(slices.Clone(list), func(e entry) bool { return e.class == route.Transient })
+			}
+		}
+		var seqs []uint64
+		var frames []string
+		for _, e := range model[name] {
+			seqs, frames = append(seqs, e.seq), append(frames, e.frame)
+		}
+		gotSeqs, gotFrames := content(box(t, s, name))
+		if !slices.Equal(gotSeqs, seqs) || !slices.Equal(gotFrames, frames) {
+			t.Fatalf("step %d: %s holds %v, want %v", step, name, gotSeqs, seqs)
+		}
+	}
+	if st := s.Stats(); st.Segments > 40 {
+		t.Fatalf("segments pile up: %+v", st)
+	}
+}
+
+func copyDir(t *testing.T, dir string) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), "copy")
+	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+// A kill at any record leaves a store that opens: whatever prefix of the log is
+// there, each queue is a run of what was appended, in order.
+func TestEveryPrefix(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := openStore(t, dir, Options{})
+	b := box(t, s, "bob")
+	for i := range 10 {
+		add(t, b, route.Stored, fmt.Sprint("frame", i))
+		if i%3 == 2 {
+			b.Release(uint64(i - 1))
+		}
+	}
+	s.Close()
+	segs, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil || len(segs) != 1 {
+		t.Fatal(segs, err)
+	}
+	whole, err := os.ReadFile(segs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range whole {
+		if err := os.WriteFile(segs[0], whole[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, rep := openStore(t, dir, Options{})
+		if len(s.Names()) > 0 {
+			seqs, _ := content(box(t, s, "bob"))
+			if len(seqs) != rep.Frames {
+				t.Fatalf("cut at %d: %d frames, reported %d", n, len(seqs), rep.Frames)
+			}
+			for i := range seqs {
+				if i > 0 && seqs[i] != seqs[i-1]+1 {
+					t.Fatalf("cut at %d: %v", n, seqs)
+				}
+			}
+		}
+		s.Close()
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add(byte(recName), []byte("\x00\x00\x00\x01bob"))
+	f.Add(byte(recFrames), []byte("\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x01\x01x"))
+	f.Add(byte(recDone), []byte("\x00\x00\x00\x01\xff\xff\xff\xff\xff\xff\xff\xff"))
+	f.Add(byte(recTable), []byte("\x01kvalue"))
+	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
+		rc := &recovery{s: &Store{tables: make(map[string]*entry)}, boxes: make(map[uint32]*recovered)}
+		if rc.record(1, kind, body) != nil {
+			return
+		}
+		for _, b := range rc.boxes {
+			for seq, fr := range b.frames {
+				if len(fr.body) == 0 || seq <= b.floor {
+					t.Fatalf("frame %d is no frame", seq)
+				}
+			}
+		}
+	})
+}
