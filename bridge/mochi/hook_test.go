@@ -367,8 +367,8 @@ func TestGuestReachesHelloOnly(t *testing.T) {
 		t.Fatal(a, err)
 	}
 	g.to("bob", "no")
-	if n := h.b.Counters().Dropped[bridge.DropRefused]; n != 1 {
-		t.Errorf("refused: %d", n)
+	if n := h.b.Counters().Dropped[bridge.DropUnknown]; n != 1 {
+		t.Errorf("unknown: %d", n)
 	}
 }
 
