@@ -1,0 +1,133 @@
+package device
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// frameKey is what a notice echoes of the frame it is about.
+type frameKey struct{ first, last route.Address }
+
+// calls are the calls in progress that a notice may end. A notice that matches
+// none is ignored: it can end a wait and do nothing else.
+type calls struct {
+	mu sync.Mutex
+	of map[frameKey][]*call // guarded by mu
+}
+
+// call is a wait for an answer.
+type call struct {
+	calls     *calls
+	cancel    context.CancelCauseFunc
+	noWait    bool   // an offline peer ends the wait at once
+	onWaiting func() // called once when the hub waits for the peer; must not block
+
+	keys   []frameKey // guarded by calls.mu
+	waited bool       // guarded by calls.mu
+	ended  bool       // guarded by calls.mu
+}
+
+type callKey struct{}
+
+// begin returns a context for a call: the first frames sent with it are those that
+// a notice may be about. end must be called.
+func (cs *calls) begin(ctx context.Context, noWait bool, onWaiting func()) (context.Context, *call) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c := &call{calls: cs, cancel: cancel, noWait: noWait, onWaiting: onWaiting}
+	return context.WithValue(ctx, callKey{}, c), c
+}
+
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	return c
+}
+
+// expect notes that a frame of the call is about to be sent.
+func (c *call) expect(first, last route.Address) {
+	key := frameKey{first, last}
+	c.calls.mu.Lock()
+	defer c.calls.mu.Unlock()
+	if c.ended || slices.Contains(c.keys, key) {
+		return
+	}
+	if c.calls.of == nil {
+		c.calls.of = make(map[frameKey][]*call)
+	}
+	c.keys = append(c.keys, key)
+	c.calls.of[key] = append(c.calls.of[key], c)
+}
+
+// end ends the wait.
+func (c *call) end() {
+	cs := c.calls
+	cs.mu.Lock()
+	c.ended = true
+	for _, key := range c.keys {
+		left := slices.DeleteFunc(cs.of[key], func(o *call) bool { return o == c })
+		if cs.of[key] = left; len(left) == 0 {
+			delete(cs.of, key)
+		}
+	}
+	c.keys = nil
+	cs.mu.Unlock()
+	c.cancel(nil)
+}
+
+// noticed takes a notice of the hub. It does not block.
+func (cs *calls) noticed(n *hubproto.Notice) {
+	if !n.HasFirst {
+		return
+	}
+	cs.mu.Lock()
+	waiting := slices.Clone(cs.of[frameKey{n.FirstHop, n.LastReturn}])
+	cs.mu.Unlock()
+	for _, c := range waiting {
+		c.noticed(n)
+	}
+}
+
+func (c *call) noticed(n *hubproto.Notice) {
+	if n.Reason != hubproto.ReasonWaiting {
+		if err := noticeError(n.Reason); err != nil {
+			c.cancel(err)
+		}
+		return
+	}
+	if c.noWait {
+		c.cancel(ErrPeerOffline)
+		return
+	}
+	c.calls.mu.Lock()
+	first := !c.waited && !c.ended
+	c.waited = true
+	c.calls.mu.Unlock()
+	if first && c.onWaiting != nil {
+		c.onWaiting()
+	}
+}
+
+// noticeError is the error of a call that the notice ends; nil for reasons that
+// say nothing about a call.
+func noticeError(r hubproto.Reason) error {
+	switch r {
+	case hubproto.ReasonUnknown:
+		return ErrUnknownAddress
+	case hubproto.ReasonOffline, hubproto.ReasonExpired:
+		return ErrPeerOffline
+	case hubproto.ReasonRefused:
+		return ErrHubRefused
+	case hubproto.ReasonTooLarge:
+		return ErrTooLarge
+	case hubproto.ReasonFull:
+		return fmt.Errorf("%w: the hub's queue for this address is full", ErrBusy)
+	case hubproto.ReasonMalformed:
+		return fmt.Errorf("%w: it could not read the frame", ErrHubRefused)
+	default:
+		return nil
+	}
+}

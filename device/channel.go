@@ -1,0 +1,474 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/route"
+)
+
+// Making a channel again: the first pause, the longest mean pause, and the time
+// for one attempt.
+const (
+	firstRedial = 250 * time.Millisecond
+	longRedial  = 20 * time.Second
+	redialTime  = 30 * time.Second
+)
+
+// DialOption changes how Dial works and what the channel does later.
+type DialOption func(*dialOptions)
+
+type dialOptions struct {
+	channel   channel.DialOptions
+	noWait    bool
+	noHeal    bool
+	onWaiting func()
+}
+
+// NoWait makes Dial fail with ErrPeerOffline as soon as the hub says that the peer
+// is offline, instead of waiting up to 10 s for it to come.
+func NoWait() DialOption { return func(o *dialOptions) { o.noWait = true } }
+
+// OnWaiting has fn called when the hub says that the peer is offline and that it
+// waits for it. fn must not block.
+func OnWaiting(fn func()) DialOption { return func(o *dialOptions) { o.onWaiting = fn } }
+
+// Transient sends the channel's frames with QoS 0, both ways: cheaper, and lost
+// with a connection. For traffic that has its own recovery.
+func Transient() DialOption { return func(o *dialOptions) { o.channel.Class = route.Transient } }
+
+// NoConfirm makes Dial return once the last handshake message is sent, without
+// waiting for the peer to say that it accepts us. A refusal shows in Channel.Err.
+func NoConfirm() DialOption { return func(o *dialOptions) { o.channel.NoConfirm = true } }
+
+// NoHeal makes a channel end when it breaks, instead of being made again.
+func NoHeal() DialOption { return func(o *dialOptions) { o.noHeal = true } }
+
+// ShowNoCredential shows the peer none of our credentials.
+func ShowNoCredential() DialOption { return func(o *dialOptions) { o.channel.HideCredential = true } }
+
+// Channel is a secure channel to a peer that this node dialled. When it breaks
+// (frames lost beyond repair, a peer that restarted or fell silent), it is made
+// again with the same peer, with back-off and jitter, until that works, the peer
+// refuses, or Close; what is sent meanwhile waits. Messages that were under way
+// when it broke may be lost.
+//
+// All methods are safe for concurrent use.
+type Channel struct {
+	n      *Node
+	to     route.Route
+	policy channel.Policy
+	opts   dialOptions
+	mend   context.Context // ends with the channel
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the channel has ended
+
+	mu      sync.Mutex
+	cur     *channel.Channel // guarded by mu
+	healing bool             // guarded by mu: cur is broken and another one is on its way
+	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
+	err     error            // guarded by mu: why it ended
+	restart uint64           // guarded by mu: times it was made again
+}
+
+// Dial opens a secure channel to the listener at the end of a route. A forwarding
+// address alone is a complete route to a sealmq peer's listener; towards a stock
+// Ockam peer name the listener too, "FWD_…=>listener". policy says who may be at
+// the other end.
+//
+// Without NoWait an offline peer is waited for as long as the hub does, 10 s. ctx
+// bounds the whole.
+//
+// Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so,
+// ErrPeerRefused, ErrWrongIdentity, ErrTimeout, ErrBusy, that of ctx, or what
+// stopped the node.
+func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, opts ...DialOption) (*Channel, error) {
+	switch {
+	case len(to) == 0:
+		return nil, errors.New("device: dial: the route is empty")
+	case policy == nil:
+		return nil, errors.New("device: dial: no trust policy given: pass channel.TrustEveryone to accept any identity")
+	}
+	c := &Channel{n: n, to: to.Clone(), policy: policy, done: make(chan struct{}), changed: make(chan struct{})}
+	for _, opt := range opts {
+		opt(&c.opts)
+	}
+	cur, err := n.dial(ctx, c.to, policy, &c.opts)
+	if err != nil {
+		return nil, err
+	}
+	c.cur = cur
+	c.mend, c.cancel = context.WithCancel(context.Background())
+	n.mu.Lock()
+	closed := n.closed
+	if !closed {
+		n.channels[c] = struct{}{}
+		n.tasks.Go(c.watch)
+	}
+	n.mu.Unlock()
+	if closed {
+		_ = cur.Close()
+		return nil, ErrClosed
+	}
+	return c, nil
+}
+
+// dial makes one attempt.
+func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, opts *dialOptions) (*channel.Channel, error) {
+	if err := n.Err(); err != nil {
+		return nil, err
+	}
+	ctx, leave := n.join(ctx)
+	defer leave(nil)
+	ctx, call := n.calls.begin(ctx, opts.noWait, opts.onWaiting)
+	defer call.end()
+	cur, err := n.endpoint.Dial(ctx, to, policy, opts.channel)
+	if err == nil {
+		return cur, nil
+	}
+	hint := ""
+	if len(to) == 1 {
+		hint = fmt.Sprintf(listenerHint, to[0].Value)
+	}
+	switch cause := context.Cause(ctx); {
+	case n.Err() != nil:
+		return nil, n.Err()
+	case errors.Is(cause, ErrUnknownAddress):
+		return nil, callError("dialling", to, cause, "ask the peer for its present forwarding address")
+	case errors.Is(cause, ErrPeerOffline):
+		return nil, callError("dialling", to, cause, "it is not connected to the hub; try again when it is")
+	case errors.Is(err, channel.ErrRefused):
+		return nil, callError("dialling", to, ErrPeerRefused, "its trust policy does not accept "+n.Identifier().String())
+	case errors.Is(err, channel.ErrWrongIdentity):
+		return nil, fmt.Errorf("%w: dialling %s: %w", ErrWrongIdentity, to, err)
+	case errors.Is(err, channel.ErrBusy):
+		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+	case errors.Is(err, channel.ErrTimeout) && cause == nil, errors.Is(cause, context.DeadlineExceeded):
+		return nil, callError("no answer to the handshake through", to, ErrTimeout, hint)
+	case errors.Is(cause, context.Canceled):
+		return nil, ctxError(ctx, fmt.Sprintf("dialling %s", to))
+	case cause != nil:
+		return nil, callError("dialling", to, cause, "")
+	default:
+		return nil, fmt.Errorf("device: dialling %s: %w", to, err)
+	}
+}
+
+// watch makes the channel again whenever it breaks. It is the only one to end the
+// present channel.
+func (c *Channel) watch() {
+	defer c.finish()
+	for {
+		c.mu.Lock()
+		cur := c.cur
+		c.mu.Unlock()
+		select {
+		case <-cur.Done():
+		case <-c.mend.Done():
+			_ = cur.Close()
+			return
+		case <-c.n.stopped.Done():
+			c.end(c.n.Err())
+			return
+		}
+		if c.mend.Err() != nil {
+			return
+		}
+		why := cur.Err()
+		if c.opts.noHeal || !heals(why) {
+			c.end(channelError(why))
+			return
+		}
+		c.update(func() { c.healing = true })
+		c.n.log.Info("channel broke; making it again", "peer", c.Peer().Identifier, "err", why)
+		c.n.events.emit(Event{Kind: EventChannelLost, Channel: c, Err: why})
+		if !c.redial() {
+			return
+		}
+		c.n.events.emit(Event{Kind: EventChannelRestored, Channel: c})
+	}
+}
+
+// heals reports whether a channel that ended for that reason is made again: when
+// nobody wanted it to end.
+func heals(err error) bool {
+	return errors.Is(err, channel.ErrGap) || errors.Is(err, channel.ErrSilent) || errors.Is(err, channel.ErrNonceExhausted)
+}
+
+// channelError is the error of this package for the end of a channel.
+func channelError(err error) error {
+	switch {
+	case errors.Is(err, channel.ErrRefused):
+		return fmt.Errorf("%w: %w", ErrPeerRefused, err)
+	case errors.Is(err, channel.ErrPeerClosed):
+		return ErrPeerClosed
+	case errors.Is(err, channel.ErrClosed):
+		return ErrClosed
+	default:
+		return fmt.Errorf("device: %w", err)
+	}
+}
+
+// redial tries until a channel with the same peer stands; false when the end has
+// come.
+func (c *Channel) redial() bool {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval, pauses.MaxInterval = firstRedial, longRedial
+	pauses.Multiplier, pauses.RandomizationFactor = 2, 0.5
+	who := c.Peer().Identifier
+	policy := channel.And(channel.TrustIdentifiers(who), c.policy)
+	opts := c.opts
+	opts.onWaiting = nil
+	for {
+		timer := time.NewTimer(pauses.NextBackOff())
+		select {
+		case <-timer.C:
+		case <-c.mend.Done():
+			timer.Stop()
+			return false
+		case <-c.n.stopped.Done():
+			timer.Stop()
+			c.end(c.n.Err())
+			return false
+		}
+		if c.n.State() != Online {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(c.mend, redialTime)
+		cur, err := c.n.dial(ctx, c.to, policy, &opts)
+		cancel()
+		switch {
+		case err == nil:
+			c.update(func() {
+				c.cur, c.healing = cur, false
+				c.restart++
+			})
+			return true
+		case errors.Is(err, ErrPeerRefused):
+			c.end(err)
+			return false
+		}
+		// A wrong identity is no reason to stop: whoever carries our frames can make
+		// it appear, and must not be able to end the channel.
+		c.n.log.Debug("channel not yet made again", "peer", who, "err", err)
+	}
+}
+
+// update changes the channel's state and tells whoever waits for that.
+func (c *Channel) update(change func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// end ends the channel for good; the first reason stays.
+func (c *Channel) end(err error) {
+	c.update(func() {
+		if c.err == nil {
+			c.err = err
+		}
+	})
+	c.cancel()
+}
+
+// finish is the last thing watch does.
+func (c *Channel) finish() {
+	c.end(ErrClosed)
+	close(c.done)
+	n := c.n
+	n.mu.Lock()
+	delete(n.channels, c)
+	n.mu.Unlock()
+	n.events.emit(Event{Kind: EventChannelEnded, Channel: c, Err: c.Err()})
+}
+
+// present returns the channel to send through, waiting for one while it is being
+// made again.
+func (c *Channel) present(ctx context.Context) (*channel.Channel, error) {
+	for {
+		c.mu.Lock()
+		cur, healing, changed, err := c.cur, c.healing, c.changed, c.err
+		c.mu.Unlock()
+		switch {
+		case err != nil:
+			return nil, err
+		case !healing && !ended(cur):
+			return cur, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctxError(ctx, "waiting for the channel to be made again")
+		}
+	}
+}
+
+func ended(c *channel.Channel) bool {
+	select {
+	case <-c.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// Peer returns who is at the other end, with the credentials shown last.
+func (c *Channel) Peer() channel.Peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cur.Peer()
+}
+
+// Confirmed reports whether the peer is a sealmq peer that has said that it
+// accepts us. A stock Ockam peer never does.
+func (c *Channel) Confirmed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cur.Confirmed()
+}
+
+// Restarts counts how often the channel was made again.
+func (c *Channel) Restarts() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.restart
+}
+
+// Route returns the route that was dialled.
+func (c *Channel) Route() route.Route { return c.to.Clone() }
+
+// Send sends payload to a worker of the peer, such as its mailbox "app". The peer
+// sees this node's first mailbox as the way to answer. nil means: sealed, and in
+// this device's outbox; payload may be used again. Flush waits for the hub.
+//
+// When the outbox is full or the channel is being made again, Send waits until ctx
+// ends. Errors: ErrTooLarge, ErrPeerClosed, ErrPeerRefused, ErrClosed, ErrTimeout,
+// that of ctx, or what stopped the node.
+func (c *Channel) Send(ctx context.Context, address string, payload []byte) error {
+	return c.SendRoute(ctx, route.To(address), c.n.answers(), payload)
+}
+
+// SendString is Send with an Ockam String, as a Rust program expects it.
+func (c *Channel) SendString(ctx context.Context, address, s string) error {
+	return c.Send(ctx, address, EncodeString(s))
+}
+
+// SendRoute is Send along a longer route inside the peer's node, with a return
+// route of the caller's choice inside this one; both travel encrypted.
+func (c *Channel) SendRoute(ctx context.Context, onward, ret route.Route, payload []byte) error {
+	if len(onward) == 0 {
+		return errors.New("device: send: the route inside the peer is empty")
+	}
+	for {
+		cur, err := c.present(ctx)
+		if err != nil {
+			return err
+		}
+		err = cur.Send(ctx, onward, ret, payload)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() == nil && ended(cur):
+			continue // it was not sent; another channel comes, or the end
+		default:
+			return c.n.failure(ctx, "sending", err)
+		}
+	}
+}
+
+// answers is the return route of messages that name none: the first mailbox.
+func (n *Node) answers() route.Route {
+	if len(n.cfg.Mailboxes) == 0 {
+		return nil
+	}
+	return route.To(n.cfg.Mailboxes[0])
+}
+
+// Request sends payload to a worker of the peer and waits for its answer, until ctx
+// ends. Errors as for Send, and ErrTimeout.
+func (c *Channel) Request(ctx context.Context, address string, payload []byte) (*Message, error) {
+	joined, leave := c.n.join(ctx)
+	defer leave(nil)
+	cur, err := c.present(joined)
+	if err != nil {
+		return nil, err
+	}
+	// The end of the channel ends the wait.
+	joined, cancel := context.WithCancelCause(joined)
+	defer cancel(nil)
+	defer context.AfterFunc(c.mend, func() { cancel(errChannelEnded) })()
+	box := randomAddress()
+	access := Access{Encryptors: []string{cur.EncryptorAddress()}}
+	if err := c.n.local.OpenMailbox(box, access); err != nil {
+		return nil, c.n.failure(joined, "request", err)
+	}
+	defer c.n.local.Remove(box)
+	if err := cur.Send(joined, route.To(address), route.To(box), payload); err != nil {
+		return nil, c.requestError(joined, address, err)
+	}
+	m, err := c.n.local.Receive(joined, box)
+	if err != nil {
+		return nil, c.requestError(joined, address, err)
+	}
+	return m, nil
+}
+
+var errChannelEnded = errors.New("device: the channel has ended")
+
+func (c *Channel) requestError(ctx context.Context, address string, err error) error {
+	c.mu.Lock()
+	ended := c.err
+	c.mu.Unlock()
+	if ended != nil && errors.Is(context.Cause(ctx), errChannelEnded) {
+		return ended
+	}
+	return c.n.failure(ctx, fmt.Sprintf("no answer from the peer's %q", address), err)
+}
+
+// RequestString is Request with an Ockam String, and one as the answer.
+func (c *Channel) RequestString(ctx context.Context, address, s string) (string, error) {
+	m, err := c.Request(ctx, address, EncodeString(s))
+	if err != nil {
+		return "", err
+	}
+	return m.Text()
+}
+
+// Flush waits until the hub has acknowledged everything that this node sent
+// before. It says nothing about the peer.
+func (c *Channel) Flush(ctx context.Context) error { return c.n.Flush(ctx) }
+
+// RefreshCredentials shows the peer a new credential of ours.
+func (c *Channel) RefreshCredentials(ctx context.Context, credential []byte) error {
+	cur, err := c.present(ctx)
+	if err != nil {
+		return err
+	}
+	return c.n.failure(ctx, "refreshing credentials", cur.RefreshCredentials(ctx, credential))
+}
+
+// Close ends the channel and tells the peer.
+func (c *Channel) Close() error {
+	c.end(ErrClosed)
+	<-c.done
+	return nil
+}
+
+// Done is closed when the channel has ended for good; Err says why.
+func (c *Channel) Done() <-chan struct{} { return c.done }
+
+// Err returns nil while the channel works or is being made again, and afterwards
+// why it ended: ErrClosed, ErrPeerClosed, ErrPeerRefused, or what stopped the node.
+func (c *Channel) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}

@@ -1,0 +1,217 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// DefaultMailbox is the mailbox that every node has unless Config.Mailboxes says
+// otherwise.
+const DefaultMailbox = "app"
+
+// Config says who a device is and how it connects. Identity is required; the zero
+// value of everything else means a documented default. Connect copies it.
+type Config struct {
+	// Identity is who this device is. Required.
+	Identity *identity.Private
+
+	// Suffix tells programs with the same identity apart at the hub: the MQTT
+	// client id is the identifier, or the identifier, "-" and this. Two connected
+	// programs with the same client id throw each other off.
+	Suffix string
+	// OneShot uses a random suffix that the hub forgets soon after the connection
+	// ends: for commands that run once, beside a program that runs for long. It
+	// excludes Suffix.
+	OneShot bool
+
+	// Username and Password are what the hub's password file asks for. They
+	// override those of the URL. Sent in the clear without TLS.
+	Username, Password string
+	// Root is the hub's topic root. Default "sealmq".
+	Root topics.Root
+	// Hub is the hub's identifier, which it has to prove; "?hub=I…" in the URL
+	// does the same. Zero: the first hub that proves an identity is kept to as
+	// long as the node lives.
+	Hub identity.Identifier
+	// TLS is used for mqtts:// and wss://. Default: the system's roots, TLS 1.2 at
+	// least, the URL's host as server name. It is cloned; a smaller MinVersion than
+	// TLS 1.2 is raised.
+	TLS *tls.Config
+	// InsecureTLSProxy says that TLS ends at a proxy before the hub, so that the
+	// hub's proof of identity is not bound to the TLS connection. Whoever controls
+	// the proxy can then pass the hub's proof on.
+	InsecureTLSProxy bool
+	// DialNetwork opens network connections instead of a net.Dialer, for proxies
+	// and tests.
+	DialNetwork func(ctx context.Context, network, address string) (net.Conn, error)
+	// KeepTrying makes Connect try until its context ends, instead of failing when
+	// the first attempt does. Refusals are final in both cases.
+	KeepTrying bool
+
+	// KeepAlive is the longest silence before the connection is probed; a dead
+	// one is noticed after one and a half times that and WriteTimeout. Whole
+	// seconds, 5 s to 10 min. Default 30 s.
+	KeepAlive time.Duration
+	// ConnectTimeout bounds one attempt: network, TLS, CONNECT and SUBSCRIBE.
+	// Default 15 s.
+	ConnectTimeout time.Duration
+	// WriteTimeout bounds one write to the network. Default 10 s.
+	WriteTimeout time.Duration
+	// HelloTimeout is how long to wait for the hub's answer to hello; a plain Ockam
+	// hub gives none. Default 3 s.
+	HelloTimeout time.Duration
+
+	// Limits bound what is accepted from the hub, and, with what the hub says, what
+	// is sent. Zero fields mean 256 KiB a frame, 64 hops, 255 bytes an address.
+	Limits route.Limits
+	// QueuedFrames and QueuedBytes bound the outbox: what is sent but not yet
+	// acknowledged by the hub. When it is full, sending waits. Defaults 8,192 and
+	// 32 MiB, or twice the frame limit if that is more.
+	QueuedFrames, QueuedBytes int
+
+	// Mailboxes are addresses for Receive. They exist from Connect on, so nothing
+	// sent before the first Receive is lost, and are open to peers of secure
+	// channels only. Default: "app". MailboxMessages (default 1,024) and
+	// MailboxBytes (default 4 MiB) bound each of them, and each Handle.
+	Mailboxes                     []string
+	MailboxMessages, MailboxBytes int
+
+	// Registry keeps the identities met. Default: in memory, 4,096 of them.
+	Registry identity.Registry
+	// Authorities are those whose credentials are accepted from peers.
+	Authorities []*identity.Identity
+	// Credential returns our own credential for peers when a handshake needs it;
+	// nil shows none.
+	Credential func() ([]byte, error)
+	// ChannelLimits bound what peers can cost. Its Frame is ignored.
+	ChannelLimits channel.Limits
+
+	// OnEvent is called for each Event, in order, on a goroutine of its own; it may
+	// call anything, Close included. When it is 256 events behind the oldest are
+	// dropped and counted.
+	OnEvent func(Event)
+	// Logger gets what an operator wants to know; nil discards. Payloads and keys
+	// are never logged.
+	Logger *slog.Logger
+}
+
+// Defaults of Config.
+const (
+	defaultKeepAlive    = 30 * time.Second
+	defaultConnect      = 15 * time.Second
+	defaultWrite        = 10 * time.Second
+	defaultHello        = 3 * time.Second
+	defaultQueuedFrames = 8192
+	defaultQueuedBytes  = 32 << 20
+	defaultKnownPeers   = 4096
+)
+
+// packetHeadroom is what a hub's packet may have beyond the frame limit: the hub
+// adds to the return route, and MQTT has a header.
+const packetHeadroom = 64 << 10
+
+// resolved returns the configuration with its defaults, or says what is wrong.
+func (c Config) resolved(u hubURL) (Config, error) {
+	bad := func(format string, args ...any) (Config, error) {
+		return Config{}, fmt.Errorf("device: configuration: "+format, args...)
+	}
+	if c.Identity == nil {
+		return bad("Identity is missing")
+	}
+	if err := c.Limits.Validate(); err != nil {
+		return Config{}, err
+	}
+	c.Limits = c.Limits.WithDefaults()
+	setDefault(&c.Root, topics.DefaultRoot)
+	if _, err := topics.ParseRoot(string(c.Root)); err != nil {
+		return Config{}, err
+	}
+	if c.Username == "" && c.Password == "" && u.hasUser {
+		c.Username, c.Password = u.user, u.password
+	}
+	switch {
+	case !c.Hub.IsZero() && !u.pin.IsZero() && c.Hub != u.pin:
+		return bad("Hub and the URL's ?hub= pin different hubs")
+	case c.Hub.IsZero():
+		c.Hub = u.pin
+	}
+	if c.OneShot && c.Suffix != "" {
+		return bad("OneShot makes a suffix of its own; leave Suffix empty")
+	}
+	if c.Suffix != "" && hubproto.IsOneShot(c.clientID()) {
+		return bad("Suffix %q looks like a random one-shot suffix, which the hub forgets; choose another", c.Suffix)
+	}
+	if id := c.clientID(); !topics.ValidDevice(id) {
+		return bad("Suffix %q gives a client id that is not [A-Za-z0-9_-]{1,128}", c.Suffix)
+	}
+	for _, d := range []struct {
+		name          string
+		value         *time.Duration
+		low, standard time.Duration
+	}{
+		{"KeepAlive", &c.KeepAlive, 5 * time.Second, defaultKeepAlive},
+		{"ConnectTimeout", &c.ConnectTimeout, 10 * time.Millisecond, defaultConnect},
+		{"WriteTimeout", &c.WriteTimeout, 10 * time.Millisecond, defaultWrite},
+		{"HelloTimeout", &c.HelloTimeout, 10 * time.Millisecond, defaultHello},
+	} {
+		setDefault(d.value, d.standard)
+		if *d.value < d.low || *d.value > 10*time.Minute {
+			return bad("%s is %v; it must be between %v and 10m", d.name, *d.value, d.low)
+		}
+	}
+	if c.KeepAlive%time.Second != 0 {
+		return bad("KeepAlive is not whole seconds")
+	}
+	setDefault(&c.QueuedFrames, defaultQueuedFrames)
+	setDefault(&c.QueuedBytes, max(defaultQueuedBytes, 2*c.Limits.Frame))
+	switch {
+	case c.QueuedFrames < 1:
+		return bad("QueuedFrames must be positive")
+	case c.QueuedBytes < c.Limits.Frame:
+		return bad("QueuedBytes (%d) is less than one frame (Limits.Frame, %d)", c.QueuedBytes, c.Limits.Frame)
+	}
+	if c.Mailboxes == nil {
+		c.Mailboxes = []string{DefaultMailbox}
+	}
+	c.Mailboxes = slices.Clone(c.Mailboxes)
+	c.Authorities = slices.Clone(c.Authorities)
+	if c.Registry == nil {
+		c.Registry = identity.NewMemoryRegistry(defaultKnownPeers)
+	}
+	c.ChannelLimits.Frame = c.Limits.Frame
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if u.scheme == "tcp" {
+		return Config{}, errors.New("device: tcp:// hubs are not supported yet; use mqtt://")
+	}
+	return c, nil
+}
+
+// clientID is the MQTT client id, which is also the device's name in topics.
+func (c *Config) clientID() string {
+	id := c.Identity.Identifier().String()
+	if c.Suffix == "" {
+		return id
+	}
+	return id + "-" + c.Suffix
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}

@@ -1,0 +1,48 @@
+// Package device is the library of a sealmq device program: it connects to a hub,
+// offers listeners, dials peers, and sends and receives messages that the hub
+// carries and cannot read.
+//
+// # Start
+//
+// [Connect] gives a [Node]. A program that is to be reached calls [Node.Listen]
+// and [Node.CreateForwarder], and passes the forwarding address on to its peers;
+// one that reaches out calls [Node.Dial] with such an address and sends through the
+// [Channel]. Messages arrive at mailboxes ([Node.Receive], by default "app") or at
+// handlers ([Node.HandleFunc]), with the verified identifier of who sent them.
+//
+// Whoever listens or dials says whom it trusts with a [channel.Policy]; there is no
+// default.
+//
+// # Connection
+//
+// A node has one connection to its hub and makes it again by itself, with
+// exponential back-off, jitter, and pauses of 30 s at most. Forwarding addresses
+// survive that on a sealmq hub. [Config.OnEvent] tells of every change, [Node.State]
+// of the present. Two things end a node for good: a hub that says no, and another
+// connection with the same client id (ErrTakenOver).
+//
+// # What Send promises
+//
+// A nil error of Send means: sealed, and in the outbox of this node, in memory.
+// Unless the program ends, the outbox is emptied into the hub in order, over as many
+// connections as it takes. [Node.Flush] waits until the hub has acknowledged
+// everything. Neither says that the peer's program took a message. When the outbox
+// is full, Send waits until its context ends.
+//
+// A receiver that does not read loses the newest messages once its mailbox is full,
+// and is told so ([LostError]).
+//
+// # Security
+//
+// What goes through a channel is readable and forgeable by its two ends only. The
+// hub sees who talks to whom, when, and how much. What is sent outside of channels
+// ([Node.Send], [Node.Request] to a route that begins with no channel) is in plain
+// sight of the hub: only its own services should get that. Answers to messages that
+// came through a channel leave through that channel or not at all.
+//
+// # Concurrency
+//
+// All methods are safe for concurrent use. Every call that can block takes a
+// context whose end it heeds at once. Callbacks run on goroutines of their own and
+// may call anything, [Node.Close] included. After Close no goroutine is left.
+package device

@@ -1,0 +1,100 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/route"
+)
+
+// Errors of this package. Test with errors.Is; the error returned usually says
+// more than the sentinel: which address, what to do.
+var (
+	// ErrUnknownAddress: the hub knows no worker at the address. Ask the peer for
+	// its present forwarding address.
+	ErrUnknownAddress = errors.New("device: the hub does not know this address")
+	// ErrPeerOffline: the address belongs to a device that is not connected.
+	ErrPeerOffline = errors.New("device: the peer is offline")
+	// ErrPeerRefused: the peer's trust policy does not accept this identity.
+	ErrPeerRefused = errors.New("device: the peer refused this identity")
+	// ErrWrongIdentity: the peer is not who this side's trust policy asks for.
+	ErrWrongIdentity = errors.New("device: the peer is not an identity that the trust policy accepts")
+	// ErrTimeout: nothing came back in time. errors.Is also finds
+	// context.DeadlineExceeded in an error that wraps it.
+	ErrTimeout error = timeoutError{}
+	// ErrTakenOver: another program connected with the same client id. This node
+	// has stopped for good; use a Config.Suffix of its own for each program.
+	ErrTakenOver = errors.New("device: another connection with the same client id took over")
+	// ErrHubRefused: the hub does not let this device in, or refused what it
+	// asked for.
+	ErrHubRefused = errors.New("device: the hub refused")
+	// ErrBadCredentials is the ErrHubRefused of a wrong user name, password or
+	// proof.
+	ErrBadCredentials = fmt.Errorf("%w: bad user name or password", ErrHubRefused)
+	// ErrWrongHub: the hub is not the one that was pinned.
+	ErrWrongHub = errors.New("device: the hub is not the pinned one")
+	// ErrHubAway: no connection to the hub could be made.
+	ErrHubAway = errors.New("device: cannot reach the hub")
+	// ErrClosed: the node or channel was closed by this program.
+	ErrClosed = errors.New("device: closed")
+	// ErrPeerClosed: the peer closed the channel.
+	ErrPeerClosed = errors.New("device: the peer closed the channel")
+	// ErrTooLarge: the message does not fit the hub's frame limit.
+	ErrTooLarge = errors.New("device: the message is larger than the hub takes")
+	// ErrNoMailbox: Receive at an address that is not in Config.Mailboxes.
+	ErrNoMailbox = errors.New("device: no mailbox at this address")
+	// ErrNoReturnRoute: the message cannot be answered.
+	ErrNoReturnRoute = errors.New("device: the message has no return route")
+	// ErrBusy: a bounded number of something is in use already.
+	ErrBusy = errors.New("device: busy")
+)
+
+// timeoutError is ErrTimeout. It counts as context.DeadlineExceeded too, and
+// satisfies net.Error's Timeout.
+type timeoutError struct{}
+
+func (timeoutError) Error() string   { return "device: timed out" }
+func (timeoutError) Timeout() bool   { return true }
+func (timeoutError) Temporary() bool { return true }
+func (timeoutError) Is(target error) bool {
+	return target == context.DeadlineExceeded
+}
+
+// HubMismatchError is the ErrWrongHub of a hub that proved another identity than
+// the pinned one.
+type HubMismatchError struct {
+	Pinned, Got identity.Identifier
+}
+
+func (e *HubMismatchError) Error() string {
+	return fmt.Sprintf("%v: expected %v, it proved to be %v; if the hub was set up anew on purpose, "+
+		"change the pin, otherwise somebody is in the way", ErrWrongHub, e.Pinned, e.Got)
+}
+
+// Is makes errors.Is(err, ErrWrongHub) true.
+func (e *HubMismatchError) Is(target error) bool { return target == ErrWrongHub }
+
+// hint for dials that name a forwarder alone; a stock peer's relay needs the
+// listener's name behind it (spec routing 6.3).
+const listenerHint = "if the peer is a stock Ockam node, name its listener too: %s=>LISTENER"
+
+// callError says which call ended in err and why.
+func callError(what string, to route.Route, err error, hint string) error {
+	if hint != "" {
+		return fmt.Errorf("%w: %s %s: %s", err, what, to, hint)
+	}
+	return fmt.Errorf("%w: %s %s", err, what, to)
+}
+
+// ctxError turns the end of a caller's context into this package's errors: a
+// deadline into one that is both ErrTimeout and context.DeadlineExceeded, a
+// cancellation into itself.
+func ctxError(ctx context.Context, what string) error {
+	err := context.Cause(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s", ErrTimeout, what)
+	}
+	return fmt.Errorf("device: %s: %w", what, err)
+}

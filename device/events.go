@@ -1,0 +1,174 @@
+package device
+
+import (
+	"sync"
+	"time"
+)
+
+// State is the state of a node's connection to its hub.
+type State uint8
+
+const (
+	// Connecting: no connection yet since Connect.
+	Connecting State = iota
+	// Online: connected; frames flow.
+	Online
+	// Offline: the connection is lost and is being made again. What is sent
+	// meanwhile queues.
+	Offline
+	// Stopped: closed, or ended for good; Err says why.
+	Stopped
+)
+
+// String returns the state's name in lower case.
+func (s State) String() string {
+	switch s {
+	case Connecting:
+		return "connecting"
+	case Online:
+		return "online"
+	case Offline:
+		return "offline"
+	case Stopped:
+		return "stopped"
+	}
+	return "unknown"
+}
+
+// EventKind says what an Event reports.
+type EventKind uint8
+
+const (
+	// EventOnline: connected to the hub, for the first time or again.
+	EventOnline EventKind = iota + 1
+	// EventOffline: the connection was lost, or an attempt failed; Err says why.
+	EventOffline
+	// EventStopped: the node has ended for good; Err says why. The last event.
+	EventStopped
+	// EventForwarderChanged: the hub gave Forwarder another address than before.
+	EventForwarderChanged
+	// EventForwarderFailed: the hub refused to register Forwarder again.
+	EventForwarderFailed
+	// EventChannelLost: Channel broke for the reason Err and is being made again.
+	EventChannelLost
+	// EventChannelRestored: Channel works again, with the same peer.
+	EventChannelRestored
+	// EventChannelEnded: Channel has ended for good; Err says why.
+	EventChannelEnded
+)
+
+var eventNames = [...]string{
+	EventOnline: "online", EventOffline: "offline", EventStopped: "stopped",
+	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
+	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
+}
+
+// String returns the kind's name in lower case.
+func (k EventKind) String() string {
+	if int(k) < len(eventNames) && k > 0 {
+		return eventNames[k]
+	}
+	return "unknown"
+}
+
+// Event is a change that a program may want to know of.
+type Event struct {
+	Kind EventKind
+	Time time.Time
+	Err  error // why, where there is a reason
+	// Forwarder and Channel are what the event is about, if it is about one.
+	Forwarder *Forwarder
+	Channel   *Channel
+}
+
+// eventQueue bounds the events that wait for a slow callback.
+const eventQueue = 256
+
+// events calls Config.OnEvent, in order, on a goroutine of its own. When the
+// callback is too slow the oldest waiting events are dropped and counted.
+type events struct {
+	call func(Event)
+
+	mu      sync.Mutex
+	queue   []Event
+	dropped uint64
+	inside  bool // the callback is running
+	closed  bool
+	wake    chan struct{}
+	done    chan struct{}
+}
+
+func newEvents(call func(Event)) *events {
+	e := &events{call: call, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if call == nil {
+		close(e.done)
+		return e
+	}
+	go e.run()
+	return e
+}
+
+func (e *events) emit(ev Event) {
+	if e.call == nil {
+		return
+	}
+	ev.Time = time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return
+	}
+	if len(e.queue) == eventQueue {
+		e.queue = e.queue[1:]
+		e.dropped++
+	}
+	e.queue = append(e.queue, ev)
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (e *events) run() {
+	defer close(e.done)
+	for {
+		e.mu.Lock()
+		e.inside = false
+		if len(e.queue) == 0 {
+			if e.closed {
+				e.mu.Unlock()
+				return
+			}
+			e.mu.Unlock()
+			<-e.wake
+			continue
+		}
+		ev := e.queue[0]
+		e.queue = e.queue[1:]
+		e.inside = true
+		e.mu.Unlock()
+		e.call(ev)
+	}
+}
+
+// close lets the callback see what is queued, and waits for it unless it is
+// running right now: it may be the caller.
+func (e *events) close() {
+	e.mu.Lock()
+	e.closed = true
+	inside := e.inside
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+	if !inside {
+		<-e.done
+	}
+}
+
+func (e *events) droppedCount() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.dropped
+}

@@ -1,0 +1,242 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/route"
+)
+
+// Services and texts of registration (spec routing 6.1).
+const (
+	dynamicService = "forwarding_service"
+	staticService  = "static_forwarding_service"
+	registerText   = "register"
+)
+
+// registerTime bounds one registration; a stock client waits as long (spec routing
+// 6.1).
+const registerTime = 30 * time.Second
+
+// Forwarder is a worker at the hub that passes frames on to a listener of this
+// device. The node registers it again on every connection, so that on a sealmq hub
+// its address stays.
+type Forwarder struct {
+	n        *Node
+	listener *Listener
+	alias    string
+
+	// Guarded by Node.mu.
+	address string
+	pending int // registrations sent and not answered
+	first   chan struct{}
+	closed  bool
+}
+
+// ForwarderOption changes how CreateForwarder asks.
+type ForwarderOption func(*Forwarder)
+
+// Alias asks for a static forwarder: its address is one that people can choose and
+// remember. An alias belongs to the identity that first took it.
+func Alias(alias string) ForwarderOption { return func(f *Forwarder) { f.alias = alias } }
+
+// CreateForwarder asks the hub for a forwarder to the listener of that name and
+// waits for its address, 30 s at most. Peers dial that address:
+//
+//	ch, err := node.Dial(ctx, route.To(forwarder.Address()), policy)
+//
+// On a sealmq hub the address of a listener's dynamic forwarder is always the same
+// for one client id.
+//
+// Errors: ErrHubRefused (an alias of somebody else, a bad alias, a quota),
+// ErrUnknownAddress (the hub has no such service), ErrTimeout, or that of ctx.
+func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...ForwarderOption) (*Forwarder, error) {
+	f := &Forwarder{n: n, first: make(chan struct{})}
+	for _, opt := range opts {
+		opt(f)
+	}
+	if strings.Contains(f.alias, "#") || f.alias == registerText {
+		return nil, fmt.Errorf("device: forwarder: the alias %q is not possible; use letters, digits, '_', '.' and '-'", f.alias)
+	}
+	n.mu.Lock()
+	f.listener = n.listeners[listener]
+	if f.listener == nil {
+		n.mu.Unlock()
+		return nil, fmt.Errorf("device: forwarder: there is no listener %q; call Listen first", listener)
+	}
+	n.forwarders[f] = struct{}{}
+	n.byAddress[f.listener.m] = append(n.byAddress[f.listener.m], f)
+	f.pending++
+	n.mu.Unlock()
+
+	if err := f.create(ctx); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *Forwarder) create(ctx context.Context) error {
+	what := "registering a forwarder"
+	ctx, cancel := context.WithTimeoutCause(ctx, registerTime, fmt.Errorf("%w: the hub did not answer the registration of a forwarder", ErrTimeout))
+	defer cancel()
+	ctx, leave := f.n.join(ctx)
+	defer leave(nil)
+	ctx, c := f.n.calls.begin(ctx, false, nil)
+	defer c.end()
+	if err := f.register(ctx); err != nil {
+		return f.n.failure(ctx, what, err)
+	}
+	select {
+	case <-f.first:
+		return nil
+	case <-ctx.Done():
+	}
+	switch err := context.Cause(ctx); {
+	case errors.Is(err, ErrUnknownAddress):
+		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
+	case errors.Is(err, ErrHubRefused) && f.alias != "":
+		return fmt.Errorf("%w the alias %q: it may belong to another identity", ErrHubRefused, f.alias)
+	case errors.Is(err, ErrHubRefused):
+		return fmt.Errorf("%w a forwarder: a quota may be used up", ErrHubRefused)
+	default:
+		return f.n.failure(ctx, what, err)
+	}
+}
+
+func (f *Forwarder) service() string {
+	if f.alias != "" {
+		return staticService
+	}
+	return dynamicService
+}
+
+// register sends the registration (spec routing 6.2).
+func (f *Forwarder) register(ctx context.Context) error {
+	text := registerText
+	if f.alias != "" {
+		text = f.alias
+	}
+	return f.n.sendUp(ctx, route.Frame{
+		Onward: route.To(f.service()), Return: route.To(f.listener.m), Payload: bare.AppendString(nil, text),
+	}, route.Stored)
+}
+
+// reregister repeats every registration, after a reconnect.
+func (n *Node) reregister() {
+	n.mu.Lock()
+	var again []*Forwarder
+	for f := range n.forwarders {
+		if f.address != "" { // the others are still being created
+			again = append(again, f)
+			f.pending = 1
+		}
+	}
+	n.mu.Unlock()
+	for _, f := range again {
+		n.spawn(f.renew)
+	}
+}
+
+// renew registers a forwarder that had an address.
+func (f *Forwarder) renew() {
+	ctx, cancel := context.WithTimeout(f.n.stopped, registerTime)
+	defer cancel()
+	ctx, c := f.n.calls.begin(ctx, false, nil)
+	defer c.end()
+	answered := make(chan struct{})
+	f.n.mu.Lock()
+	f.first = answered
+	f.n.mu.Unlock()
+	if err := f.register(ctx); err == nil {
+		select {
+		case <-answered:
+			return
+		case <-ctx.Done():
+		}
+	}
+	err := context.Cause(ctx)
+	if errors.Is(err, ErrHubRefused) || errors.Is(err, ErrUnknownAddress) {
+		f.n.log.Warn("the hub does not register the forwarder again", "address", f.Address(), "err", err)
+		f.n.events.emit(Event{Kind: EventForwarderFailed, Forwarder: f, Err: err})
+	}
+}
+
+// registered handles what the hub itself sends to an address M: the answers to
+// registrations (spec routing 6.3). It reports whether addr is one.
+func (n *Node) registered(addr, from string, payload []byte) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := n.byAddress[addr]
+	if len(all) == 0 {
+		return false
+	}
+	text, err := bare.String(payload)
+	var match *Forwarder
+	for _, f := range all {
+		switch {
+		case f.pending == 0:
+		case f.alias == "" && match == nil:
+			match = f
+		case f.alias != "" && err == nil && strings.HasSuffix(text, f.alias) && strings.HasSuffix(from, f.alias):
+			match = f
+		}
+	}
+	if match == nil {
+		n.in.dropped[dropUnexpected].Add(1)
+		return true
+	}
+	old := match.address
+	match.address, match.pending = from, match.pending-1
+	select {
+	case <-match.first:
+	default:
+		close(match.first)
+	}
+	if old != "" && old != from {
+		n.log.Warn("the hub changed a forwarding address", "old", old, "new", from)
+		n.events.emit(Event{Kind: EventForwarderChanged, Forwarder: match})
+	}
+	return true
+}
+
+// Address returns the forwarding address: what a peer dials. It only changes on
+// hubs that don't keep it over a reconnect (EventForwarderChanged).
+func (f *Forwarder) Address() string {
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	return f.address
+}
+
+// Alias returns the alias asked for; empty for a dynamic forwarder.
+func (f *Forwarder) Alias() string { return f.alias }
+
+// Listener returns the name of the listener behind the forwarder.
+func (f *Forwarder) Listener() string { return f.listener.name }
+
+// Close stops registering the forwarder. The hub forgets it in time; Ockam has no
+// message for that.
+func (f *Forwarder) Close() {
+	f.n.mu.Lock()
+	defer f.n.mu.Unlock()
+	f.n.dropForwarderLocked(f)
+}
+
+func (n *Node) dropForwarderLocked(f *Forwarder) {
+	if f.closed {
+		return
+	}
+	f.closed = true
+	delete(n.forwarders, f)
+	m := f.listener.m
+	if left := slices.DeleteFunc(n.byAddress[m], func(o *Forwarder) bool { return o == f }); len(left) > 0 {
+		n.byAddress[m] = left
+	} else {
+		delete(n.byAddress, m)
+	}
+}

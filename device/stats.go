@@ -1,0 +1,91 @@
+package device
+
+import (
+	"sync/atomic"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/node"
+)
+
+// dropReason enumerates why a frame came to nothing at this device.
+type dropReason uint8
+
+const (
+	dropNoConnection dropReason = iota // transient, and no connection
+	dropClosed                         // the node was closed before it was sent
+	dropMalformed                      // a message of the hub that is no bundle of frames
+	dropHeartbeat                      // no onward route
+	dropForeignHop                     // first hop is not of this node
+	dropNotFromHub                     // at an address that only the hub may use
+	dropUnexpected                     // an answer that nobody waits for
+	dropThrough                        // from outside, to be sent on through a channel
+	dropReasons
+)
+
+var dropNames = [dropReasons]string{
+	dropNoConnection: "no-connection",
+	dropClosed:       "closed",
+	dropMalformed:    "malformed",
+	dropHeartbeat:    "heartbeat",
+	dropForeignHop:   "foreign-hop",
+	dropNotFromHub:   "not-from-hub",
+	dropUnexpected:   "unexpected",
+	dropThrough:      "through-channel",
+}
+
+func (r dropReason) String() string { return dropNames[r] }
+
+// inbound counts what arrives from the hub.
+type inbound struct {
+	packets, frames, notices atomic.Uint64
+	dropped                  [dropReasons]atomic.Uint64
+}
+
+// Stats are counters since Connect, and a few present values.
+type Stats struct {
+	// State is the present state of the connection to the hub.
+	State State
+	// Connects counts connections that came about.
+	Connects uint64
+
+	// FramesSent counts frames written to the hub, Resent those of them that were
+	// sent again after a lost connection, and Acknowledged those that the hub has
+	// taken responsibility for. PacketsSent counts the messages that carried them.
+	FramesSent, Resent, Acknowledged, PacketsSent uint64
+	// QueuedFrames and QueuedBytes are in the outbox now: not yet acknowledged.
+	QueuedFrames, QueuedBytes int
+
+	// FramesReceived counts frames from the hub, in PacketsReceived messages, and
+	// Notices those of them in which the hub told what became of one of ours.
+	FramesReceived, PacketsReceived, Notices uint64
+
+	// Dropped counts frames that came to nothing here, by reason.
+	Dropped map[string]uint64
+	// EventsDropped counts events that Config.OnEvent was too slow for.
+	EventsDropped uint64
+
+	// Local counts what happened at the addresses of this node, and Channels what
+	// its secure channels did.
+	Local    node.Stats
+	Channels channel.EndpointStats
+}
+
+// addStats adds the outbox's part.
+func (o *outbox) addStats(s *Stats) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.FramesSent, s.Resent, s.Acknowledged, s.PacketsSent = o.sent, o.resent, o.acked, o.packets
+	s.QueuedFrames, s.QueuedBytes = o.frames, o.bytes
+	for r, n := range o.dropped {
+		s.Dropped[r.String()] += n
+	}
+}
+
+func (in *inbound) addStats(s *Stats) {
+	s.PacketsReceived, s.FramesReceived, s.Notices = in.packets.Load(), in.frames.Load(), in.notices.Load()
+	for r := range dropReasons {
+		if n := in.dropped[r].Load(); n > 0 {
+			s.Dropped[r.String()] += n
+		}
+	}
+}
