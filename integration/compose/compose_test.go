@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,13 +110,6 @@ func freePort(t *testing.T) string {
 
 // translate turns what is true in a container into what is true here.
 func (h *host) translate(text string) string {
-	_, port, _ := net.SplitHostPort(h.mqtt)
-	switch text {
-	case "hub":
-		return "127.0.0.1"
-	case "1883":
-		return port
-	}
 	return strings.NewReplacer(
 		"/data/", h.data+"/",
 		"0.0.0.0:1883", h.mqtt,
@@ -125,9 +119,16 @@ func (h *host) translate(text string) string {
 }
 
 func (h *host) translateAll(list []string) []string {
+	name, port, _ := net.SplitHostPort(h.mqtt)
 	out := make([]string, len(list))
 	for i, text := range list {
 		out[i] = h.translate(text)
+		switch { // mosquitto_sub takes them apart
+		case i > 0 && list[i-1] == "-h" && text == "hub":
+			out[i] = name
+		case i > 0 && list[i-1] == "-p" && text == "1883":
+			out[i] = port
+		}
 	}
 	return out
 }
@@ -215,21 +216,26 @@ func (r *run) end() error {
 	return r.Wait(ctx)
 }
 
-// healthy runs the hub's health check until it succeeds, as often as the file
-// allows.
-func (h *host) healthy() {
+// healthy runs the hub's health check until it succeeds.
+func (h *host) healthy(hub *run) {
 	h.t.Helper()
-	check := h.project.Services["hub"].HealthCheck
-	argv := h.translateAll(check.Test[1:]) // after CMD
-	tick := time.NewTicker(100 * time.Millisecond)
+	argv := h.translateAll(h.project.Services["hub"].HealthCheck.Test[1:]) // after CMD
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	var last error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); <-tick.C {
-		if last = peer.Start(h.t, peer.Options{}, argv[0], argv[1:]...).Wait(h.t.Context()); last == nil {
+	deadline := time.After(30 * time.Second)
+	for {
+		out, err := exec.CommandContext(h.t.Context(), argv[0], argv[1:]...).CombinedOutput()
+		if err == nil {
 			return
 		}
+		select {
+		case <-tick.C:
+		case <-hub.Exited():
+			h.t.Fatalf("the hub has ended:\n%s", hub.Stderr())
+		case <-deadline:
+			h.t.Fatalf("the hub is not healthy: %v\n%s\n%s", err, out, hub.Stderr())
+		}
 	}
-	h.t.Fatalf("the hub is not healthy: %v", last)
 }
 
 func TestCommandsOfTheFile(t *testing.T) {
@@ -251,7 +257,7 @@ func TestCommandsOfTheFile(t *testing.T) {
 	}
 
 	hub := h.start("hub")
-	h.healthy()
+	h.healthy(hub)
 	observer := h.start("observer")
 	bob := h.start("bob")
 	bob.wait(t, "forwarding address", func(line string) bool {
