@@ -18,7 +18,7 @@ func TestFullOutboxWithholds(t *testing.T) {
 	a, other := attach(t, b, "alice", true), attach(t, b, "carol", true)
 	d := attach(t, b, "bob", false)
 	bob := d.Port().Address()
-	d.conn.window = 2
+	d.conn.limit(2)
 	for i := range 10 {
 		a.number(bob, i)
 	}
@@ -48,7 +48,7 @@ func TestFullOutboxWithholds(t *testing.T) {
 func TestBytesLimit(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.OutboxBytes = 1000 })
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
-	d.conn.window = 0
+	d.conn.limit(0)
 	// An empty outbox takes any packet.
 	a.send(route.To(d.Port().Address(), "x"), nil, make([]byte, 100_000))
 	a.send(route.To(d.Port().Address(), "x"), nil, make([]byte, 10))
@@ -60,7 +60,8 @@ func TestTotalLimit(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.TotalFrames = 3 })
 	a := attach(t, b, "alice", true)
 	d1, d2 := attach(t, b, "bob", false), attach(t, b, "carol", false)
-	d1.conn.window, d2.conn.window = 100, 100
+	d1.conn.limit(100)
+	d2.conn.limit(100)
 	for i := range 3 {
 		a.number(d1.Port().Address(), i)
 	}
@@ -76,7 +77,7 @@ func TestTotalLimit(t *testing.T) {
 func TestWindowExceeded(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.OutboxFrames, c.Window = 1, 10 })
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
-	d.conn.window = 1
+	d.conn.limit(1)
 	bob := d.Port().Address()
 	for i := range 11 {
 		a.number(bob, i)
@@ -95,7 +96,7 @@ func TestWindowExceeded(t *testing.T) {
 	equal(t, "counted", []uint64{c.Kicked[KickWindow], c.Dropped[DropAbandoned], uint64(c.Waiting)}, []uint64{1, 12, 0})
 	// It comes back and sends again what was not answered.
 	again := attach(t, b, "alice", true)
-	d.conn.window = 100
+	d.conn.limit(100)
 	d.conn.ack()
 	for i := 1; i < 11; i++ {
 		again.number(bob, i)
@@ -107,7 +108,7 @@ func TestWindowExceeded(t *testing.T) {
 func TestWindowBytes(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.OutboxFrames, c.WindowBytes = 1, 1 })
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
-	d.conn.window = 1
+	d.conn.limit(1)
 	big := make([]byte, 250<<10)
 	for range 3 { // one stored, and two packets always fit
 		a.send(route.To(d.Port().Address(), "x"), nil, big)
@@ -123,7 +124,8 @@ func TestTwoFlooders(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 4; c.Window = 100_000 })
 	const n = 5000
 	x, y := attach(t, b, "alice", false), attach(t, b, "bob", false)
-	x.conn.window, y.conn.window = 4, 4
+	x.conn.limit(4)
+	y.conn.limit(4)
 	var wg sync.WaitGroup
 	flood := func(from, to *peer) {
 		for i := range n {
@@ -168,7 +170,7 @@ func TestChurn(t *testing.T) {
 	const senders, n = 4, 500
 	bob := b.HubAddress("bob")
 	first := attach(t, b, "bob", false)
-	first.conn.window = 8
+	first.conn.limit(8)
 	var wg sync.WaitGroup
 	for s := range senders {
 		p := attach(t, b, "sender"+string(rune('a'+s)), true)
@@ -214,7 +216,7 @@ func TestChurn(t *testing.T) {
 				old.Close(false)
 			}
 			cur = attach(t, b, "bob", false) // takes over where it is still there
-			cur.conn.window = 8
+			cur.conn.limit(8)
 			collect(old)
 		}
 	}
@@ -230,14 +232,12 @@ func TestChurn(t *testing.T) {
 func TestReadyAndPartialDelivery(t *testing.T) {
 	b := newTestBridge(t, nil)
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
-	d.conn.window = 3
+	d.conn.limit(3)
 	for i := range 10 {
 		a.number(d.Port().Address(), i)
 	}
 	equal(t, "taken", d.numbers(), seq(0, 3))
-	d.conn.mu.Lock()
-	d.conn.window = 5
-	d.conn.mu.Unlock()
+	d.conn.limit(5)
 	d.Ready()
 	equal(t, "taken", d.numbers(), seq(0, 5))
 	// An acknowledgement of what was never sent is one of what was.
@@ -266,7 +266,7 @@ func TestTransientKeepsItsPlace(t *testing.T) {
 	b := newTestBridge(t, nil)
 	a := attach(t, b, "alice", true)
 	d := attach(t, b, "bob", false)
-	d.conn.window = 0
+	d.conn.limit(0)
 	bob := d.Port().Address()
 	for i := range 6 {
 		class := route.Stored
@@ -275,9 +275,7 @@ func TestTransientKeepsItsPlace(t *testing.T) {
 		}
 		_ = a.Receive(frame(route.To(bob, "x"), nil, binary.BigEndian.AppendUint32(nil, uint32(i))), class, a.conn, 1)
 	}
-	d.conn.mu.Lock()
-	d.conn.window = 100
-	d.conn.mu.Unlock()
+	d.conn.limit(100)
 	d.Ready()
 	equal(t, "in their places", d.numbers(), seq(0, 6))
 	equal(t, "taken transients count", b.Counters().Delivered, 3)
@@ -285,9 +283,7 @@ func TestTransientKeepsItsPlace(t *testing.T) {
 	equal(t, "all", b.Counters().Delivered, 6)
 
 	// At a device that is away they are dropped; those queued go with the link.
-	d.conn.mu.Lock()
-	d.conn.window = 0
-	d.conn.mu.Unlock()
+	d.conn.limit(0)
 	send := func(c route.Class) { _ = a.Receive(frame(route.To(bob, "x"), nil, nil), c, a.conn, 1) }
 	send(route.Stored)
 	send(route.Transient)
@@ -304,7 +300,7 @@ func TestStreamWaitsThenDrops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 1 })
 		s, d := stream(t, b, true), attach(t, b, "bob", false)
-		d.conn.window = 0
+		d.conn.limit(0)
 		m := attach(t, b, "alice", true)
 		fwd := func(p *peer) { p.send(route.To(d.Port().Address(), "x"), nil, nil) }
 		s.Port().allow([]byte(d.Port().Address()))

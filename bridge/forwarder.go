@@ -343,7 +343,9 @@ func (r *registry) portGone(p *Port) {
 			r.remove(f)
 			continue
 		}
-		f.seen = now
+		if p.kind != portDevice {
+			f.seen = now // a device's was noted when it went
+		}
 		r.leave(f)
 		r.changed(f)
 	}

@@ -213,6 +213,13 @@ func (c *fakeConn) ack() {
 	l.Delivered(last)
 }
 
+// limit sets how many entries are taken without an acknowledgement.
+func (c *fakeConn) limit(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.window = n
+}
+
 // notices returns the reasons noticed so far.
 func (c *fakeConn) notices(t testing.TB) []hubproto.Notice {
 	t.Helper()
