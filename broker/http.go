@@ -1,0 +1,101 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Bounds of the status server. It serves small pages to few clients.
+const (
+	httpHeaderTimeout = 5 * time.Second
+	httpTimeout       = 15 * time.Second
+	httpIdle          = time.Minute
+	httpHeaderBytes   = 16 << 10
+	httpScrapes       = 4
+)
+
+// statusServer serves the hub's state to operators and their tools. It has no
+// writing operation.
+type statusServer struct {
+	server *http.Server
+	done   chan struct{} // closed when serve has returned
+}
+
+// newStatusServer makes the server; serve starts it. ready says why the hub is
+// not ready, nil when it is.
+func newStatusServer(ready func() error, status func() Status, metrics prometheus.Gatherer) *statusServer {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		plain(w, http.StatusOK, "alive")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			plain(w, http.StatusServiceUnavailable, err.Error())
+			return
+		}
+		plain(w, http.StatusOK, "ready")
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		body, err := json.MarshalIndent(status(), "", "  ")
+		if err != nil {
+			plain(w, http.StatusInternalServerError, "cannot encode the status")
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		safe(w)
+		w.Write(append(body, '\n'))
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
+		MaxRequestsInFlight: httpScrapes,
+		Timeout:             httpTimeout,
+	}))
+	return &statusServer{
+		server: &http.Server{
+			Handler:           mux,
+			ReadHeaderTimeout: httpHeaderTimeout,
+			ReadTimeout:       httpTimeout,
+			WriteTimeout:      2 * httpTimeout,
+			IdleTimeout:       httpIdle,
+			MaxHeaderBytes:    httpHeaderBytes,
+		},
+		done: make(chan struct{}),
+	}
+}
+
+func plain(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	safe(w)
+	w.WriteHeader(code)
+	w.Write([]byte(text + "\n"))
+}
+
+// safe keeps browsers from making anything else of a page than it is.
+func safe(w http.ResponseWriter) {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+}
+
+// serve answers on ln until shutdown. It returns nil after a shutdown.
+func (s *statusServer) serve(ln net.Listener) error {
+	defer close(s.done)
+	if err := s.server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// shutdown ends the server and waits for serve to return; requests in progress
+// may finish until ctx ends.
+func (s *statusServer) shutdown(ctx context.Context) {
+	if s.server.Shutdown(ctx) != nil {
+		s.server.Close()
+	}
+	<-s.done
+}

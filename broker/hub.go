@@ -1,0 +1,475 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge"
+	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
+	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// Errors of a hub's life.
+var (
+	// ErrStarted means that a hub was started twice.
+	ErrStarted = errors.New("broker: the hub was started before")
+	// ErrStopped means that a hub has ended, or was never started.
+	ErrStopped = errors.New("broker: the hub is not running")
+)
+
+// Hub is a hub. Make one with [New]; start it once with [Hub.Start] or
+// [Hub.Run]. All methods are safe for concurrent use.
+type Hub struct {
+	cfg       Config
+	root      topics.Root
+	endpoints []endpoint
+	logger    *slog.Logger
+
+	identity *identity.Private
+	gate     *gate        // nil without a password file
+	cert     *certificate // nil without TLS
+	bridge   *bridge.Bridge
+
+	limits  *guard.Limits
+	guarded *guard.Counters
+	hooked  mochibridge.Counters
+	logins  [numLogins]atomic.Uint64
+
+	mu      sync.Mutex
+	state   state
+	started time.Time
+	server  mqttServer
+	urls    []string
+	addrs   []net.Addr
+	ports   []net.Listener
+	status  *statusServer
+	httpURL string
+	failed  chan error    // what ended a server; room for each
+	stopped chan struct{} // closed when Shutdown is done
+}
+
+// state is where a hub is in its life.
+type state int
+
+const (
+	stateNew state = iota
+	stateStarting
+	stateReady
+	stateStopping
+	stateStopped
+)
+
+func (s state) String() string {
+	return [...]string{"new", "starting", "ready", "stopping", "stopped"}[s]
+}
+
+// New checks the configuration and loads the files it names: identity, address
+// key, password file, certificate. It opens no port. [Hub.Shutdown] frees what
+// New made, also if the hub was never started.
+//
+// Errors: [*ConfigError], [*PasswordError], [*PermissionError], or what reading
+// a file said.
+func New(cfg Config) (*Hub, error) {
+	h, err := prepare(cfg, true)
+	if err != nil {
+		return nil, err
+	}
+	key, err := addressKey(&h.cfg, h.logger)
+	if err != nil {
+		return nil, err
+	}
+	if h.identity, err = hubIdentity(h.cfg.Data, h.logger); err != nil {
+		return nil, err
+	}
+	bc := bridge.Config{
+		Key:      [32]byte(key),
+		Identity: signer{h.identity},
+		Trace:    h.cfg.Trace,
+		Logger:   h.logger.With("part", "bridge"),
+	}
+	h.cfg.Limits.bridge(&bc)
+	if h.bridge, err = bridge.New(bc); err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
+	}
+	return h, nil
+}
+
+// Check reports what is wrong with a configuration and with the files it names,
+// without writing anything or opening a port.
+func Check(cfg Config) error {
+	h, err := prepare(cfg, false)
+	if err != nil {
+		return err
+	}
+	if h.cfg.AddressKeyFile != "" {
+		_, err = readAddressKey(h.cfg.AddressKeyFile)
+	}
+	return err
+}
+
+// prepare does what New and Check have in common.
+func prepare(cfg Config, create bool) (*Hub, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	h := &Hub{
+		cfg:     cfg,
+		logger:  cfg.logger(),
+		failed:  make(chan error, 2),
+		stopped: make(chan struct{}),
+		guarded: new(guard.Counters),
+		limits: &guard.Limits{
+			Conns: cfg.Limits.Connections, PerAddress: cfg.Limits.ConnectionsPerAddress, Pending: cfg.Limits.ConnectionsPending,
+		},
+	}
+	var err error
+	if h.root, err = cfg.root(); err != nil {
+		return nil, err
+	}
+	if h.endpoints, err = cfg.endpoints(); err != nil {
+		return nil, err
+	}
+	if err := openData(cfg.Data, create); err != nil {
+		return nil, err
+	}
+	if cfg.PasswordFile != "" {
+		p, err := LoadPasswords(cfg.PasswordFile)
+		if err != nil {
+			return nil, err
+		}
+		h.gate = newGate(p)
+	}
+	if cfg.TLS.Cert != "" {
+		if h.cert, err = loadCertificate(cfg.TLS.Cert, cfg.TLS.Key, h.logger); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// signer is the hub's identity as the bridge uses it.
+type signer struct{ p *identity.Private }
+
+func (s signer) Identifier() identity.Identifier { return s.p.Identifier() }
+func (s signer) ChangeHistory() []byte           { return s.p.Identity().ChangeHistory() }
+func (s signer) SignHello(msg []byte) ([]byte, error) {
+	return s.p.Sign(hubproto.HelloContext, msg)
+}
+
+// Start opens the ports and returns once peers can connect. ctx bounds the
+// start alone. A hub that could not start is shut down.
+//
+// Errors: [*ListenError], [ErrStarted].
+func (h *Hub) Start(ctx context.Context) error {
+	h.mu.Lock()
+	if h.state != stateNew {
+		h.mu.Unlock()
+		return ErrStarted
+	}
+	h.state = stateStarting
+	h.mu.Unlock()
+
+	if err := h.open(ctx); err != nil {
+		_ = h.Shutdown(ctx)
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state, h.started = stateReady, time.Now()
+	for _, u := range h.urls {
+		h.logger.Info("listening", "url", u)
+	}
+	h.logger.Info("the hub is ready", "identifier", h.identity.Identifier().String(), "root", string(h.root), "policy", h.policy())
+	return nil
+}
+
+// policy names who may connect, for the log.
+func (h *Hub) policy() string {
+	switch {
+	case h.gate != nil:
+		return "password-file"
+	case h.cfg.MQTTOpen:
+		return "open"
+	}
+	return "open-on-loopback"
+}
+
+// open opens every port before it serves on any, so that a port in use leaves
+// nothing half started.
+func (h *Hub) open(ctx context.Context) (err error) {
+	var opened []net.Listener
+	defer func() {
+		if err != nil {
+			for _, ln := range opened {
+				_ = ln.Close()
+			}
+		}
+	}()
+	for _, e := range h.endpoints {
+		ln, err := listen(ctx, "mqtt", e.addr)
+		if err != nil {
+			return err
+		}
+		opened = append(opened, ln)
+	}
+	var web net.Listener
+	if h.cfg.HTTP != "" {
+		if web, err = listen(ctx, "http", h.cfg.HTTP); err != nil {
+			return err
+		}
+		opened = append(opened, web)
+	}
+	server, err := h.newServer(opened[:len(h.endpoints)])
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.server = server
+	for i, e := range h.endpoints {
+		e.addr = shown(e.addr, opened[i].Addr())
+		h.urls = append(h.urls, e.String())
+		h.addrs = append(h.addrs, opened[i].Addr())
+		h.ports = append(h.ports, opened[i])
+	}
+	if err := server.Serve(); err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
+	if web != nil {
+		h.httpURL = "http://" + shown(h.cfg.HTTP, web.Addr())
+		h.status = newStatusServer(h.ready, h.Status, h.metrics())
+		go func(s *statusServer) {
+			if err := s.serve(web); err != nil {
+				h.failed <- fmt.Errorf("broker: status pages: %w", err)
+			}
+		}(h.status)
+	}
+	return nil
+}
+
+// shown is the configured host with the port that was opened.
+func shown(configured string, got net.Addr) string {
+	host, _, err := net.SplitHostPort(configured)
+	tcp, ok := got.(*net.TCPAddr)
+	if err != nil || !ok {
+		return got.String()
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	return net.JoinHostPort(host, fmt.Sprint(tcp.Port))
+}
+
+// Wait blocks until ctx ends, and then shuts the hub down within its shutdown
+// timeout; that is no error. If a part of the hub fails first it shuts the hub
+// down and returns why.
+func (h *Hub) Wait(ctx context.Context) error {
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-h.failed:
+		h.logger.Error("the hub ends", "err", err)
+	case <-h.stopped:
+		return nil
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.cfg.shutdownTimeout())
+	defer cancel()
+	if serr := h.Shutdown(end); serr != nil {
+		h.logger.Warn("the hub did not end in time", "err", serr)
+	}
+	return err
+}
+
+// Run is Start and Wait.
+func (h *Hub) Run(ctx context.Context) error {
+	if err := h.Start(ctx); err != nil {
+		return err
+	}
+	return h.Wait(ctx)
+}
+
+// Shutdown stops accepting, lets connections take what was written to them,
+// ends them, and returns when every goroutine of the hub has ended, or with an
+// error when ctx ends first; the rest then goes on in the background. Calling it
+// again waits for the first call.
+func (h *Hub) Shutdown(ctx context.Context) error {
+	h.mu.Lock()
+	first := h.state != stateStopping && h.state != stateStopped
+	if first {
+		h.state = stateStopping
+	}
+	h.mu.Unlock()
+	if first {
+		go h.stop(context.WithoutCancel(ctx))
+	}
+	select {
+	case <-h.stopped:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("broker: shutdown: %w", context.Cause(ctx))
+	}
+}
+
+func (h *Hub) stop(ctx context.Context) {
+	defer close(h.stopped)
+	h.mu.Lock()
+	server, status, ports := h.server, h.status, h.ports
+	h.mu.Unlock()
+	for _, ln := range ports {
+		_ = ln.Close() // no new connections
+	}
+	h.drain()
+	if server != nil {
+		if err := server.Close(); err != nil {
+			h.logger.Warn("closing the MQTT server", "err", err)
+		}
+	}
+	if err := h.bridge.Close(); err != nil {
+		h.logger.Warn("closing the bridge", "err", err)
+	}
+	if status != nil { // last, so that readyz says that the hub stops
+		end, cancel := context.WithTimeout(ctx, time.Second)
+		status.shutdown(end)
+		cancel()
+	}
+	h.mu.Lock()
+	h.state = stateStopped
+	h.mu.Unlock()
+	h.logger.Info("the hub has ended")
+}
+
+// drainStep is how often a stopping hub looks whether its queues still shrink.
+const drainStep = 50 * time.Millisecond
+
+// drain waits while peers are still taking what is queued for them, for up to
+// half the shutdown timeout.
+func (h *Hub) drain() {
+	deadline := time.NewTimer(h.cfg.shutdownTimeout() / 2)
+	defer deadline.Stop()
+	tick := time.NewTicker(drainStep)
+	defer tick.Stop()
+	c := h.bridge.Counters()
+	for left := c.Queued + c.Waiting; left > 0; {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return
+		}
+		c = h.bridge.Counters()
+		now := c.Queued + c.Waiting
+		if now >= left {
+			return
+		}
+		left = now
+	}
+}
+
+// Reload reads password file and certificate again. What cannot be used is
+// reported, and what was in force stays.
+func (h *Hub) Reload() error {
+	var errs []error
+	if h.gate != nil {
+		if p, err := LoadPasswords(h.cfg.PasswordFile); err != nil {
+			errs = append(errs, err)
+		} else {
+			h.gate.replace(p)
+			h.logger.Info("the password file was read again", "accounts", p.Len())
+		}
+	}
+	if h.cert != nil {
+		if err := h.cert.reload(); err != nil {
+			errs = append(errs, err)
+		} else {
+			h.logger.Info("the TLS certificate was read again")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ready says why the hub is not ready.
+func (h *Hub) ready() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state != stateReady {
+		return fmt.Errorf("the hub is %v", h.state)
+	}
+	return nil
+}
+
+// Identifier is the hub's, for devices to pin.
+func (h *Hub) Identifier() identity.Identifier { return h.identity.Identifier() }
+
+// Root is the topic root.
+func (h *Hub) Root() string { return string(h.root) }
+
+// Bridge is the router, for fronts and services of the embedding program.
+func (h *Hub) Bridge() *bridge.Bridge { return h.bridge }
+
+// MQTTAddr is the address of the first MQTT listener; nil before Start.
+func (h *Hub) MQTTAddr() net.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.addrs) == 0 {
+		return nil
+	}
+	return h.addrs[0]
+}
+
+// MQTTURL is the URL of the first MQTT listener; "" before Start.
+func (h *Hub) MQTTURL() string {
+	if urls := h.MQTTURLs(); len(urls) > 0 {
+		return urls[0]
+	}
+	return ""
+}
+
+// MQTTURLs are the URLs of all MQTT listeners, in the order of the
+// configuration.
+func (h *Hub) MQTTURLs() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string(nil), h.urls...)
+}
+
+// HTTPURL is the URL of the status pages; "" without them or before Start.
+func (h *Hub) HTTPURL() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.httpURL
+}
+
+// Status is what the /status page says.
+func (h *Hub) Status() Status {
+	h.mu.Lock()
+	s := Status{
+		Version: StatusVersion, State: h.state.String(), Identifier: h.identity.Identifier().String(),
+		Root: string(h.root), MQTT: append([]string(nil), h.urls...), Started: h.started.UTC(),
+		Memory: h.cfg.Data == "", Counters: make(map[string]float64),
+	}
+	h.mu.Unlock()
+	if !s.Started.IsZero() {
+		s.Uptime = time.Since(s.Started).Seconds()
+	}
+	for _, m := range h.samples() {
+		s.Counters[m.key()] = m.n
+	}
+	return s
+}
+
+// tlsFor is the TLS configuration of an endpoint, nil for none.
+func (h *Hub) tlsFor(e endpoint) *tls.Config {
+	if !e.secure() {
+		return nil
+	}
+	return h.cert.tlsConfig()
+}

@@ -1,0 +1,157 @@
+package broker
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// certLookEvery is how often a handshake looks whether the certificate's files
+// have changed.
+const certLookEvery = 10 * time.Second
+
+// PermissionError says that more people can get at a file than should.
+type PermissionError struct {
+	// File is the file's name, Mode what it has and Want what it should have.
+	File string
+	Mode fs.FileMode
+	Want fs.FileMode
+	// What the present mode allows.
+	What string
+}
+
+func (e *PermissionError) Error() string {
+	return fmt.Sprintf("broker: %s has mode %04o: %s", e.File, e.Mode, e.What)
+}
+
+// Hint names the command that sets it right.
+func (e *PermissionError) Hint() string {
+	return fmt.Sprintf("chmod %04o %s", e.Want, e.File)
+}
+
+// certificate serves a certificate from two files and notices when they were
+// replaced. Connections that exist keep theirs. It is safe for concurrent use.
+type certificate struct {
+	certFile, keyFile string
+	logger            *slog.Logger
+	now               func() time.Time
+
+	mu     sync.Mutex
+	cert   *tls.Certificate
+	stamp  [2]fileStamp
+	looked time.Time
+}
+
+// fileStamp tells one version of a file from the next.
+type fileStamp struct {
+	changed time.Time
+	size    int64
+}
+
+func stampOf(name string) (fileStamp, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return fileStamp{}, err
+	}
+	return fileStamp{info.ModTime(), info.Size()}, nil
+}
+
+func loadCertificate(certFile, keyFile string, logger *slog.Logger) (*certificate, error) {
+	c := &certificate{certFile: certFile, keyFile: keyFile, logger: logger, now: time.Now}
+	if err := c.reload(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// reload reads both files. On an error the certificate in use stays.
+func (c *certificate) reload() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.load()
+}
+
+func (c *certificate) load() error {
+	c.looked = c.now()
+	var stamp [2]fileStamp
+	var err error
+	for i, name := range []string{c.certFile, c.keyFile} {
+		if stamp[i], err = stampOf(name); err != nil {
+			return fmt.Errorf("broker: tls: %w", err)
+		}
+	}
+	info, err := os.Stat(c.keyFile)
+	if err != nil {
+		return fmt.Errorf("broker: tls: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
+		return &PermissionError{File: c.keyFile, Mode: mode, Want: 0o600, What: "everybody can read the TLS key"}
+	}
+	cert, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	if err != nil {
+		return fmt.Errorf("broker: tls: %s and %s: %w", c.certFile, c.keyFile, err)
+	}
+	if leaf := cert.Leaf; leaf != nil && c.now().After(leaf.NotAfter) {
+		return &expiredError{file: c.certFile, at: leaf.NotAfter}
+	}
+	c.cert, c.stamp = &cert, stamp
+	return nil
+}
+
+// expiredError says that a certificate has ended.
+type expiredError struct {
+	file string
+	at   time.Time
+}
+
+func (e *expiredError) Error() string {
+	return fmt.Sprintf("broker: tls: the certificate in %s ended on %s", e.file, e.at.UTC().Format(time.DateOnly))
+}
+
+func (e *expiredError) Unwrap() error { return x509.CertificateInvalidError{Reason: x509.Expired} }
+
+// get is a tls.Config's GetCertificate.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := c.now(); now.Sub(c.looked) >= certLookEvery {
+		c.looked = now
+		if c.changed() {
+			// Certificate and key are often replaced one after the other: what
+			// does not fit now is tried again at the next look.
+			if err := c.load(); err != nil {
+				c.logger.Warn("the new TLS certificate cannot be used, the old one stays", "err", err)
+			} else {
+				c.logger.Info("the TLS certificate was replaced", "file", c.certFile)
+			}
+		}
+	}
+	if c.cert == nil {
+		return nil, errors.New("broker: tls: no certificate")
+	}
+	return c.cert, nil
+}
+
+func (c *certificate) changed() bool {
+	for i, name := range []string{c.certFile, c.keyFile} {
+		if s, err := stampOf(name); err == nil && s != c.stamp[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// tlsConfig is what the hub's TLS listeners use: TLS 1.3, or 1.2 with the
+// suites that Go holds safe.
+func (c *certificate) tlsConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: c.get,
+	}
+}

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Environment variables.
+const (
+	envHome     = "SEALMQ_HOME"
+	envHub      = "SEALMQ_HUB"
+	envUser     = "SEALMQ_USER"
+	envPassword = "SEALMQ_PASSWORD"
+)
+
+// app is one run of the program.
+type app struct {
+	stdin     io.Reader
+	stdout    *output
+	stderr    io.Writer
+	lookupEnv func(string) (string, bool)
+
+	json    bool // --json
+	verbose bool // --verbose
+	started bool // the command line was accepted
+}
+
+// output is a writer that remembers its first failure, so that a full disk or
+// a closed pipe behind stdout is not taken for success. It is safe for
+// concurrent use.
+type output struct {
+	mu  sync.Mutex
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err := o.w.Write(p)
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
+func (o *output) failed() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil || errors.Is(o.err, syscall.EPIPE) {
+		return nil
+	}
+	return coded(exitIO, fmt.Errorf("write the result: %w", o.err), "")
+}
+
+func (a *app) env(name string) string {
+	v, _ := a.lookupEnv(name)
+	return v
+}
+
+// home is the folder with this user's identities.
+func (a *app) home() (string, error) {
+	if h := a.env(envHome); h != "" {
+		return h, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", coded(exitConfig, fmt.Errorf("no folder for identities: %w", err), "set "+envHome)
+	}
+	return filepath.Join(dir, "sealmq"), nil
+}
+
+// note writes a line for people to stderr.
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintf(a.stderr, "sealmq: "+format+"\n", args...)
+}
+
+// result writes one result: value as JSON with --json, else line.
+func (a *app) result(value any, line string) error {
+	if a.json {
+		text, err := json.Marshal(value)
+		if err != nil {
+			return fmt.Errorf("encode the result: %w", err)
+		}
+		line = string(text)
+	}
+	_, err := fmt.Fprintln(a.stdout, line)
+	if err != nil {
+		return coded(exitIO, fmt.Errorf("write the result: %w", err), "")
+	}
+	return nil
+}
+
+// logger writes to stderr, with --verbose more of it.
+func (a *app) logger(level slog.Level) *slog.Logger {
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// command builds the command tree.
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sealmq",
+		Short: "End-to-end encrypted channels through an MQTT broker that cannot read them",
+		Long: `sealmq gives two devices behind NAT a mutually authenticated, end-to-end
+encrypted channel through an MQTT broker. The broker routes and queues; it can
+neither read nor forge a message.`,
+		Example: `  sealmq demo                                     # see it work, in one process
+
+  sealmq hub                                      # a hub on this machine
+  sealmq listen --trust everyone                  # Bob: prints his forwarding address
+  sealmq send --trust everyone --to FWD_… 'Hello' # Alice`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.started = true
+		},
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usage(err, c.CommandPath()+" --help")
+	})
+	pf := root.PersistentFlags()
+	pf.BoolVar(&a.json, "json", false, "print results as JSON, one object a line")
+	pf.BoolVarP(&a.verbose, "verbose", "v", false, "say more on stderr")
+	root.AddGroup(
+		&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "manage", Title: "Manage:"},
+	)
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("run", a.demoCommand(), a.hubCommand(), a.listenCommand(), a.sendCommand())
+	add("manage", a.identityCommand(), a.passwdCommand(), a.healthCommand(), a.versionCommand())
+	root.AddCommand(exitCodesTopic(), environmentTopic())
+	root.SetHelpCommandGroupID("manage")
+	root.SetCompletionCommandGroupID("manage")
+	return root
+}
+
+// environmentTopic is the page "sealmq help environment".
+func environmentTopic() *cobra.Command {
+	return &cobra.Command{
+		Use:   "environment",
+		Short: "Environment variables",
+		Long: strings.TrimSpace(`
+Environment variables
+
+  SEALMQ_HOME      folder with the identities (default: sealmq in the user's
+                   configuration folder)
+  SEALMQ_HUB       the hub's URL where --hub is not given
+  SEALMQ_USER      MQTT user name where --user is not given
+  SEALMQ_PASSWORD  its password where --password-file is not given`),
+	}
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/topics"
+)
+
+// defaultHub is the hub of a machine where nothing else is said.
+const defaultHub = "mqtt://127.0.0.1:1883"
+
+// maxSecretFile bounds what is read of a password file or a certificate file.
+const maxSecretFile = 1 << 20
+
+// peerFlags are what listen and send have in common.
+type peerFlags struct {
+	hub, identity, trust       string
+	user, passwordFile, caFile string
+	root                       string
+}
+
+// add defines the flags.
+func (p *peerFlags) add(a *app, c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&p.hub, "hub", "", "URL of the hub: mqtt://, mqtts://, ws:// or wss://, with ?hub=IDENTIFIER to pin it (default $"+envHub+" or "+defaultHub+")")
+	f.StringVar(&p.identity, "identity", defaultIdentity, "name of the identity to use; \"default\" is created at first use")
+	f.StringVar(&p.trust, "trust", "", "whom to talk to: everyone, or identifiers separated by commas (required)")
+	f.StringVar(&p.user, "user", "", "MQTT user name (default $"+envUser+")")
+	f.StringVar(&p.passwordFile, "password-file", "", "file with the MQTT password (default: the password is in $"+envPassword+")")
+	f.StringVar(&p.caFile, "ca-file", "", "certificates (PEM) to trust for the hub's TLS instead of the system's")
+	f.StringVar(&p.root, "root", string(topics.DefaultRoot), "topic root of the hub")
+	f.SortFlags = false
+	for name, complete := range map[string]cobra.CompletionFunc{
+		"identity": a.completeIdentity,
+		"trust":    cobra.FixedCompletions([]string{"everyone"}, cobra.ShellCompDirectiveNoFileComp),
+	} {
+		if err := c.RegisterFlagCompletionFunc(name, complete); err != nil {
+			panic(err) // the flag is defined above
+		}
+	}
+}
+
+// trustPolicy reads --trust.
+func trustPolicy(text string) (channel.Policy, error) {
+	const hint = "--trust everyone, or --trust IDENTIFIER[,IDENTIFIER…]; the peer prints its identifier with sealmq identity show"
+	switch text {
+	case "":
+		return nil, usagef(hint, "--trust is missing: say whom to talk to")
+	case "everyone":
+		return channel.TrustEveryone, nil
+	}
+	var ids []identity.Identifier
+	for _, part := range strings.Split(text, ",") {
+		id, err := identity.ParseIdentifier(strings.TrimSpace(part))
+		if err != nil {
+			return nil, usagef(hint, "--trust: %q is not an identifier", strings.TrimSpace(part))
+		}
+		ids = append(ids, id)
+	}
+	return channel.TrustIdentifiers(ids...), nil
+}
+
+// hubURL is where to connect to.
+func (p *peerFlags) hubURL(a *app) string {
+	if p.hub != "" {
+		return p.hub
+	}
+	if h := a.env(envHub); h != "" {
+		return h
+	}
+	return defaultHub
+}
+
+// connect reads the flags and connects. The caller closes the node.
+func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*device.Node, error) {
+	var err error
+	if cfg.Root, err = topics.ParseRoot(p.root); err != nil {
+		return nil, coded(exitUsage, err, "for example --root sealmq")
+	}
+	cfg.Username = p.user
+	if cfg.Username == "" {
+		cfg.Username = a.env(envUser)
+	}
+	if cfg.Password, err = p.password(a); err != nil {
+		return nil, err
+	}
+	if cfg.TLS, err = p.tlsConfig(); err != nil {
+		return nil, err
+	}
+	if cfg.Identity, err = a.useIdentity(p.identity); err != nil {
+		return nil, err
+	}
+	cfg.Logger = a.logger(slog.LevelError)
+	url := p.hubURL(a)
+	node, err := device.Connect(ctx, url, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return node, nil
+}
+
+// password reads the file, or takes the variable.
+func (p *peerFlags) password(a *app) (string, error) {
+	if p.passwordFile == "" {
+		return a.env(envPassword), nil
+	}
+	text, err := readSmall(p.passwordFile, "the password")
+	if err != nil {
+		return "", err
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	line = strings.TrimRight(line, "\r")
+	if line == "" || !utf8.ValidString(line) {
+		return "", coded(exitData, fmt.Errorf("%s holds no password on its first line", p.passwordFile), "")
+	}
+	return line, nil
+}
+
+func (p *peerFlags) tlsConfig() (*tls.Config, error) {
+	if p.caFile == "" {
+		return nil, nil
+	}
+	text, err := readSmall(p.caFile, "the certificates")
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, coded(exitData, fmt.Errorf("%s holds no certificate", p.caFile), "it must be PEM, with BEGIN CERTIFICATE lines")
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
+
+// readSmall reads a file that a flag names.
+func readSmall(name, what string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		code := exitNoInput
+		if errors.Is(err, fs.ErrPermission) {
+			code = exitNoPerm
+		}
+		return nil, coded(code, fmt.Errorf("read %s: %w", what, err), "")
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
+	if err != nil {
+		return nil, coded(exitIO, fmt.Errorf("read %s: %w", what, err), "")
+	}
+	if len(text) > maxSecretFile {
+		return nil, coded(exitData, fmt.Errorf("%s is larger than 1 MiB", name), "")
+	}
+	return bytes.TrimPrefix(text, []byte("\ufeff")), nil
+}

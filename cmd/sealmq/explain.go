@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"net"
+
+	"github.com/sealmq/sealmq/broker"
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+)
+
+// explanations give the errors of the library their exit code and say what to
+// do. The first that fits counts: the more particular errors come first.
+var explanations = []struct {
+	is   error
+	code int
+	hint string
+}{
+	{device.ErrURL, exitUsage, "for example --hub mqtt://127.0.0.1:1883"},
+	{device.ErrBadCredentials, exitNoPerm, "check --user and --password-file (or SEALMQ_USER and SEALMQ_PASSWORD)"},
+	{device.ErrWrongHub, exitNoPerm, "somebody may be in the way; if the hub was set up anew, change the pin"},
+	{device.ErrHubRefused, exitNoPerm, "ask the hub's operator for an account that fits this identity: sealmq identity show"},
+	{device.ErrTakenOver, exitNoPerm, "run one `sealmq listen` for each identity, or give each its own --identity"},
+	{device.ErrUnknownAddress, exitNoUser, "ask the peer for its present forwarding address, and check that both use the same hub"},
+	{device.ErrPeerOffline, exitTempFail, "try again when the peer is connected"},
+	{device.ErrPeerRefused, exitNoPerm, "the peer's --trust must name this identity: sealmq identity show"},
+	{device.ErrWrongIdentity, exitNoPerm, "check the identifier in --trust with the peer; if it is right, somebody else answered"},
+	{channel.ErrWrongIdentity, exitNoPerm, "check the identifier in --trust with the peer; if it is right, somebody else answered"},
+	{device.ErrTooLarge, exitData, "send less at a time, or raise the hub's limits.frame"},
+	{device.ErrPeerClosed, exitTempFail, "the peer ended the channel; try again"},
+	{device.ErrHubAway, exitUnavailable, "is the hub running there? sealmq hub starts one; --hub says where to look"},
+	{broker.ErrBadLogin, exitNoPerm, ""},
+	{device.ErrBusy, exitTempFail, "try again in a moment"},
+	{device.ErrTimeout, exitTempFail, "try again, or allow more time with --timeout"},
+	{channel.ErrHandshake, exitProtocol, "what answered there is not an Ockam secure channel listener"},
+}
+
+// explain returns the exit code and the hint of an error of the library, 0 and
+// "" for any other.
+func explain(err error) (code int, hint string) {
+	var config *broker.ConfigError
+	var password *broker.PasswordError
+	var permission *broker.PermissionError
+	var listen *broker.ListenError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &config), errors.As(err, &password):
+		return exitConfig, ""
+	case errors.As(err, &permission):
+		return exitNoPerm, ""
+	case errors.As(err, &listen):
+		return exitOS, ""
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return exitNoHost, "check the host name in --hub"
+	}
+	for _, e := range explanations {
+		if errors.Is(err, e.is) {
+			return e.code, e.hint
+		}
+	}
+	return 0, ""
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/sealmq/sealmq/broker"
+)
+
+// hubInfo is the line a hub prints on stdout for each address with --json.
+type hubInfo struct {
+	Identifier string   `json:"identifier"`
+	MQTT       []string `json:"mqtt"`
+	HTTP       string   `json:"http,omitempty"`
+	Root       string   `json:"root"`
+}
+
+func (a *app) hubCommand() *cobra.Command {
+	var file, logFormat string
+	var check bool
+	var flags broker.Config
+	c := &cobra.Command{
+		Use:   "hub",
+		Short: "Run a hub: an MQTT broker with the forwarder",
+		Long: `Runs a hub: an MQTT broker that passes sealed frames between devices, and serves
+ordinary MQTT clients on all topics outside its root.
+
+On the loopback interface a hub without a password file is open to everybody on
+this machine; behind a reverse proxy on the same machine that means everybody.
+Anywhere else it refuses to start until it is told who may connect.
+
+Settings come from --config and from flags; a flag wins. A hub ends at TERM or
+INT, and reads certificate and password file again at HUP.`,
+		Example: `  sealmq hub
+  sealmq hub --mqtt 127.0.0.1:0 --data ./hub-data
+  sealmq hub --mqtt mqtts://0.0.0.0:8883 --tls-cert hub.pem --tls-key hub.key --password-file passwd
+  sealmq hub --config hub.yaml --check`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := hubConfig(file, c.Flags(), &flags)
+			if err != nil {
+				return err
+			}
+			if cfg.Logger, err = a.hubLogger(logFormat); err != nil {
+				return err
+			}
+			if check {
+				if err := broker.Check(cfg); err != nil {
+					return err
+				}
+				return a.result(map[string]bool{"ok": true}, "the configuration is good")
+			}
+			return a.runHub(c.Context(), cfg)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&file, "config", "", "configuration file (YAML)")
+	f.BoolVar(&check, "check", false, "check the configuration and its files, and exit")
+	f.StringVar(&logFormat, "log", "text", "log format on stderr: text or json")
+	hubFlags(f, &flags)
+	return c
+}
+
+// hubFlags defines a flag for each setting that a flag can override.
+func hubFlags(f *pflag.FlagSet, c *broker.Config) {
+	f.StringSliceVar(&c.MQTT, "mqtt", nil, "listen at host:port, mqtt://, mqtts://, ws:// or wss:// host:port; may be repeated (default "+broker.DefaultMQTT+")")
+	f.BoolVar(&c.MQTTOpen, "mqtt-open", false, "let anybody connect, on every interface")
+	f.StringVar(&c.PasswordFile, "password-file", "", "accounts, one user:bcrypt:role[:identifier] a line (see sealmq passwd)")
+	f.BoolVar(&c.InsecurePlaintext, "insecure-plaintext", false, "let passwords travel unencrypted off this machine")
+	f.StringVar(&c.TLS.Cert, "tls-cert", "", "certificate chain for mqtts and wss (PEM)")
+	f.StringVar(&c.TLS.Key, "tls-key", "", "its private key (PEM)")
+	f.StringVar(&c.Data, "data", "", "folder for what outlives the process (default: nothing does)")
+	f.StringVar(&c.AddressKeyFile, "address-key-file", "", "64 hex digits from which hub addresses are derived (default: in the data folder)")
+	f.StringVar(&c.HTTP, "http", "", "serve /healthz, /readyz, /metrics and /status at host:port")
+	f.BoolVar(&c.HTTPOpen, "http-open", false, "let other machines read the status pages")
+	f.StringVar(&c.Root, "root", "", "topic root (default sealmq)")
+	f.BoolVar(&c.Trace, "trace", false, "publish a line for each frame to observers")
+	f.Var(&c.Limits.Frame, "max-frame", "largest frame, 4KiB to 16MiB (default 256KiB)")
+	f.IntVar(&c.Limits.Connections, "max-connections", 0, "most MQTT connections (default 65536)")
+	f.DurationVar(&c.ShutdownTimeout, "shutdown-timeout", 0, fmt.Sprintf("how long to wait for peers at the end (default %v)", broker.DefaultShutdown))
+}
+
+// hubConfig reads the file and lets the flags that were given override it.
+func hubConfig(file string, f *pflag.FlagSet, flags *broker.Config) (broker.Config, error) {
+	var cfg broker.Config
+	if file != "" {
+		var err error
+		if cfg, err = broker.Load(file); err != nil {
+			return cfg, err
+		}
+	}
+	override := map[string]func(){
+		"mqtt":               func() { cfg.MQTT = flags.MQTT },
+		"mqtt-open":          func() { cfg.MQTTOpen = flags.MQTTOpen },
+		"password-file":      func() { cfg.PasswordFile = flags.PasswordFile },
+		"insecure-plaintext": func() { cfg.InsecurePlaintext = flags.InsecurePlaintext },
+		"tls-cert":           func() { cfg.TLS.Cert = flags.TLS.Cert },
+		"tls-key":            func() { cfg.TLS.Key = flags.TLS.Key },
+		"data":               func() { cfg.Data = flags.Data },
+		"address-key-file":   func() { cfg.AddressKeyFile = flags.AddressKeyFile },
+		"http":               func() { cfg.HTTP = flags.HTTP },
+		"http-open":          func() { cfg.HTTPOpen = flags.HTTPOpen },
+		"root":               func() { cfg.Root = flags.Root },
+		"trace":              func() { cfg.Trace = flags.Trace },
+		"max-frame":          func() { cfg.Limits.Frame = flags.Limits.Frame },
+		"max-connections":    func() { cfg.Limits.Connections = flags.Limits.Connections },
+		"shutdown-timeout":   func() { cfg.ShutdownTimeout = flags.ShutdownTimeout },
+	}
+	f.Visit(func(flag *pflag.Flag) {
+		if set, ok := override[flag.Name]; ok {
+			set()
+		}
+	})
+	return cfg, nil
+}
+
+func (a *app) hubLogger(format string) (*slog.Logger, error) {
+	switch format {
+	case "text":
+		return a.logger(slog.LevelInfo), nil
+	case "json":
+		level := slog.LevelInfo
+		if a.verbose {
+			level = slog.LevelDebug
+		}
+		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level})), nil
+	}
+	return nil, usagef("choose text or json", "unknown log format %q", format)
+}
+
+// runHub serves until ctx ends.
+func (a *app) runHub(ctx context.Context, cfg broker.Config) error {
+	hub, err := broker.New(cfg)
+	if err != nil {
+		return err
+	}
+	if err := hub.Start(ctx); err != nil {
+		return err
+	}
+	stopReload := reloadOnHUP(hub, a.stderr)
+	defer stopReload()
+	info := hubInfo{Identifier: hub.Identifier().String(), Root: hub.Root(), HTTP: hub.HTTPURL()}
+	info.MQTT = hub.MQTTURLs()
+	if err := a.printHub(info); err != nil {
+		return err
+	}
+	return hub.Wait(ctx)
+}
+
+// printHub says where the hub listens and who it is.
+func (a *app) printHub(info hubInfo) error {
+	if a.json {
+		return a.result(info, "")
+	}
+	for _, u := range info.MQTT {
+		if err := a.result(nil, "Listening at "+u); err != nil {
+			return err
+		}
+	}
+	if info.HTTP != "" {
+		if err := a.result(nil, "Status at "+info.HTTP); err != nil {
+			return err
+		}
+	}
+	return a.result(nil, "Hub identity "+info.Identifier)
+}
+
+// reloadOnHUP reads certificate and password file again at each HUP until the
+// returned function is called.
+func reloadOnHUP(hub *broker.Hub, stderr io.Writer) (stop func()) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-hup:
+				if err := hub.Reload(); err != nil {
+					fmt.Fprintf(stderr, "sealmq: warning: %s; what was in force stays\n", printable(message(err)))
+				}
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hup)
+		close(end)
+		<-ended
+	}
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+)
+
+// Addresses that listen serves.
+const (
+	appAddress    = "app"
+	echoerAddress = "echoer"
+)
+
+// received is a message as listen prints it with --json.
+type received struct {
+	From    string    `json:"from"`
+	Message string    `json:"message"`
+	Time    time.Time `json:"time"`
+}
+
+// forwarding is the forwarding address as listen prints it with --json.
+type forwarding struct {
+	Address    string `json:"forwarding_address"`
+	Identifier string `json:"identifier"`
+	Listener   string `json:"listener"`
+}
+
+func (a *app) listenCommand() *cobra.Command {
+	var p peerFlags
+	var alias, listener string
+	var count int
+	c := &cobra.Command{
+		Use:   "listen",
+		Short: "Wait for messages (Bob)",
+		Long: `Connects to a hub, prints this device's forwarding address alone on a line, and
+then one line for each message that arrives at "app" through a secure channel.
+The sender's identifier in front of it is verified. "echoer" sends back what it
+gets. Ends at INT or TERM.`,
+		Example: `  sealmq listen --trust everyone
+  sealmq listen --identity bob --trust I0123… --hub mqtts://hub.example:8883
+  sealmq listen --trust everyone --alias bob   # the address is forward_to_bob`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			policy, err := trustPolicy(p.trust)
+			if err != nil {
+				return err
+			}
+			if count < 0 {
+				return usagef("leave it away to listen for ever", "--count is negative")
+			}
+			return a.listen(c.Context(), &p, policy, listener, alias, count)
+		},
+	}
+	p.add(a, c)
+	f := c.Flags()
+	f.StringVar(&alias, "alias", "", "register forward_to_ALIAS instead of an address made up by the hub")
+	f.StringVar(&listener, "listener", "listener", "name of the secure channel listener")
+	f.IntVar(&count, "count", 0, "end after this many messages (default: never)")
+	return c
+}
+
+func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, listener, alias string, count int) error {
+	node, err := p.connect(ctx, a, device.Config{OnEvent: a.noteEvent})
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	if err := node.HandleFunc(echoerAddress, func(ctx context.Context, m *device.Message) {
+		if err := node.Reply(ctx, m, m.Payload); err != nil && !errors.Is(err, device.ErrNoReturnRoute) {
+			a.note("warning: cannot answer at echoer: %s", printable(message(err)))
+		}
+	}); err != nil {
+		return err
+	}
+	if _, err := node.Listen(listener, policy); err != nil {
+		return err
+	}
+	var opts []device.ForwarderOption
+	if alias != "" {
+		opts = append(opts, device.Alias(alias))
+	}
+	fwd, err := node.CreateForwarder(ctx, listener, opts...)
+	if err != nil {
+		return err
+	}
+	info := forwarding{Address: fwd.Address(), Identifier: node.Identifier().String(), Listener: listener}
+	if err := a.result(info, "Forwarding address: "+fwd.Address()); err != nil {
+		return err
+	}
+	for n := 0; count == 0 || n < count; n++ {
+		m, err := node.Receive(ctx, appAddress)
+		if lost := (*device.LostError)(nil); errors.As(err, &lost) {
+			a.note("warning: %s", printable(message(err)))
+			n--
+			continue
+		}
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil // asked to end
+		case err != nil:
+			return err
+		}
+		if err := a.printMessage(m); err != nil {
+			return err
+		}
+		a.sendReceipt(ctx, node, m)
+	}
+	return node.Flush(ctx)
+}
+
+// printMessage writes one line for a message.
+func (a *app) printMessage(m *device.Message) error {
+	r := received{From: m.From.String(), Message: m.String(), Time: time.Now().UTC()}
+	return a.result(r, r.From+": "+printable(r.Message))
+}
+
+// sendReceipt answers a message whose sender wants an answer with an empty Ockam
+// String, which says that the message was printed.
+func (a *app) sendReceipt(ctx context.Context, node *device.Node, m *device.Message) {
+	if len(m.ReturnRoute) == 0 {
+		return
+	}
+	if err := node.ReplyString(ctx, m, ""); err != nil && ctx.Err() == nil {
+		a.note("warning: the sender gets no receipt: %s", printable(message(err)))
+	}
+}
+
+// noteEvent tells the person at the terminal what happens to the connection.
+func (a *app) noteEvent(e device.Event) {
+	switch e.Kind {
+	case device.EventOffline:
+		a.note("warning: connection to the hub lost, trying again: %s", printable(message(e.Err)))
+	case device.EventForwarderChanged:
+		a.note("warning: the hub gave another forwarding address: %s", e.Forwarder.Address())
+	case device.EventForwarderFailed:
+		a.note("warning: the hub did not take the forwarder again: %s", printable(message(e.Err)))
+	}
+}
+
+// readMessage reads the whole of standard input as the message.
+func (a *app) readMessage() (string, error) {
+	const limit = 16 << 20
+	text, err := io.ReadAll(io.LimitReader(a.stdin, limit+1))
+	if err != nil {
+		return "", coded(exitIO, fmt.Errorf("read the message: %w", err), "")
+	}
+	if len(text) > limit {
+		return "", coded(exitData, errors.New("the message on standard input is larger than 16 MiB"), "send it in pieces")
+	}
+	return string(text), nil
+}

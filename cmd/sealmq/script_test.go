@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sealmq/sealmq/broker"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sealmq": func() { os.Exit(program()) }})
+}
+
+// How long a script waits for something that happens on its own.
+const patience = 20 * time.Second
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: filepath.Join("testdata", "script"),
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("SEALMQ_HOME", filepath.Join(env.WorkDir, "vault"))
+			env.Setenv("SEALMQ_HUB", "")
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":    exits,
+			"hub":      startHub,
+			"listener": startListener,
+			"hears":    hears,
+			"busyport": busyPort,
+			"deadport": deadPort,
+			"oneline":  oneLine,
+		},
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}
+
+// exits CODE COMMAND… runs a command and wants its exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		got = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// oneline wants stderr to be one error line, with at most one hint line behind
+// it.
+func oneLine(ts *testscript.TestScript, neg bool, args []string) {
+	text := ts.ReadFile("stderr")
+	if !regexp.MustCompile(`^(sealmq: warning: .*\n)*sealmq: error: [^\n]+\n(sealmq: hint: [^\n]+\n)?$`).MatchString(text) {
+		ts.Fatalf("stderr is not one clear line:\n%s", text)
+	}
+}
+
+// hub [FLAG…] starts a hub in this process, open on the loopback interface or
+// with the password file of its first argument, and sets HUB and HUBID.
+func startHub(ts *testscript.TestScript, neg bool, args []string) {
+	cfg := broker.Config{MQTT: []string{"127.0.0.1:0"}}
+	for _, a := range args {
+		switch {
+		case a == "small":
+			cfg.Limits.Frame = 4 << 10
+		default:
+			cfg.PasswordFile = ts.MkAbs(a)
+		}
+	}
+	h, err := broker.New(cfg)
+	ts.Check(err)
+	ts.Check(h.Start(context.Background()))
+	ts.Defer(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := h.Shutdown(ctx); err != nil {
+			ts.Logf("hub: %v", err)
+		}
+	})
+	ts.Setenv("HUB", h.MQTTURL())
+	ts.Setenv("HUBID", h.Identifier().String())
+}
+
+// heard is what a listener in this process has printed.
+type heard struct {
+	mu      sync.Mutex
+	text    bytes.Buffer
+	changed chan struct{}
+	ended   chan struct{}
+}
+
+var (
+	listenersMu sync.Mutex
+	listeners   = map[string]*heard{} // by script
+)
+
+func (h *heard) wait(re *regexp.Regexp) (string, bool) {
+	deadline := time.After(patience)
+	for {
+		h.mu.Lock()
+		text, changed := h.text.String(), h.changed
+		h.mu.Unlock()
+		if re.MatchString(text) {
+			return text, true
+		}
+		select {
+		case <-changed:
+		case <-h.ended:
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.text.String(), re.MatchString(h.text.String())
+		case <-deadline:
+			return text, false
+		}
+	}
+}
+
+// listener ARG… runs "sealmq listen ARG…" in this process, waits for its
+// forwarding address and sets FWD.
+func startListener(ts *testscript.TestScript, neg bool, args []string) {
+	ctx, cancel := context.WithCancel(context.Background())
+	r, w := io.Pipe()
+	h := &heard{changed: make(chan struct{}), ended: make(chan struct{})}
+	env := func(name string) (string, bool) {
+		v := ts.Getenv(name)
+		return v, v != ""
+	}
+	var stderr bytes.Buffer
+	go func() {
+		defer close(h.ended)
+		code := run(ctx, append([]string{"listen"}, args...), bytes.NewReader(nil), w, &stderr, env)
+		if code != exitOK {
+			h.mu.Lock()
+			h.text.WriteString("exit code " + strconv.Itoa(code) + "\n" + stderr.String())
+			h.mu.Unlock()
+		}
+		w.Close()
+	}()
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		sc := bufio.NewScanner(r)
+		for sc.Scan() {
+			h.mu.Lock()
+			h.text.WriteString(sc.Text() + "\n")
+			close(h.changed)
+			h.changed = make(chan struct{})
+			h.mu.Unlock()
+		}
+	}()
+	ts.Defer(func() {
+		cancel()
+		<-h.ended
+		<-reading
+	})
+	address := regexp.MustCompile(`(?m)^Forwarding address: (\S+)$|"forwarding_address":"([^"]+)"`)
+	text, ok := h.wait(address)
+	if !ok {
+		ts.Fatalf("no forwarding address:\n%s", text)
+	}
+	m := address.FindStringSubmatch(text)
+	ts.Setenv("FWD", m[1]+m[2])
+	listenersMu.Lock()
+	listeners[ts.Getenv("WORK")] = h
+	listenersMu.Unlock()
+}
+
+// hears REGEXP waits until the listener has printed something.
+func hears(ts *testscript.TestScript, neg bool, args []string) {
+	listenersMu.Lock()
+	h := listeners[ts.Getenv("WORK")]
+	listenersMu.Unlock()
+	if h == nil || len(args) != 1 {
+		ts.Fatalf("usage: hears REGEXP, after listener")
+	}
+	re := regexp.MustCompile("(?m)" + args[0])
+	if neg {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if re.MatchString(h.text.String()) {
+			ts.Fatalf("the listener printed it:\n%s", h.text.String())
+		}
+		return
+	}
+	if text, ok := h.wait(re); !ok {
+		ts.Fatalf("the listener did not print it:\n%s", text)
+	}
+}
+
+// busyport NAME sets NAME to the address of a port that something listens at.
+func busyPort(ts *testscript.TestScript, neg bool, args []string) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Defer(func() { ln.Close() })
+	ts.Setenv(args[0], ln.Addr().String())
+}
+
+// deadport NAME sets NAME to the address of a port where nothing listens.
+func deadPort(ts *testscript.TestScript, neg bool, args []string) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Check(ln.Close())
+	ts.Setenv(args[0], ln.Addr().String())
+}
