@@ -16,7 +16,7 @@ func ExampleVault() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer os.RemoveAll(home)
+	defer func() { _ = os.RemoveAll(home) }()
 
 	vault, err := identity.OpenVault(filepath.Join(home, "identities"))
 	if err != nil {
