@@ -426,7 +426,10 @@ func TestAck(t *testing.T) {
 		t.Errorf("failed ack: %v", err)
 	}
 	again := *m
-	if m.Ack() != nil || m.Ack() != nil || again.Ack() != nil || acks != 2 {
+	for _, x := range []*Message{m, m, &again} {
+		must(t, x.Ack())
+	}
+	if acks != 2 {
 		t.Errorf("%d acknowledgements", acks)
 	}
 	if s := id.String(); !strings.HasSuffix(s, "/01000000000000000000000000000000/7") || !strings.HasPrefix(s, peer.String()) {
