@@ -28,8 +28,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type signer struct{}
 
-func (signer) Identifier() identity.Identifier       { return identity.Identifier{1} }
-func (signer) ChangeHistory() []byte                 { return []byte("history") }
+func (signer) Identifier() identity.Identifier      { return identity.Identifier{1} }
+func (signer) ChangeHistory() []byte                { return []byte("history") }
 func (signer) SignHello(msg []byte) ([]byte, error) { return bytes.Repeat([]byte{7}, 64), nil }
 
 // setup is what a test may change before the hub starts.
