@@ -393,7 +393,7 @@ func (n *Node) answers() route.Route {
 }
 
 // Request sends payload to a worker of the peer and waits for its answer, until ctx
-// ends. Errors as for Send, and ErrTimeout.
+// ends. Errors as for Send, and ErrInterrupted.
 func (c *Channel) Request(ctx context.Context, address string, payload []byte) (*Message, error) {
 	joined, leave := c.n.join(ctx)
 	defer leave(nil)
@@ -401,10 +401,16 @@ func (c *Channel) Request(ctx context.Context, address string, payload []byte) (
 	if err != nil {
 		return nil, err
 	}
-	// The end of the channel ends the wait.
+	// The end of this channel ends the wait: the answer could not come any more.
 	joined, cancel := context.WithCancelCause(joined)
 	defer cancel(nil)
-	defer context.AfterFunc(c.mend, func() { cancel(errChannelEnded) })()
+	go func() {
+		select {
+		case <-cur.Done():
+			cancel(ErrInterrupted)
+		case <-joined.Done():
+		}
+	}()
 	box := randomAddress()
 	access := Access{Encryptors: []string{cur.EncryptorAddress()}}
 	if err := c.n.local.OpenMailbox(box, access); err != nil {
@@ -421,16 +427,16 @@ func (c *Channel) Request(ctx context.Context, address string, payload []byte) (
 	return m, nil
 }
 
-var errChannelEnded = errors.New("device: the channel has ended")
-
 func (c *Channel) requestError(ctx context.Context, address string, err error) error {
-	c.mu.Lock()
-	ended := c.err
-	c.mu.Unlock()
-	if ended != nil && errors.Is(context.Cause(ctx), errChannelEnded) {
-		return ended
+	if !errors.Is(context.Cause(ctx), ErrInterrupted) {
+		return c.n.failure(ctx, fmt.Sprintf("no answer from the peer's %q", address), err)
 	}
-	return c.n.failure(ctx, fmt.Sprintf("no answer from the peer's %q", address), err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	return fmt.Errorf("%w from the peer's %q; it may have been handled or not", ErrInterrupted, address)
 }
 
 // RequestString is Request with an Ockam String, and one as the answer.

@@ -41,6 +41,9 @@ var (
 	ErrClosed = errors.New("device: closed")
 	// ErrPeerClosed: the peer closed the channel.
 	ErrPeerClosed = errors.New("device: the peer closed the channel")
+	// ErrInterrupted: the channel broke while a request waited for its answer. The
+	// peer may have taken the request or not.
+	ErrInterrupted = errors.New("device: the channel broke while waiting for the answer")
 	// ErrTooLarge: the message does not fit the hub's frame limit.
 	ErrTooLarge = errors.New("device: the message is larger than the hub takes")
 	// ErrNoMailbox: Receive at an address that is not in Config.Mailboxes.

@@ -20,11 +20,15 @@ const (
 	packetSuback   = 9
 	packetUnsuback = 11
 	packetPingresp = 13
+
+	packetDisconnect = 14 // MQTT 3.1.1 has it for clients only; some brokers send it
 )
 
 // writeMark is how much unwritten output lets a sender wait. What goes past it
 // are acknowledgements and pings, which never wait.
 const writeMark = 256 << 10
+
+var errGoodbye = errors.New("device: the hub ended the connection")
 
 var errWriteStalled = errors.New("device: the hub stopped reading and the connection's buffer is full")
 
@@ -182,6 +186,9 @@ func (g *guard) peek(n int) ([]byte, error) {
 
 // check refuses what a broker has no reason to send.
 func (g *guard) check(kind, flags byte, length, total int) error {
+	if g.opened && kind == packetDisconnect {
+		return errGoodbye
+	}
 	if g.opened == (kind == packetConnack) {
 		return fmt.Errorf("device: the hub sent an MQTT packet of type %d out of turn", kind)
 	}

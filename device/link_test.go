@@ -190,7 +190,7 @@ func TestFullOutboxMakesSendersWait(t *testing.T) {
 		cfg := h.config()
 		cfg.QueuedFrames = 8
 		n, c := online(t, h, cfg, 1024)
-		go c.drain() // never acknowledges
+		go c.drain()       // never acknowledges
 		for i := range 4 { // a first hop may fill half of what is free
 			send(t, n, "x", i)
 		}
@@ -243,7 +243,7 @@ func TestSendersWaitInOrder(t *testing.T) {
 			o.mu.Unlock()
 		}
 	}
-	gen := o.attach(8)
+	gen := o.attach(8, bundleBytes)
 	var got []byte
 	for len(got) < 21 {
 		p, ok := o.take(gen)
@@ -273,7 +273,7 @@ func TestTransientFramesAreDroppedWithoutConnection(t *testing.T) {
 	}
 	put(route.Transient, 0)
 	put(route.Stored, 1)
-	gen := o.attach(8)
+	gen := o.attach(8, bundleBytes)
 	put(route.Transient, 2)
 	put(route.Stored, 3)
 	var got []byte
@@ -292,7 +292,7 @@ func TestTransientFramesAreDroppedWithoutConnection(t *testing.T) {
 	put(route.Stored, 4)
 	put(route.Transient, 5)
 	o.detach(gen)
-	gen = o.attach(8)
+	gen = o.attach(8, bundleBytes)
 	p, _ := o.take(gen)
 	if want := [][]byte{{1}, {3}, {4}}; !slices.EqualFunc(p.frames, want, bytes.Equal) {
 		t.Errorf("sent again: %v", p.frames)

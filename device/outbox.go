@@ -98,6 +98,7 @@ type outbox struct {
 	gen      uint64 // of the present connection, 0 without
 	lastGen  uint64
 	window   int // packets
+	bundle   int // bytes a bundle may have
 	token    uint64
 	flights  map[uint64]flight
 	airborne int // bytes in flight
@@ -245,13 +246,14 @@ func (o *outbox) grantLocked() {
 }
 
 // attach starts a connection: everything unacknowledged is to be sent (again).
-// The generation it returns names the connection.
-func (o *outbox) attach(window int) (gen uint64) {
+// The generation it returns names the connection. window counts packets, bundle
+// bytes.
+func (o *outbox) attach(window, bundle int) (gen uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.lastGen++
 	o.gen = o.lastGen
-	o.window = max(window, 1)
+	o.window, o.bundle = max(window, 1), bundle
 	for _, f := range o.flows {
 		o.listLocked(f)
 	}
@@ -396,7 +398,7 @@ func (o *outbox) packLocked(f *flow) packet {
 	for f.next < len(f.entries) {
 		e := &f.entries[f.next]
 		if e.class != p.class || len(p.frames) == bundleFrames ||
-			(len(p.frames) > 0 && p.size+len(e.body) > bundleBytes) {
+			(len(p.frames) > 0 && p.size+len(e.body) > o.bundle) {
 			break
 		}
 		p.frames = append(p.frames, e.body)

@@ -73,10 +73,6 @@ type uplink struct {
 	greeted bool                  // a hub has answered a hello of this process
 	mute    bool                  // the hub did not answer: don't wait for it again
 	hubID   identity.Identifier
-	now     *session // the present one
-
-	// Owned by run.
-	hub hubIdentity
 }
 
 func newUplink(cfg uplinkConfig) *uplink {
@@ -155,28 +151,29 @@ func (u *uplink) session(ctx context.Context) (lasted time.Duration, err error) 
 		goodbye, err = true, ctx.Err()
 	}
 	u.out.detach(s.gen.Load())
-	u.mu.Lock()
-	u.now = nil
-	u.mu.Unlock()
 	return max(time.Since(start), 1), err
 }
 
 // attach lets queued frames out on the connection.
 func (u *uplink) attach(s *session, l link) {
+	window, bundle := plainWindow, bundleBytes
 	u.mu.Lock()
-	u.now = s
-	window := plainWindow
-	if a := u.answer; a != nil && a.Window > 0 {
-		window = int(min(a.Window, maxWindow))
+	if a := u.answer; a != nil {
+		if a.Window > 0 {
+			window = int(min(a.Window, maxWindow))
+		}
+		if a.BundleLimit > 0 {
+			bundle = int(min(a.BundleLimit, bundleBytes))
+		}
 	}
-	known := u.hub.known
-	if known != nil {
-		u.hubID = known.Identifier()
+	if u.hub.known != nil {
+		u.hubID = u.hub.known.Identifier()
 	}
+	proved := u.hubID
 	u.mu.Unlock()
-	s.gen.Store(u.out.attach(window))
+	s.gen.Store(u.out.attach(window, bundle))
 	u.connects.Add(1)
-	u.log.Info("connected to the hub", "hub", u.hubName, "remote", l.info().remote, "identifier", u.hubID, "window", window)
+	u.log.Info("connected to the hub", "hub", u.hubName, "remote", l.info().remote, "identifier", proved, "window", window)
 	u.setState(Online, nil)
 	u.report(nil)
 }
@@ -389,6 +386,11 @@ func (s *session) helloAnswer(v *route.View) {
 		s.u.log.Warn("the hub's answer to hello cannot be read", "err", err)
 		return
 	}
+	// Where nobody waits for it, because an earlier connection got no answer, the
+	// next one will.
+	s.u.mu.Lock()
+	s.u.mute = false
+	s.u.mu.Unlock()
 	select {
 	case s.answered <- a:
 	default:
