@@ -291,6 +291,9 @@ func (b *Bridge) devicePort(p Principal) (*Port, error) {
 	port.cursor = box.Next()
 	b.devices[p.ClientID] = port
 	b.table.put(port.addr, port.self)
+	if b.cfg.Journal != nil && !port.oneShot {
+		b.cfg.Journal.Port(PortState{Principal: p, Seen: time.Unix(0, port.offlineSince)})
+	}
 	return port, nil
 }
 
@@ -304,6 +307,9 @@ func (b *Bridge) forget(p *Port) {
 	if p.kind == portDevice {
 		if b.devices[p.clientID] == p {
 			delete(b.devices, p.clientID)
+			if b.cfg.Journal != nil && !p.oneShot {
+				b.cfg.Journal.PortGone(p.clientID)
+			}
 		}
 	} else {
 		delete(b.streams, p)

@@ -46,6 +46,11 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		p.mu.Unlock()
 		p.b.undeliverable(in, pk, DropUnknown)
 		return
+	case p.kind == portStream && p.tooLong(pk):
+		// Grown past the protocol's limit by what the hub put in front.
+		p.mu.Unlock()
+		p.b.undeliverable(in, pk, DropTooLarge)
+		return
 	case in.link.dead.Load():
 		p.mu.Unlock()
 		in.link.port.stripe.drop(DropAbandoned, n)
@@ -89,6 +94,19 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 	p.pump()
 }
 
+// tooLong reports whether a frame no longer fits a stream (spec routing 3.2).
+func (p *Port) tooLong(pk *Packet) bool {
+	if p.b.cfg.Limits.Frame < route.MaxFrame-packetHeadroom {
+		return false
+	}
+	for i := range pk.Frames() {
+		if pk.Size(i) > route.MaxFrame {
+			return true
+		}
+	}
+	return false
+}
+
 // store appends a packet to the outbox. p.mu is held.
 func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
 	size, stored, err := p.box.Append(pk, t)
@@ -102,6 +120,12 @@ func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
 	}
 	p.frames += n
 	p.bytes += size
+	switch {
+	case pk.First:
+		p.lastFirst = p.box.Next() - 1
+	case pk.Class == route.Transient:
+		p.lastTransient = p.box.Next() - 1
+	}
 	p.b.queued.add(n, size)
 	if p.frames == n {
 		p.wakeBy(pk.Arrival + int64(p.b.cfg.MaxAge))

@@ -146,20 +146,24 @@ func TestForwardersExpire(t *testing.T) {
 
 type testJournal struct {
 	states map[string]ForwarderState
+	ports  map[string]PortState
 }
+
+func (j *testJournal) Port(s PortState)     { j.ports[s.Principal.ClientID] = s }
+func (j *testJournal) PortGone(name string) { delete(j.ports, name) }
 
 func (j *testJournal) Forwarder(s ForwarderState) { j.states[s.Address] = s }
 func (j *testJournal) ForwarderGone(a string)     { delete(j.states, a) }
 
 func TestRestore(t *testing.T) {
-	j := &testJournal{states: map[string]ForwarderState{}}
+	j := &testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}
 	b := newTestBridge(t, func(c *Config) { c.Journal = j })
 	d := attach(t, b, "bob", true)
 	fwd := d.register(ServiceForwarding, "register", "M")
 	d.register(ServiceStaticForwarding, "door", "M")
 	stream(t, b, true).register(ServiceForwarding, "register", "M")
 	st := b.State()
-	equal(t, "state", []int{len(st.Ports), len(st.Forwarders), len(j.states)}, []int{1, 2, 3})
+	equal(t, "state", []int{len(st.Ports), len(st.Forwarders), len(j.states), len(j.ports)}, []int{1, 2, 3, 1})
 
 	after := newTestBridge(t, nil)
 	if err := after.Restore(st); err != nil {

@@ -36,6 +36,8 @@ type ForwarderState struct {
 // not be written whole. Its methods are called with a lock held: they must not
 // call the bridge and must not wait.
 type Journal interface {
+	Port(PortState)
+	PortGone(clientID string)
 	Forwarder(ForwarderState)
 	ForwarderGone(address string)
 }

@@ -55,6 +55,9 @@ type Port struct {
 	cursor        uint64 // the next entry to offer
 	offered       uint64 // the last entry offered to link
 	everOffered   uint64 // the last entry offered to an earlier link
+	lastFirst     uint64 // the last first contact in box, if it is still there
+	lastTransient uint64 // the last transient entry, likewise
+	acked         uint64 // the last entry released
 	pumping       bool   // somebody is delivering
 	blocked       bool   // link took less than it was offered
 	readied       uint64 // counts Ready and Delivered, against lost wake-ups
@@ -148,6 +151,9 @@ func (p *Port) connect(l *Link, who Principal) error {
 		return ErrNotProven
 	}
 	old := p.link
+	if p.b.cfg.Journal != nil && p.principal != who && !p.oneShot {
+		p.b.cfg.Journal.Port(PortState{Principal: who, Seen: time.Unix(0, p.b.now())})
+	}
 	p.principal = who
 	p.link = l
 	p.detach()
@@ -252,16 +258,7 @@ func (p *Port) setStatus(online bool) {
 // discard drops what is queued or waiting for keys that are gone: everything but
 // first contacts, which name none. p.mu is held.
 func (p *Port) discard() {
-	var drop []uint64
-	p.box.Scan(func(it *Item) bool {
-		if !it.First {
-			drop = append(drop, it.Seq)
-		}
-		return true
-	})
-	for _, seq := range drop {
-		p.dropEntry(seq, DropFresh)
-	}
+	p.dropAll(DropFresh, func(it *Item) bool { return !it.First })
 	keep := p.parked[:0]
 	for _, w := range p.parked {
 		if w.packet.First {
@@ -273,6 +270,16 @@ func (p *Port) discard() {
 	}
 	clear(p.parked[len(keep):])
 	p.parked = keep
+}
+
+// dropAll removes the queued entries that f picks; p.mu is held.
+func (p *Port) dropAll(why Drop, f func(*Item) bool) {
+	p.box.Scan(func(it *Item) bool {
+		if f(it) {
+			p.dropEntry(it.Seq, why)
+		}
+		return true
+	})
 }
 
 // dropEntry removes one queued entry and counts it; p.mu is held.
@@ -314,6 +321,7 @@ func (l *Link) Delivered(seq uint64) {
 		p.stripe.delivered.Add(uint64(frames))
 	}
 	p.cursor = max(p.cursor, seq+1)
+	p.acked = max(p.acked, seq)
 	p.blocked = false
 	p.readied++
 	p.unpark()
@@ -388,15 +396,9 @@ func (l *Link) Close(clean bool) {
 		return
 	}
 	// What has its own recovery does not wait for a device that is away.
-	var gone []uint64
-	p.box.Scan(func(it *Item) bool {
-		if it.Class == route.Transient {
-			gone = append(gone, it.Seq)
-		}
-		return true
-	})
-	for _, seq := range gone {
-		p.dropEntry(seq, DropOffline)
+	if p.lastTransient > p.acked {
+		p.dropAll(DropOffline, func(it *Item) bool { return it.Class == route.Transient })
+		p.lastTransient = 0
 	}
 	if p.online.Swap(false) {
 		p.setStatus(false)

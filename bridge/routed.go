@@ -1,6 +1,9 @@
 package bridge
 
-import "github.com/sealmq/sealmq/route"
+import (
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
 
 // MemoryOutboxes returns the default OutboxFactory, for stores that serve from
 // memory what they keep elsewhere. Its outboxes have a further method,
@@ -28,4 +31,13 @@ func (m *memoryOutbox) Skip(to uint64) {
 	if m.n == 0 && to > m.first {
 		m.first = to
 	}
+}
+
+// Oversized says that the front read past a frame above the frame limit, which is
+// all that is known of it: counted as received and dropped.
+func (l *Link) Oversized() {
+	s := l.port.stripe
+	s.received.Add(1)
+	s.drop(DropTooLarge, 1)
+	l.notify(hubproto.ReasonTooLarge, nil, 1)
 }

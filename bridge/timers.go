@@ -160,7 +160,7 @@ func (p *Port) nextWake() int64 {
 	}
 	if p.kind == portDevice && p.link == nil {
 		at(p.endsAt())
-		if p.frames > 0 {
+		if p.frames > 0 && p.lastFirst > p.acked {
 			p.box.Scan(func(it *Item) bool {
 				if it.First {
 					at(max(it.Arrival, p.offlineSince) + int64(cfg.FirstContact))
@@ -256,7 +256,7 @@ func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note
 // first contacts that nobody waits for any more. p.mu is held.
 func (p *Port) expireQueued(now int64, notes *[]note) {
 	cfg := &p.b.cfg
-	away := p.kind == portDevice && !p.attached
+	away := p.kind == portDevice && !p.attached && p.lastFirst > p.acked
 	type end struct {
 		seq uint64
 		why Drop
