@@ -1,0 +1,376 @@
+package tcp
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/route"
+)
+
+// conn is one connection: a bridge.Conn and bridge.Acker. Its reader runs in
+// run; its writer is alive only while there is output.
+type conn struct {
+	s      *Server
+	nc     net.Conn
+	ticket *connlimit.Ticket
+	link   *bridge.Link // set before anything can be delivered
+	ready  chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	out     []byte     // to be written
+	spare   []byte     // the buffer that was written last
+	inWrite int        // bytes being written
+	last    uint64     // the newest sequence in out
+	writing bool
+	full    bool // Deliver took less than it was offered
+	ending  bool // takes no more output; closes once what is there has been written
+	closed  bool
+	why     Event
+	cause   bool // why is set
+	wrote   sync.WaitGroup
+
+	// unanswered counts frames that the bridge has not acknowledged.
+	ackMu      sync.Mutex
+	ackCond    sync.Cond
+	unanswered int
+	dead       bool
+}
+
+func newConn(s *Server, nc net.Conn, ticket *connlimit.Ticket) *conn {
+	c := &conn{s: s, nc: nc, ticket: ticket, ready: make(chan struct{})}
+	c.ackCond.L = &c.ackMu
+	return c
+}
+
+// run is the connection's life.
+func (c *conn) run() {
+	defer c.s.wg.Done()
+	defer c.s.forget(c)
+	defer c.ticket.Release()
+	link, err := c.s.cfg.Bridge.ConnectStream(bridge.Principal{Role: bridge.RoleDevice}, c)
+	if err != nil {
+		c.end(RefusedBridge)
+		c.count()
+		return
+	}
+	c.link = link
+	close(c.ready)
+	c.write([]byte{route.Preamble}, 0)
+	c.end(c.read())
+	link.Close(true)
+	c.wrote.Wait()
+	c.count()
+}
+
+// count counts why the connection ended.
+func (c *conn) count() {
+	c.mu.Lock()
+	why := c.why
+	c.mu.Unlock()
+	c.s.cfg.Counters.add(why)
+	if why != EndedByPeer {
+		c.s.cfg.Logger.Debug("connection ended", "peer", c.nc.RemoteAddr(), "reason", why.String())
+	}
+}
+
+// read takes frames until the connection ends, and returns why it did.
+func (c *conn) read() Event {
+	cfg := &c.s.cfg
+	src := &source{nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
+	r := route.NewReader(src, cfg.Frames)
+	if err := r.ReadPreamble(); err != nil {
+		return readEvent(err, PreambleTimeout)
+	}
+	src.betweenFrames(cfg.FirstFrame)
+	late := FirstFrame
+	for {
+		body, err := r.Next()
+		switch {
+		case errors.Is(err, route.ErrTooLarge):
+			cfg.Counters.add(Oversized)
+			c.link.Oversized()
+			continue
+		case err != nil:
+			if errors.Is(err, os.ErrDeadlineExceeded) && src.inFrame {
+				late = FrameTimeout
+			}
+			return readEvent(err, late)
+		}
+		if late == FirstFrame {
+			late = Idle
+			c.ticket.Settle()
+		}
+		src.betweenFrames(cfg.IdleTimeout)
+		c.ackMu.Lock()
+		c.unanswered++
+		c.ackMu.Unlock()
+		if err := c.link.Receive(body, route.Stored, c, 0); err != nil {
+			if errors.Is(err, bridge.ErrMalformed) {
+				return Malformed
+			}
+			return Kicked
+		}
+		if !c.awaitRoom() {
+			return Kicked
+		}
+	}
+}
+
+// readEvent says why reading ended; late is what a deadline means.
+func readEvent(err error, late Event) Event {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return late
+	case errors.Is(err, route.ErrPreamble):
+		return PreambleWrong
+	case errors.Is(err, route.ErrFraming):
+		return Framing
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return CutShort
+	case errors.Is(err, io.EOF):
+		return EndedByPeer
+	}
+	return NetworkError
+}
+
+// source is the network as the frame reader sees it: it gives a frame that has
+// begun a deadline that allows for its length, and one between frames the idle
+// time-out.
+type source struct {
+	nc       net.Conn
+	cfg      *Config
+	idle     time.Duration // between frames; 0: for ever
+	inFrame  bool
+	deadline time.Time // of what is being waited for
+	armed    time.Time
+}
+
+// betweenFrames says that a whole frame, or the preamble, has been read.
+func (s *source) betweenFrames(idle time.Duration) {
+	s.idle, s.inFrame, s.deadline = idle, false, time.Time{}
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.deadline.IsZero() && s.idle > 0 {
+		s.deadline = time.Now().Add(s.idle)
+	}
+	if s.deadline != s.armed {
+		if err := s.nc.SetReadDeadline(s.deadline); err != nil {
+			return 0, err
+		}
+		s.armed = s.deadline
+	}
+	n, err := s.nc.Read(p)
+	if n > 0 {
+		switch {
+		case !s.inFrame:
+			s.inFrame = true
+			s.deadline = time.Now().Add(s.cfg.FrameTimeout)
+		default:
+			s.deadline = s.deadline.Add(time.Duration(n) * time.Second / slowest)
+		}
+	}
+	return n, err
+}
+
+// awaitRoom waits while as many frames as allowed are unanswered: that is how a
+// sender who fills a queue is held back. The bridge answers each within a second
+// or so. It returns false when the connection has ended.
+func (c *conn) awaitRoom() bool {
+	c.ackMu.Lock()
+	defer c.ackMu.Unlock()
+	for c.unanswered >= c.s.cfg.ReadWindow && !c.dead {
+		c.ackCond.Wait()
+	}
+	return !c.dead
+}
+
+// Acked implements bridge.Acker.
+func (c *conn) Acked(uint64) {
+	c.ackMu.Lock()
+	c.unanswered--
+	c.ackMu.Unlock()
+	c.ackCond.Signal()
+}
+
+// Deliver implements bridge.Conn.
+func (c *conn) Deliver(entries []bridge.Entry) int {
+	var outgrown []uint64
+	c.mu.Lock()
+	n := 0
+	for i := range entries {
+		e := &entries[i]
+		if len(e.Frame) > route.MaxFrame {
+			outgrown = append(outgrown, e.Seq)
+			n++
+			continue
+		}
+		if !c.room(len(e.Frame)) {
+			break
+		}
+		c.append(e.Frame, e.Seq)
+		n++
+	}
+	c.full = n < len(entries)
+	c.mu.Unlock()
+	for _, seq := range outgrown {
+		c.s.cfg.Counters.add(OutgrownFrame)
+		c.link.Undeliverable(seq)
+	}
+	return n
+}
+
+// Direct implements bridge.Conn.
+func (c *conn) Direct(frame []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(frame) > route.MaxFrame || !c.room(len(frame)) {
+		return false
+	}
+	c.append(frame, 0)
+	return true
+}
+
+// Kick implements bridge.Conn.
+func (c *conn) Kick(reason bridge.KickReason) {
+	if reason == bridge.KickClosing {
+		c.finish()
+		return
+	}
+	c.end(Kicked)
+}
+
+// room reports whether the output takes a frame of n bytes; c.mu is held.
+func (c *conn) room(n int) bool {
+	if c.ending || c.closed {
+		return false
+	}
+	have := len(c.out) + c.inWrite
+	return have == 0 || have+n+route.FrameHeaderLen <= c.s.cfg.OutputBytes
+}
+
+// append adds a frame to the output; c.mu is held.
+func (c *conn) append(frame []byte, seq uint64) {
+	c.out = append(route.AppendFrameHeader(c.out, len(frame)), frame...)
+	c.last = max(c.last, seq)
+	c.kickWriter()
+}
+
+// write adds raw bytes to the output.
+func (c *conn) write(b []byte, seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.out = append(c.out, b...)
+	c.last = max(c.last, seq)
+	c.kickWriter()
+}
+
+func (c *conn) kickWriter() {
+	if !c.writing {
+		c.writing = true
+		c.wrote.Add(1)
+		go c.flush()
+	}
+}
+
+// keptOutput is the largest buffer that an idle connection keeps.
+const keptOutput = 16 << 10
+
+// flush writes until there is nothing left, then ends.
+func (c *conn) flush() {
+	defer c.wrote.Done()
+	<-c.ready
+	c.mu.Lock()
+	for len(c.out) > 0 && !c.closed {
+		b, seq := c.out, c.last
+		c.out, c.spare = c.spare[:0], nil
+		c.inWrite = len(b)
+		c.mu.Unlock()
+		err := c.send(b)
+		c.mu.Lock()
+		c.inWrite = 0
+		if cap(b) <= keptOutput {
+			c.spare = b[:0]
+		}
+		if err != nil {
+			c.closeLocked(Stalled, err)
+			break
+		}
+		wasFull := c.full
+		c.full = false
+		c.mu.Unlock()
+		if seq > 0 {
+			c.link.Delivered(seq)
+		} else if wasFull {
+			c.link.Ready()
+		}
+		c.mu.Lock()
+	}
+	if cap(c.out) > keptOutput {
+		c.out = nil
+	}
+	c.writing = false
+	if c.ending {
+		c.closeLocked(Kicked, nil)
+	}
+	c.mu.Unlock()
+}
+
+// send writes b, for as long as the peer takes some of it in each StallTimeout.
+func (c *conn) send(b []byte) error {
+	for {
+		if err := c.nc.SetWriteDeadline(time.Now().Add(c.s.cfg.StallTimeout)); err != nil {
+			return err
+		}
+		n, err := c.nc.Write(b)
+		if err == nil || n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		b = b[n:]
+	}
+}
+
+// finish lets what is buffered leave and closes.
+func (c *conn) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ending = true
+	if !c.writing {
+		c.closeLocked(Kicked, nil)
+	}
+}
+
+// end closes at once.
+func (c *conn) end(why Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closeLocked(why, nil)
+}
+
+// closeLocked closes at once; the first reason stays. c.mu is held.
+func (c *conn) closeLocked(why Event, err error) {
+	if c.closed {
+		return
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		why = NetworkError
+	}
+	c.closed = true
+	if !c.cause {
+		c.why, c.cause = why, true
+	}
+	_ = c.nc.Close()
+	c.ackMu.Lock()
+	c.dead = true
+	c.ackMu.Unlock()
+	c.ackCond.Broadcast()
+}
