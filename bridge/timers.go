@@ -72,21 +72,30 @@ func (t *timers) remove(p *Port) {
 	p.wake.Store(0)
 }
 
-// due takes the ports whose time has come off the heap and returns how long to
-// wait for the next.
-func (t *timers) due(now int64) (ports []*Port, wait time.Duration) {
+// due takes the ports whose time has come off the heap.
+func (t *timers) due(now int64) (ports []*Port) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.heap) > 0 {
 		p := t.heap[0]
-		if at := p.wake.Load(); at > now {
-			return ports, time.Duration(at - now)
+		if p.wake.Load() > now {
+			break
 		}
 		heap.Pop(&t.heap)
 		p.wake.Store(0)
 		ports = append(ports, p)
 	}
-	return ports, -1
+	return ports
+}
+
+// next returns how long it is until a port's time comes; negative: never.
+func (t *timers) next(now int64) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.heap) == 0 {
+		return -1
+	}
+	return max(0, time.Duration(t.heap[0].wake.Load()-now))
 }
 
 // sweepEvery is how often forwarders are checked for expiry.
@@ -110,30 +119,16 @@ func (b *Bridge) runTimers() {
 		case <-b.timers.kick:
 		case <-timer.C:
 		}
-		ports, wait := b.timers.due(b.now())
-		for _, p := range ports {
+		for _, p := range b.timers.due(b.now()) {
 			p.expire()
 		}
-		if len(ports) > 0 {
-			_, wait = b.timers.peek(b.now())
-		}
-		if wait >= 0 {
+		if wait := b.timers.next(b.now()); wait >= 0 {
 			// Never spin, whatever an injected clock says.
 			timer.Reset(max(wait, time.Millisecond))
 		} else {
 			timer.Stop()
 		}
 	}
-}
-
-// peek returns how long to wait for the next port; ports is always nil.
-func (t *timers) peek(now int64) ([]*Port, time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.heap) == 0 {
-		return nil, -1
-	}
-	return nil, max(0, time.Duration(t.heap[0].wake.Load()-now))
 }
 
 // nextWake returns when the port has something to expire next; 0: never. p.mu is

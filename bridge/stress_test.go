@@ -1,0 +1,185 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/sealmq/sealmq/route"
+)
+
+// slowOutbox stores later, on another goroutine, as one on disk does.
+type slowOutbox struct {
+	Outbox
+	tickets chan Ticket
+}
+
+func (s *slowOutbox) Append(p *Packet, t Ticket) (int, bool, error) {
+	n, _, err := s.Outbox.Append(p, t)
+	s.tickets <- t
+	return n, false, err
+}
+
+func TestOutboxThatStoresLater(t *testing.T) {
+	tickets := make(chan Ticket, 100)
+	memory := newMemoryOutboxes()
+	b := newTestBridge(t, func(c *Config) {
+		c.OutboxFrames, c.Window = 8, 12
+		c.Outboxes = func(name string, durable bool) (Outbox, error) {
+			box, err := memory(name, durable)
+			if name != "bob" {
+				return box, err
+			}
+			return &slowOutbox{box, tickets}, err
+		}
+	})
+	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
+	for i := range 12 {
+		a.number(d.Port().Address(), i)
+	}
+	// Delivered before it is stored, acknowledged only after.
+	equal(t, "delivered", d.numbers(), seq(0, 8))
+	equal(t, "acked", a.conn.acked(), []uint64{1})
+	equal(t, "window", a.waitPackets.Load(), 12)
+	for range 8 {
+		(<-tickets).Done()
+	}
+	d.conn.ack()
+	for range 4 {
+		(<-tickets).Done()
+	}
+	equal(t, "acked", a.conn.acked(), []uint64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13})
+	equal(t, "window", []int64{a.waitPackets.Load(), a.waitBytes.Load()}, []int64{0, 0})
+	d.conn.ack()
+}
+
+var errDisk = errors.New("disk full")
+
+type brokenOutbox struct{ Outbox }
+
+func (brokenOutbox) Append(*Packet, Ticket) (int, bool, error) { return 0, false, errDisk }
+
+func TestOutboxThatFails(t *testing.T) {
+	memory := newMemoryOutboxes()
+	b := newTestBridge(t, func(c *Config) {
+		c.Outboxes = func(name string, durable bool) (Outbox, error) {
+			box, err := memory(name, durable)
+			switch name {
+			case "bob":
+				return brokenOutbox{box}, err
+			case "carol":
+				return nil, errDisk
+			}
+			return box, err
+		}
+	})
+	a, d := attach(t, b, "alice", true), attach(t, b, "bob", true)
+	a.number(d.Port().Address(), 1)
+	c := b.Counters()
+	equal(t, "counted", []uint64{c.Dropped[DropStorage], uint64(c.Queued)}, []uint64{1, 0})
+	if _, err := b.ConnectDevice(device("carol"), newFakeConn(true)); !errors.Is(err, errDisk) {
+		t.Error(err)
+	}
+	equal(t, "ports", b.Counters().Ports, 2)
+}
+
+// TestStress has devices and streams come, go, register, flood, read slowly and
+// send rubbish, all at once; the books agree afterwards.
+func TestStress(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) {
+		c.OutboxFrames, c.TotalFrames, c.Window, c.FirstContactFrames = 8, 60, 40, 4
+		c.Trace, c.StaticOverStream, c.ForwardersPerPort = true, true, 8
+	})
+	o := newTestObserver()
+	defer b.Observe(o)()
+	var addrs []string
+	for i := range 6 {
+		addrs = append(addrs, b.HubAddress(fmt.Sprint("dev", i)))
+	}
+	addrs = append(addrs, "echo", "uppercase", "forward_to_a0", "forward_to_a1", "nobody", ServiceLookup)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var open []*peer
+	for i := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(i), 5))
+			var p *peer
+			join := func() {
+				if i < 6 {
+					p = attach(t, b, fmt.Sprint("dev", i), r.IntN(2) == 0)
+				} else {
+					p = stream(t, b, r.IntN(2) == 0)
+				}
+				p.conn.limit(1 + r.IntN(10))
+				mu.Lock()
+				addrs = append(addrs[:12:12], p.Port().Address())
+				mu.Unlock()
+			}
+			join()
+			for n := range 1500 {
+				mu.Lock()
+				to := addrs[r.IntN(len(addrs))]
+				mu.Unlock()
+				var class route.Class
+				if r.IntN(4) == 0 {
+					class = route.Transient
+				}
+				switch op := r.IntN(30); {
+				case op < 20:
+					_ = p.Receive(frame(route.To(to, "x"), route.To("r"), make([]byte, r.IntN(300))), class, p.conn, uint64(n))
+				case op < 21:
+					_ = p.Receive([]byte{1, 2}, class, p.conn, uint64(n))
+				case op < 22:
+					_ = p.Receive(frame(route.To(ServiceStaticForwarding), route.To("M"), []byte("\x02a"+fmt.Sprint(i%2))), class, p.conn, uint64(n))
+				case op < 24:
+					p.conn.ack()
+				case op < 26:
+					p.Ready()
+				case op < 27:
+					p.Delivered(uint64(n))
+				case op < 28:
+					p.Close(r.IntN(2) == 0)
+					join()
+				case op < 29 && i < 6:
+					join() // takes over
+				default:
+					b.Counters()
+					b.State()
+				}
+				p.conn.mu.Lock()
+				kicked := p.conn.kicked != 0
+				p.conn.mu.Unlock()
+				if kicked {
+					p.Close(false)
+					join()
+				}
+			}
+			mu.Lock()
+			open = append(open, p)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	checkSums(t, b)
+	// When everybody reads, everything that waits gets through.
+	for range 10_000 {
+		for _, p := range open {
+			p.conn.limit(1000)
+			p.Ready()
+			p.conn.ack()
+		}
+		if c := b.Counters(); c.Queued+c.Waiting == 0 {
+			break
+		}
+	}
+	c := b.Counters()
+	if c.Queued+c.Waiting != 0 {
+		t.Errorf("left: %+v", c)
+	}
+	if slices.Max(c.Dropped[:]) == 0 || c.Delivered == 0 {
+		t.Errorf("nothing happened: %+v", c)
+	}
+}
