@@ -309,12 +309,13 @@ func (p *Port) deliver(rounds int) {
 		}
 		if rounds--; rounds < 0 {
 			p.box.Settle()
+			clear(batch)
+			p.mu.Unlock() // Bridge.mu comes before it
 			if p.b.spawn(func() { p.mu.Lock(); p.deliver(1 << 30) }) {
-				p.mu.Unlock()
-				clear(buf[:])
 				batches.Put(buf)
 				return
 			}
+			p.mu.Lock()
 			break
 		}
 		for i := range batch {

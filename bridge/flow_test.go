@@ -316,6 +316,27 @@ func TestStreamWaitsThenDrops(t *testing.T) {
 	})
 }
 
+// TestAgeLimitMakesRoom: what waited is delivered without another event.
+func TestAgeLimitMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBridge(t, func(c *Config) { c.MaxAge = time.Hour; c.OutboxFrames = 2 })
+		a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
+		for i := range 4 {
+			if i == 2 {
+				time.Sleep(30 * time.Minute)
+			}
+			a.number(d.Port().Address(), i)
+		}
+		equal(t, "before", d.numbers(), seq(0, 2))
+		time.Sleep(31 * time.Minute)
+		synctest.Wait()
+		equal(t, "after", d.numbers(), seq(0, 4))
+		c := b.Counters()
+		equal(t, "fates", []uint64{c.Dropped[DropExpired], uint64(c.Queued), uint64(c.Waiting)}, []uint64{2, 2, 0})
+		equal(t, "acks", a.conn.acked(), []uint64{1, 2, 3, 4, 5})
+	})
+}
+
 func TestAgeLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBridge(t, func(c *Config) { c.MaxAge = time.Hour; c.OutboxFrames = 2 })

@@ -351,6 +351,8 @@ func (l *Link) Undeliverable(seq uint64) {
 	p.unpark()
 	p.unlockAndAck()
 	p.b.send(n)
+	p.pump()
+	p.b.relieve()
 }
 
 // Ready says that the connection has room again.

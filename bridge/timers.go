@@ -225,6 +225,7 @@ func (p *Port) expire() {
 	if attach && link != nil {
 		link.attach(false)
 	}
+	p.pump() // what waited for the room that is there now
 	b.relieve()
 }
 
