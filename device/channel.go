@@ -397,46 +397,48 @@ func (n *Node) answers() route.Route {
 func (c *Channel) Request(ctx context.Context, address string, payload []byte) (*Message, error) {
 	joined, leave := c.n.join(ctx)
 	defer leave(nil)
-	cur, err := c.present(joined)
-	if err != nil {
-		return nil, err
+	for {
+		cur, err := c.present(joined)
+		if err != nil {
+			return nil, err
+		}
+		m, sent, err := c.request(joined, cur, address, payload)
+		switch {
+		case err == nil:
+			return m, nil
+		case joined.Err() != nil || !ended(cur):
+			return nil, c.n.failure(joined, fmt.Sprintf("no answer from the peer's %q", address), err)
+		case sent:
+			if err := c.Err(); err != nil {
+				return nil, err
+			}
+			return nil, fmt.Errorf("%w from the peer's %q; it may have been handled or not", ErrInterrupted, address)
+		}
 	}
-	// The end of this channel ends the wait: the answer could not come any more.
-	joined, cancel := context.WithCancelCause(joined)
+}
+
+// request asks once, through cur. The end of cur ends the wait: the answer could
+// not come any more.
+func (c *Channel) request(ctx context.Context, cur *channel.Channel, address string, payload []byte) (m *Message, sent bool, err error) {
+	box := randomAddress()
+	if err := c.n.local.OpenMailbox(box, Access{Encryptors: []string{cur.EncryptorAddress()}}); err != nil {
+		return nil, false, err
+	}
+	defer c.n.local.Remove(box)
+	if err := cur.Send(ctx, route.To(address), route.To(box), payload); err != nil {
+		return nil, false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
 		select {
 		case <-cur.Done():
 			cancel(ErrInterrupted)
-		case <-joined.Done():
+		case <-ctx.Done():
 		}
 	}()
-	box := randomAddress()
-	access := Access{Encryptors: []string{cur.EncryptorAddress()}}
-	if err := c.n.local.OpenMailbox(box, access); err != nil {
-		return nil, c.n.failure(joined, "request", err)
-	}
-	defer c.n.local.Remove(box)
-	if err := cur.Send(joined, route.To(address), route.To(box), payload); err != nil {
-		return nil, c.requestError(joined, address, err)
-	}
-	m, err := c.n.local.Receive(joined, box)
-	if err != nil {
-		return nil, c.requestError(joined, address, err)
-	}
-	return m, nil
-}
-
-func (c *Channel) requestError(ctx context.Context, address string, err error) error {
-	if !errors.Is(context.Cause(ctx), ErrInterrupted) {
-		return c.n.failure(ctx, fmt.Sprintf("no answer from the peer's %q", address), err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
-		return c.err
-	}
-	return fmt.Errorf("%w from the peer's %q; it may have been handled or not", ErrInterrupted, address)
+	m, err = c.n.local.Receive(ctx, box)
+	return m, true, err
 }
 
 // RequestString is Request with an Ockam String, and one as the answer.

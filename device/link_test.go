@@ -135,6 +135,7 @@ func TestWithheldAcknowledgementsStallOneTarget(t *testing.T) {
 			}
 			c.puback(p.MessageID)
 		}
+		synctest.Wait()
 		if s := n.Stats(); s.QueuedFrames != 20 {
 			t.Errorf("queued: %d", s.QueuedFrames)
 		}
