@@ -101,6 +101,15 @@ func (a *app) result(value any, line string) error {
 	return nil
 }
 
+// quiet is the logger of a command whose errors are reported anyway: it writes
+// to stderr with --verbose only.
+func (a *app) quiet() *slog.Logger {
+	if a.verbose {
+		return a.logger(slog.LevelDebug)
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
 // logger writes to stderr, with --verbose more of it.
 func (a *app) logger(level slog.Level) *slog.Logger {
 	if a.verbose {
@@ -124,7 +133,8 @@ neither read nor forge a message.`,
   sealmq send --trust everyone --to FWD_… 'Hello' # Alice`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          noSuchCommand,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRun: func(*cobra.Command, []string) {
 			a.started = true
 		},
@@ -151,6 +161,18 @@ neither read nor forge a message.`,
 	root.SetHelpCommandGroupID("manage")
 	root.SetCompletionCommandGroupID("manage")
 	return root
+}
+
+// noSuchCommand names a command that does not exist, and the nearest that does.
+func noSuchCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := "see: " + c.CommandPath() + " help"
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = "did you mean " + c.CommandPath() + " " + near[0] + "?"
+	}
+	return usagef(hint, "unknown command %q", args[0])
 }
 
 // environmentTopic is the page "sealmq help environment".

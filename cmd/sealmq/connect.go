@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"strings"
 	"unicode/utf8"
@@ -106,7 +105,7 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 	if cfg.Identity, err = a.useIdentity(p.identity); err != nil {
 		return nil, err
 	}
-	cfg.Logger = a.logger(slog.LevelError)
+	cfg.Logger = a.quiet()
 	url := p.hubURL(a)
 	node, err := device.Connect(ctx, url, cfg)
 	if err != nil {

@@ -67,7 +67,7 @@ func (d *demo) say(who, format string, args ...any) error {
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
-	log := d.logger(slog.LevelError)
+	log := d.quiet()
 	hub, err := broker.New(broker.Config{MQTT: []string{"127.0.0.1:0"}, Root: string(d.root), Logger: log})
 	if err != nil {
 		return err
@@ -178,9 +178,9 @@ func (d *demo) bothOffline(names [2]string) func([]seen) bool {
 				}
 			}
 			var status struct {
-				State string `json:"state"`
+				Status string `json:"status"`
 			}
-			if json.Unmarshal(last, &status) == nil && status.State == "offline" {
+			if json.Unmarshal(last, &status) == nil && status.Status == "offline" {
 				offline++
 			}
 		}
@@ -220,7 +220,7 @@ func (d *demo) report(all []seen, names [2]string) error {
 		}
 		for _, f := range frames {
 			s := sight{topic, f.onward.String(), f.back.String(), len(f.payload), fmt.Sprintf("%x", f.payload)}
-			line := fmt.Sprintf("  to %-20s %5d bytes  %s", shortRoute(f.onward), len(f.payload), shortHex(f.payload))
+			line := fmt.Sprintf("  to %-28s %5d bytes  %s", shortRoute(f.onward), len(f.payload), shortHex(f.payload))
 			if err := d.result(s, line); err != nil {
 				return err
 			}

@@ -41,7 +41,7 @@ func (a *app) identityCommand() *cobra.Command {
 --trust. Identities are kept in the folder $SEALMQ_HOME (by default in the
 user's configuration folder), in files that only their owner can read.`,
 		Example: "  sealmq identity create alice\n  sealmq identity show alice",
-		Args:    cobra.NoArgs,
+		Args:    noSuchCommand,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(

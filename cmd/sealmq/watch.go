@@ -132,7 +132,7 @@ func short(text string) string {
 		}
 	}
 	rest := text[len(prefix):]
-	if len(rest) <= 12 || strings.ContainsAny(rest, ".:/ ") {
+	if len(rest) < 16 || strings.Trim(rest, "0123456789abcdef") != "" {
 		return text
 	}
 	return prefix + rest[:4] + "…" + rest[len(rest)-4:]
