@@ -369,6 +369,7 @@ func TestHubRestart(t *testing.T) {
 	if fwd.Address() != address {
 		t.Errorf("address %s, before %s", fwd.Address(), address)
 	}
+	_, _ = alice.Close(), bob.Close() // before the second hub
 }
 
 // A peer whose process died and came back gets a new channel, with the identity

@@ -99,6 +99,7 @@ func ExampleNode_HandleFunc() {
 	fmt.Println(answer, err)
 	_ = alice.Close()
 	_ = bob.Close()
+	h.left()
 	h.stop()
 	// Output: Hello Ockam! <nil>
 }

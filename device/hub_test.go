@@ -117,7 +117,12 @@ func startHub(t testing.TB, before *hub, changes ...func(*bridge.Config)) *hub {
 	if err := h.server.Serve(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(h.stop)
+	t.Cleanup(func() {
+		if !h.closed {
+			h.left()
+		}
+		h.stop()
+	})
 	return h
 }
 
@@ -130,6 +135,13 @@ func (h *hub) stop() {
 	if err := h.bridge.Close(); err != nil {
 		h.t.Error(err)
 	}
+}
+
+// left waits until every device has gone. mochi's Close can deadlock with a client
+// that is leaving: it takes a read lock twice (Clients.GetByListener).
+func (h *hub) left() {
+	h.t.Helper()
+	eventually(h.t, "the devices have left", func() bool { return h.server.Clients.Len() == 0 })
 }
 
 func (h *hub) url() string { return "mqtt://" + h.addr }
