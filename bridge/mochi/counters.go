@@ -21,6 +21,7 @@ const (
 	RetainedPurged                     // retained messages under the root that a store brought back, removed
 	SubscribeGranted                   // filters under the root granted
 	SubscribeRefused                   // filters under the root refused
+	ObserversFull                      // filters refused: too many observers, or filters of one
 	InboxGivenUp                       // connections closed because the device unsubscribed from its inbox
 	BadAck                             // PUBACK for what was not sent
 	TooLargeForPeer                    // frames longer than the device's Maximum Packet Size
@@ -33,7 +34,7 @@ const (
 var eventNames = [events]string{
 	"refused-not-allowed", "refused-bad-credentials", "refused-full", "refused-client-id", "refused-will",
 	"wrapped", "publish-refused", "publish-qos2", "publish-inline", "publish-late", "will-suppressed",
-	"retained-purged", "subscribe-granted", "subscribe-refused", "inbox-given-up", "bad-ack",
+	"retained-purged", "subscribe-granted", "subscribe-refused", "observers-full", "inbox-given-up", "bad-ack",
 	"too-large-for-peer", "observer-dropped", "hook-panicked",
 }
 

@@ -77,6 +77,18 @@ func (s *session) show(topic string, payload []byte, retained bool) bool {
 	return true
 }
 
+// mayWatch reserves a place among the observers and reports whether s may have
+// another filter.
+func (h *Hook) mayWatch(s *session) bool {
+	h.watchMu.Lock()
+	defer h.watchMu.Unlock()
+	if _, ok := h.observers[s]; !ok && len(h.observers) >= h.o.Observers {
+		return false
+	}
+	h.observers[s] = struct{}{}
+	return len(s.filters)+len(s.fresh) < observerFilters
+}
+
 // watch adds an observer's filters and sends it the records that they match.
 func (h *Hook) watch(s *session, filters []string) {
 	h.watchMu.Lock()
@@ -129,7 +141,8 @@ func (h *Hook) catchUp(s *session) {
 			return
 		}
 		w := s.conn.Begin()
-		later := w.NotifyDrained()
+		_, limit := w.Buffered()
+		later := w.NotifyDrained(limit / 8)
 		w.End()
 		if later {
 			return

@@ -15,6 +15,12 @@ import (
 	"github.com/sealmq/sealmq/topics"
 )
 
+// DefaultObservers is how many observers may watch at one time.
+const DefaultObservers = 64
+
+// observerFilters is how many filters under the root one observer may have.
+const observerFilters = 64
+
 // PacketHeadroom is what an MQTT packet may be longer than the frame limit.
 const PacketHeadroom = 64 << 10
 
@@ -46,6 +52,10 @@ type Options struct {
 	// to the server's other hooks. For subscriptions topic is the filter first,
 	// and then each topic. It never widens anything under the root.
 	Outside func(p bridge.Principal, topic string, write bool) bool
+
+	// Observers bounds the observers with filters under the root at one time,
+	// 0: DefaultObservers. Further filters are refused.
+	Observers int
 
 	// Guard configures the connections that other listeners accepted: its
 	// PacketLimit, Buffer, StallTimeout, Linger, Counters and Logger are used.
@@ -177,6 +187,15 @@ func New(o Options) (*Hook, error) {
 	}
 	if o.Guard.PacketLimit == 0 {
 		o.Guard.PacketLimit = frame + PacketHeadroom
+	}
+	switch {
+	case o.Observers < 0:
+		return nil, errors.New("mochibridge: Options.Observers is negative")
+	case o.Observers == 0:
+		o.Observers = DefaultObservers
+	}
+	if o.Guard.Limits == nil {
+		o.Guard.Limits = new(guard.Limits)
 	}
 	if o.Counters == nil {
 		o.Counters = new(Counters)

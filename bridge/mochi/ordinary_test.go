@@ -410,3 +410,55 @@ func TestNewRefusesNonsense(t *testing.T) {
 		}
 	}
 }
+
+func TestObserversAreBounded(t *testing.T) {
+	h := newHub(t, func(s *setup) { s.hook.Observers = 1 })
+	one := h.login(t, false, rawmqtt.Options{ID: "one", User: "observer"})
+	if p, err := one.Sub(1, 0, "sealmq/#"); err != nil || p.Code() != 0 {
+		t.Fatal(p, err)
+	}
+	two := h.login(t, false, rawmqtt.Options{ID: "two", User: "observer"})
+	if p, err := two.Sub(1, 0, "sealmq/#"); err != nil || p.Code() != 0x80 {
+		t.Fatal(p, err)
+	}
+	for i := range 200 {
+		if _, err := one.Sub(1, 0, nth("sealmq/x/", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.hook.watchMu.Lock()
+	for s := range h.hook.observers {
+		if len(s.filters) > observerFilters {
+			t.Errorf("%d filters", len(s.filters))
+		}
+	}
+	h.hook.watchMu.Unlock()
+	_ = one.Close()
+	eventually(t, "place given back", func() bool {
+		p, err := two.Sub(1, 0, "sealmq/#")
+		return err == nil && p.Code() == 0
+	})
+}
+
+// TestLargeFramesWaitForRoom: frames that fill more than half of the output
+// buffer are delivered one at a time.
+func TestLargeFramesWaitForRoom(t *testing.T) {
+	ways(t, func(t *testing.T, change func(*setup)) {
+		h := newHub(t, change, func(s *setup) {
+			s.bridge.Limits.Frame = 2 << 20
+			s.hook.FrameLimit = 2 << 20
+			s.server.Capabilities.MaximumPacketSize = 3 << 20
+			s.listener.PacketLimit = 3 << 20
+		})
+		alice, bob := h.device(t, "alice", false), h.device(t, "bob", false)
+		const n = 7
+		for i := range n {
+			alice.to("bob", strings.Repeat(nth("", i), 2_000_000))
+		}
+		for i := range n {
+			if got := payloads(t, bob.recv()); len(got) != 1 || got[0][0] != nth("", i)[0] || len(got[0]) != 2_000_000 {
+				t.Fatalf("frame %d", i)
+			}
+		}
+	})
+}

@@ -208,7 +208,7 @@ func (s *session) Deliver(entries []bridge.Entry) int {
 		whole := p.Size(size)
 		buffered, limit := w.Buffered()
 		if buffered > 0 && buffered+whole > limit/2 {
-			w.NotifyDrained()
+			w.NotifyDrained(min(limit/8, limit/2-whole))
 			break
 		}
 		if stored && !s.window.admits(whole, s.maxWindow, limit/2) {

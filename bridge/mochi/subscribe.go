@@ -70,7 +70,11 @@ func (h *Hook) judge(s *session, f *packets.Subscription) mark {
 	case s != nil && s.link != nil && f.Filter == s.in && f.Qos > 0:
 		return markInbox
 	case s != nil && s.who.Role == bridge.RoleObserver && !shared && topics.ValidFilter(inner):
-		return markObserve
+		if h.mayWatch(s) {
+			return markObserve
+		}
+		h.o.Counters.add(ObserversFull)
+		return markRefuse
 	case outside:
 		return markPass // shows what lies outside
 	}

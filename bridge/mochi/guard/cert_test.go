@@ -10,11 +10,7 @@ import (
 	"net"
 	"testing"
 	"time"
-
-	"github.com/mochi-mqtt/server/v2/packets"
 )
-
-var packetsShutdown = packets.ErrServerShuttingDown
 
 // certificate returns TLS configurations for a server on loopback and a client
 // that trusts it.

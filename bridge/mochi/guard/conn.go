@@ -64,7 +64,8 @@ type Conn struct {
 	cause    error  // why, if not by Close
 	stallAt  time.Time
 	linger   *time.Timer
-	hungry   bool   // the owner wants to know when output has drained
+	hungry   bool   // the owner wants to know when output has fallen to low
+	low      int    // bytes
 	drained  func() // told then
 	atEnd    []func()
 	ended    bool
@@ -78,6 +79,7 @@ type Conn struct {
 	armed    atomic.Int64 // read deadline set on nc; 0: none
 	interval atomic.Int64 // length of the last deadline asked for
 	settled  atomic.Bool  // the server has accepted the client
+	v5       atomic.Bool  // which speaks MQTT 5
 	frames   framer
 	tap      *tap
 
@@ -239,11 +241,7 @@ func (c *Conn) fail(cause error, e Event) {
 	}
 	c.closing = true
 	c.closed.Store(true)
-	if c.out != nil {
-		c.pending -= c.out.size
-		c.out.free()
-		c.out = nil
-	}
+	c.drop()
 	// A flusher that is stuck in a write comes back with an error; what lies
 	// below TLS or WebSocket closes without a goodbye that could block.
 	_ = c.raw.Close()
@@ -297,7 +295,7 @@ func (c *Conn) room(n int) (*batch, error) {
 	}
 	if c.lenient {
 		c.grace = c.pending + n
-	} else if c.pending-c.grace+n > c.limit {
+	} else if waiting := c.pending - c.grace; waiting+n > c.limit || waiting > fairOutput && waiting+n > c.cfg.Limits.buffer(c.limit) {
 		c.fail(ErrSlowConsumer, SlowConsumer)
 		return nil, c.cause
 	}
@@ -311,6 +309,7 @@ func (c *Conn) room(n int) (*batch, error) {
 // c.mu.
 func (c *Conn) kick(n int) {
 	c.pending += n
+	c.cfg.Limits.output.Add(int64(n))
 	if !c.flushing {
 		c.flushing = true
 		go c.flush()
@@ -340,9 +339,10 @@ func (c *Conn) flush() {
 
 		c.mu.Lock()
 		c.pending -= b.size
+		c.cfg.Limits.output.Add(-int64(b.size))
 		c.grace = max(0, c.grace-b.size)
 		b.free()
-		if c.hungry && err == nil && c.pending <= c.limit/8 {
+		if c.hungry && err == nil && c.pending <= c.low {
 			c.hungry = false
 			f := c.drained
 			c.mu.Unlock()
@@ -355,11 +355,19 @@ func (c *Conn) flush() {
 			} else {
 				c.fail(err, events)
 			}
-		} else if err != nil && c.out != nil {
-			c.pending -= c.out.size
-			c.out.free()
-			c.out = nil
+		} else if err != nil {
+			c.drop()
 		}
+	}
+}
+
+// drop forgets what has not been handed to the network. The caller holds c.mu.
+func (c *Conn) drop() {
+	if c.out != nil {
+		c.pending -= c.out.size
+		c.cfg.Limits.output.Add(-int64(c.out.size))
+		c.out.free()
+		c.out = nil
 	}
 }
 
@@ -418,6 +426,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	if !c.settled.Load() {
 		// mochi sets its first deadline when OnConnect has let the client in.
 		c.settled.Store(true)
+		c.v5.Store(c.frames.level == 5)
 		c.ticket.settled()
 	}
 	var want int64

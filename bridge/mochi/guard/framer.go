@@ -17,6 +17,9 @@ type framer struct {
 	header bool // inside a fixed header
 	first  bool // the first packet is complete
 	kind   byte // type of the current packet
+	read   int  // bytes of the CONNECT's body seen so far
+	name   byte // length of its protocol name
+	level  byte // its protocol level: 5 in MQTT 5
 }
 
 // boundary reports whether the stream is between two packets.
@@ -27,6 +30,9 @@ func (f *framer) scan(p []byte, c *Conn) error {
 	for len(p) > 0 {
 		if f.left > 0 {
 			n := min(f.left, len(p))
+			if !f.first {
+				f.connect(p[:n])
+			}
 			f.left -= n
 			p = p[n:]
 			if f.left == 0 {
@@ -63,4 +69,19 @@ func (f *framer) scan(p []byte, c *Conn) error {
 		}
 	}
 	return nil
+}
+
+// connect notes the protocol level of the CONNECT (MQTT 3.1.2.2).
+func (f *framer) connect(p []byte) {
+	for _, b := range p {
+		switch f.read {
+		case 1:
+			f.name = b
+		case 2 + int(f.name):
+			f.level = b
+			f.read = 1 << 20
+			return
+		}
+		f.read++
+	}
 }

@@ -275,9 +275,14 @@ func TestKeptSessionWithALongBacklogDrains(t *testing.T) {
 		send(t, pub, rawmqtt.Publish(false, 2, "t", i+1, make([]byte, 32<<10)))
 		expect(t, pub, rawmqtt.PUBACK)
 	}
+	// mochi acknowledges before it stores.
+	eventually(t, "all stored", func() bool { cl, ok := b.Clients.Get("sleeper"); return ok && cl.State.Inflight.Len() == n })
 	c = b.login(t, false, o)
-	for range n {
-		p := expect(t, c, rawmqtt.PUBLISH)
+	for i := range n {
+		p, err := c.Expect(rawmqtt.PUBLISH)
+		if err != nil {
+			t.Fatalf("message %d: %v", i, err)
+		}
 		send(t, c, rawmqtt.Ack(rawmqtt.PUBACK, p.ID))
 	}
 }
@@ -418,7 +423,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { b.l.Close(func(string) {}); close(done) }()
+	go func() { b.l.Close(nil); close(done) }()
 	select {
 	case <-done:
 	case <-time.After(5 * time.Second):
@@ -431,11 +436,7 @@ func TestCloseEndsEverything(t *testing.T) {
 func TestGoodbyeReachesTheClient(t *testing.T) {
 	b := start(t, nil)
 	c := b.login(t, true, rawmqtt.Options{ID: "c"})
-	go b.l.Close(func(id string) {
-		for _, cl := range b.Clients.GetByListener(id) {
-			_ = b.DisconnectClient(cl, packetsShutdown)
-		}
-	})
+	go b.l.Close(nil)
 	if p := expect(t, c, rawmqtt.DISCONNECT); p.Code() != 0x8b {
 		t.Errorf("code %#x", p.Code())
 	}
@@ -485,4 +486,87 @@ func TestWritesOfSeveralGoroutinesDoNotInterleave(t *testing.T) {
 	_ = c.Close()
 	<-c.Gone()
 	_ = client.Close()
+}
+
+func TestOutputOfAllConnectionsIsBounded(t *testing.T) {
+	limits := &Limits{Output: 1 << 20}
+	b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.Limits, c.Buffer = limits, 8<<20 })
+	for i := range 4 {
+		c := b.login(t, false, rawmqtt.Options{ID: fmt.Sprint("stalled", i)})
+		if _, err := c.Sub(1, 0, "t"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pub := b.login(t, false, rawmqtt.Options{ID: "pub"})
+	for i := range uint16(300) { // more than the kernel's buffers take
+		send(t, pub, rawmqtt.Publish(false, 2, "t", i+1, make([]byte, 64<<10)))
+		expect(t, pub, rawmqtt.PUBACK)
+		if n := limits.Buffered(); n > 2<<20 {
+			t.Fatalf("%d bytes buffered", n)
+		}
+	}
+	if b.c.Count(SlowConsumer) == 0 {
+		t.Error("nobody was closed")
+	}
+	eventually(t, "all closed or drained", func() bool { return limits.Buffered() <= 1<<20 })
+}
+
+// TestNotifyDrained: whoever waits for room is told, whatever size it needs.
+func TestNotifyDrained(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	c, err := Wrap(server, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan struct{}, 1)
+	c.OnDrained(func() { told <- struct{}{} })
+	w := c.Begin()
+	if w.NotifyDrained(0) {
+		t.Error("told to wait for an empty buffer")
+	}
+	if err := w.Raw(make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	if !w.NotifyDrained(0) {
+		t.Error("not told to wait")
+	}
+	w.End()
+	select {
+	case <-told:
+		t.Error("told too early")
+	default:
+	}
+	if _, err := io.ReadFull(client, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	<-told
+	_ = c.Close()
+	<-c.Gone()
+	w = c.Begin()
+	if w.Raw([]byte{1}) == nil || w.NotifyDrained(0) {
+		t.Error("a closed connection takes output")
+	}
+	w.End()
+}
+
+// TestStalledPeerIsCut: a peer that takes no byte for too long is closed.
+func TestStalledPeerIsCut(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	counters := new(Counters)
+	c, err := Wrap(server, Config{StallTimeout: 20 * time.Millisecond, Counters: counters})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Gone()
+	if !errors.Is(c.Cause(), ErrStalled) || counters.Count(WriteStalled) != 1 {
+		t.Errorf("cause %v, counted %d", c.Cause(), counters.Count(WriteStalled))
+	}
+	if _, err := c.Write([]byte{1}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write after that: %v", err)
+	}
 }

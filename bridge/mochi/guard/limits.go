@@ -1,9 +1,11 @@
 package guard
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // Defaults of [Limits].
@@ -11,7 +13,12 @@ const (
 	DefaultConns      = 65_536
 	DefaultPerAddress = 16_384
 	DefaultPending    = 4_096
+	DefaultOutput     = 1 << 30
 )
+
+// fairOutput is what every connection may buffer even when Limits.Output is
+// reached.
+const fairOutput = 64 << 10
 
 // Limits bounds open connections. One value may be shared by several listeners,
 // which then share the bounds. Zero fields mean the defaults, negative ones no
@@ -26,6 +33,12 @@ type Limits struct {
 	// Pending is the number of connections that have not been accepted by the
 	// server yet: TLS handshake, WebSocket upgrade and CONNECT.
 	Pending int
+	// Output is how many bytes of output may be buffered for all connections
+	// together. When it is reached, connections with more than 64 KiB waiting
+	// count as slow: they are closed when more is written to them.
+	Output int64
+
+	output atomic.Int64
 
 	mu      sync.Mutex
 	conns   int
@@ -39,6 +52,18 @@ func (l *Limits) Open() (conns, pending int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.conns, l.pending
+}
+
+// Buffered returns how many bytes of output are buffered.
+func (l *Limits) Buffered() int64 { return l.output.Load() }
+
+// buffer returns how much a connection with that limit of its own may have
+// waiting now.
+func (l *Limits) buffer(limit int) int {
+	if most := cmp.Or(l.Output, DefaultOutput); most >= 0 && l.output.Load() >= most {
+		return min(limit, fairOutput)
+	}
+	return limit
 }
 
 // ticket is one connection's place under the limits.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/listeners"
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // Defaults of [Config].
@@ -371,11 +372,13 @@ func (l *Listener) finish(c *Conn) {
 	c.end()
 }
 
-// Close stops accepting, has mochi say goodbye to its clients, cuts those that
-// have not said CONNECT yet, and returns when every connection is over: what is
-// still buffered for them has Config.Linger to leave. mochi calls it; closing
-// twice is harmless.
-func (l *Listener) Close(closeClients listeners.CloseFn) {
+// Close stops accepting, says goodbye to MQTT 5 clients (0x8B), closes every
+// connection, and returns when all are over: what is still buffered for them has
+// Config.Linger to leave. mochi calls it; closing twice is harmless.
+//
+// It does not call closeClients, mochi's way to the same end: that takes a read
+// lock twice, and hangs for good when a client leaves in between.
+func (l *Listener) Close(listeners.CloseFn) {
 	l.mu.Lock()
 	already := l.ended
 	l.ended = true
@@ -388,21 +391,28 @@ func (l *Listener) Close(closeClients listeners.CloseFn) {
 	if l.ln != nil {
 		_ = l.ln.Close()
 	}
-	if closeClients != nil {
-		closeClients(l.cfg.ID)
-	}
 	if l.web != nil {
 		_ = l.web.Close()
 	}
 	l.mu.Lock()
 	for c := range l.conns {
-		_ = c.Close()
+		c.goodbye()
 	}
 	for nc := range l.opening {
 		_ = nc.Close()
 	}
 	l.mu.Unlock()
 	l.wg.Wait()
+}
+
+// goodbye closes a connection because the server stops.
+func (c *Conn) goodbye() {
+	if c.v5.Load() {
+		w := c.Begin()
+		_ = w.Raw([]byte{packets.Disconnect << 4, 1, packets.ErrServerShuttingDown.Code})
+		w.End()
+	}
+	_ = c.Close()
 }
 
 // claim takes over an opening connection's ticket.

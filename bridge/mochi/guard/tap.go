@@ -51,7 +51,7 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 	if t.pass < 0 {
 		// Handed to mochi before the tap: the rest of a packet under way.
 		if !c.frames.boundary() {
-			n, err := c.readRaw(p[:1])
+			n, err := c.readRaw(p[:min(len(p), max(1, c.frames.left))])
 			if n > 0 {
 				if e := c.frames.scan(p[:n], c); e != nil {
 					return 0, e

@@ -64,19 +64,20 @@ func (c *Conn) Begin() Writer {
 	return Writer{c: c}
 }
 
-// Buffered returns how many bytes wait to be written, and how many may.
+// Buffered returns how many bytes wait to be written, and how many may: less
+// than usual while Limits.Output is reached.
 func (w *Writer) Buffered() (n, limit int) {
-	return w.c.pending + w.n - w.c.grace, w.c.limit
+	return w.c.pending + w.n - w.c.grace, w.c.cfg.Limits.buffer(w.c.limit)
 }
 
-// NotifyDrained has the function given to Conn.OnDrained called once, when the
-// output waiting has fallen to an eighth of the limit. It reports false, and
-// nothing is called, when it already has.
-func (w *Writer) NotifyDrained() bool {
-	if w.c.pending+w.n <= w.c.limit/8 || w.c.closing || w.c.drained == nil {
+// NotifyDrained has the function given to Conn.OnDrained called once, when no
+// more than n bytes of output wait. It reports false, and nothing is called,
+// when that is so already or the connection is closed.
+func (w *Writer) NotifyDrained(n int) bool {
+	if w.c.pending+w.n <= n || w.c.closing || w.c.drained == nil {
 		return false
 	}
-	w.c.hungry = true
+	w.c.hungry, w.c.low = true, max(0, n)
 	return true
 }
 
