@@ -2,13 +2,14 @@ package mochibridge
 
 import (
 	"encoding/binary"
-	"fmt"
+
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
@@ -70,7 +71,7 @@ func TestTakeoverOfAStalledConnectionIsQuick(t *testing.T) {
 				t.Fatalf("frame %d", i)
 			}
 		}
-		if n := h.c.Count(0); n < 3 && h.hook.Counters().Count(Wrapped) == 0 {
+		if n := h.c.Count(guard.Accepted); n < 3 && h.hook.Counters().Count(Wrapped) == 0 {
 			t.Errorf("accepted %d", n)
 		}
 	})
@@ -183,7 +184,7 @@ func TestTakeoverStorm(t *testing.T) {
 		alice.to("bob", "still there")
 		bob.want("still there")
 		eventually(t, "two attached", func() bool { return h.b.Counters().Attached == 2 })
-		if n := h.c.Count(15); n != 0 { // guard.GateTimeout
+		if n := h.c.Count(guard.GateTimeout); n != 0 {
 			t.Errorf("%d waits given up", n)
 		}
 	})
@@ -325,6 +326,6 @@ func TestHostilePackets(t *testing.T) {
 			_ = c.Close()
 		}
 	}
-	alice.to("bob", fmt.Sprint("still serving"))
+	alice.to("bob", "still serving")
 	bob.want("still serving")
 }
