@@ -28,7 +28,8 @@
 //
 // A bad record in the newest segment is the torn end of a crash: everything
 // from there on is cut off and reported. A bad record in any other segment is
-// damage, and Open refuses the log and names file and offset. Replay can show a
+// damage, as is a header that does not fit the records behind it, and Open
+// refuses the log and names file and offset. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.
 //

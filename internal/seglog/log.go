@@ -103,7 +103,9 @@ type Log struct {
 	done chan struct{} // closed when all goroutines have returned
 	stop chan struct{}
 
-	failing atomic.Bool // the disk refuses writes at the moment
+	early chan struct{} // asks for a sync before the interval ends
+
+	refusal atomic.Pointer[error] // why the disk refuses writes at the moment; nil: it does not
 
 	// mu guards what appenders touch.
 	mu      sync.Mutex
@@ -121,10 +123,11 @@ type Log struct {
 	appends uint64
 
 	// The writing goroutine alone uses these.
-	f       file
-	fseg    uint64
-	written int64
-	spare   *batch
+	f        file
+	fseg     uint64
+	written  int64
+	unsynced int64 // written since the last early sync
+	spare    *batch
 	stats   struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncMu guards cur, which the interval syncer uses beside the writer.
@@ -177,7 +180,7 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 		return nil, nil, err
 	}
 	l := &Log{
-		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}),
+		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}), early: make(chan struct{}, 1),
 		sizes: make(map[uint64]int64), live: make(map[uint64]*holds),
 	}
 	l.wake.L = &l.mu
@@ -208,7 +211,7 @@ func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*R
 			return nil, fmt.Errorf("seglog: %s: %w", path, err)
 		}
 		if bad != nil {
-			if !newest || bad.offset == 8 {
+			if !newest || bad.damage {
 				return nil, &CorruptError{File: path, Offset: bad.offset, Reason: bad.reason}
 			}
 			st, err := os.Stat(path)
@@ -386,7 +389,15 @@ func (l *Log) Release(seg uint64, n, size int64) {
 
 // Failing reports whether the disk refuses writes at the moment, so that records
 // wait in memory.
-func (l *Log) Failing() bool { return l.failing.Load() }
+func (l *Log) Failing() bool { return l.refusal.Load() != nil }
+
+// Refusal returns why the disk refuses writes at the moment; nil when it does not.
+func (l *Log) Refusal() error {
+	if err := l.refusal.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
 
 // Stats returns the counters.
 func (l *Log) Stats() Stats {
@@ -418,8 +429,8 @@ func (l *Log) Close() error {
 	close(l.stop)
 	<-l.done
 	var err error
-	if l.failing.Load() {
-		err = errors.New("seglog: the disk refused the last records; they were never acknowledged")
+	if why := l.Refusal(); why != nil {
+		err = fmt.Errorf("seglog: the disk refused the last records, which were never acknowledged: %w", why)
 	}
 	return errors.Join(err, l.f.Sync(), l.f.Close(), l.lock.Close())
 }

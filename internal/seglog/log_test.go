@@ -154,11 +154,20 @@ func TestTornTail(t *testing.T) {
 		check(t, whole[:n], func(k int) bool { return k < 3 })
 	}
 	for n := range whole {
-		if n >= 6 && n < headerLen { // version and folder id: see TestVersion
-			continue
-		}
 		b := bytes.Clone(whole)
 		b[n] ^= 0x40
+		if n < len(magic) { // on disk before any record: not torn, damaged
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("byte %d flipped: %v", n, err)
+			}
+			continue
+		}
+		if n < headerLen { // version and folder id: see TestVersion
+			continue
+		}
 		check(t, b, func(k int) bool { return k < 3 })
 	}
 }
@@ -202,6 +211,37 @@ func TestVersion(t *testing.T) {
 	}
 	if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrNewer) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// A segment goes only when what took the place of its records has been written.
+func TestReleaseBeforeWrite(t *testing.T) {
+	dir := t.TempDir()
+	fl := &faults{hit: make(chan struct{}, 1)}
+	opts := Options{SegmentSize: 64}
+	opts.create = func(path string) (file, error) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return &faulty{f, fl}, err
+	}
+	l, _, _ := open(t, dir, opts)
+	seg := appendAll(t, l, "the old value of a table's entry")[0]
+	appendAll(t, l, "something to fill a segment with")
+	fl.set(true, false)
+	w := make(waiter, 1)
+	if _, err := l.Append(1, true, w, 0, []byte("the new value of a table's entry")); err != nil {
+		t.Fatal(err)
+	}
+	l.Release(seg, 1, 32)
+	<-fl.hit
+	<-fl.hit
+	if _, err := os.Stat(filepath.Join(dir, segmentName(seg))); err != nil {
+		t.Fatalf("the old value is gone and the new one is not there: %v", err)
+	}
+	fl.set(false, false)
+	w.next(t)
+	l.Close()
+	if _, err := os.Stat(filepath.Join(dir, segmentName(seg))); err == nil {
+		t.Fatal("the old value is still there")
 	}
 }
 

@@ -94,6 +94,7 @@ func appendRecord(dst []byte, kind byte, parts ...[]byte) []byte {
 type badRecord struct {
 	offset int64
 	reason string
+	damage bool // no crash leaves this behind
 }
 
 // scanSegment reads the segment at path from front to back and hands each record
@@ -116,9 +117,10 @@ func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) er
 	}
 	switch {
 	case len(head) < headerLen:
-		return 0, &badRecord{0, "header is cut short"}, nil
+		return 0, &badRecord{offset: 0, reason: "header is cut short"}, nil
 	case string(head[:len(magic)]) != magic:
-		return 0, &badRecord{0, "not a sealmq segment"}, nil
+		// The header is on disk before the first record is written.
+		return 0, &badRecord{offset: 0, reason: "not a sealmq segment", damage: st.Size() > headerLen}, nil
 	}
 	if v := binary.BigEndian.Uint16(head[len(magic):]); v > Version {
 		return 0, nil, fmt.Errorf("%w: %s has format %d, this program reads up to %d (run the newer program)", ErrNewer, path, v, Version)
@@ -126,7 +128,7 @@ func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) er
 	if *id == ([8]byte{}) {
 		copy(id[:], head[8:])
 	} else if [8]byte(head[8:]) != *id {
-		return 0, &badRecord{8, "belongs to another folder"}, nil
+		return 0, &badRecord{offset: 8, reason: "belongs to another folder", damage: true}, nil
 	}
 	good = headerLen
 	for {
@@ -137,21 +139,21 @@ func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) er
 		case len(head) == 0:
 			return good, nil, nil
 		case len(head) < recordHeaderLen:
-			return good, &badRecord{good, "record header is cut short"}, nil
+			return good, &badRecord{offset: good, reason: "record header is cut short"}, nil
 		}
 		n, want := binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:])
 		sum := crc32.Checksum(head[:4], castagnoli)
 		if n == 0 || n > MaxRecord {
-			return good, &badRecord{good, "impossible record length"}, nil
+			return good, &badRecord{offset: good, reason: "impossible record length"}, nil
 		}
 		body, err := r.take(int(n))
 		switch {
 		case err != nil:
 			return good, nil, err
 		case len(body) < int(n):
-			return good, &badRecord{good, "record is cut short"}, nil
+			return good, &badRecord{offset: good, reason: "record is cut short"}, nil
 		case crc32.Update(sum, castagnoli, body) != want:
-			return good, &badRecord{good, "checksum does not match"}, nil
+			return good, &badRecord{offset: good, reason: "checksum does not match"}, nil
 		}
 		if err := visit(body[0], body[1:]); err != nil {
 			return good, nil, err

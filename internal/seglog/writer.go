@@ -23,6 +23,9 @@ func (l *Log) run() {
 		}
 		queue, closed, sweep := l.queue, l.closed, l.sweep
 		l.queue, l.sweep = nil, false
+		// What is free now may go once queue is written: what took its place was
+		// appended before it was released.
+		needed := l.needed()
 		l.mu.Unlock()
 		for _, b := range queue {
 			if !l.commit(b) {
@@ -30,7 +33,7 @@ func (l *Log) run() {
 			}
 		}
 		if sweep {
-			l.clean()
+			l.clean(needed)
 		}
 		if closed && len(queue) == 0 {
 			return
@@ -47,7 +50,7 @@ func (l *Log) commit(b *batch) bool {
 			break
 		}
 		l.stats.failures.Add(1)
-		if !l.failing.Swap(true) {
+		if l.refusal.Swap(&err) == nil {
 			l.opts.Logger.Error("the disk refuses the log; acknowledgements wait until it takes writes again",
 				"dir", l.dir, "err", err)
 		}
@@ -62,7 +65,7 @@ func (l *Log) commit(b *batch) bool {
 		}
 		break
 	}
-	if l.failing.Swap(false) {
+	if l.refusal.Swap(nil) != nil {
 		l.opts.Logger.Info("the disk takes the log again", "dir", l.dir)
 	}
 	l.stats.batches.Add(1)
@@ -113,9 +116,21 @@ func (l *Log) write(b *batch) error {
 		l.syncMu.Lock()
 		l.dirty = true
 		l.syncMu.Unlock()
+		// So that the end of a segment finds little to sync.
+		if l.unsynced += int64(len(b.buf)); l.unsynced >= syncBytes {
+			l.unsynced = 0
+			select {
+			case l.early <- struct{}{}:
+			default:
+			}
+		}
 	}
 	return nil
 }
+
+// syncBytes is how much is written before a sync that does not wait for the
+// interval.
+const syncBytes = 8 << 20
 
 // rotate ends the current segment, durably, and starts the next.
 func (l *Log) rotate(seg uint64) error {
@@ -132,7 +147,7 @@ func (l *Log) rotate(seg uint64) error {
 	return old.Close()
 }
 
-// syncLoop syncs the current segment every interval.
+// syncLoop syncs the current segment every interval, and when much was written.
 func (l *Log) syncLoop() {
 	t := time.NewTicker(l.opts.Interval)
 	defer t.Stop()
@@ -141,6 +156,7 @@ func (l *Log) syncLoop() {
 		case <-l.stop:
 			return
 		case <-t.C:
+		case <-l.early:
 		}
 		l.syncMu.Lock()
 		f, dirty := l.cur, l.dirty
@@ -161,23 +177,30 @@ func (l *Log) syncLoop() {
 	}
 }
 
-// clean removes the oldest segments that nothing holds, and asks for the oldest
-// one to be relocated when more than half of the log is dead weight.
-func (l *Log) clean() {
-	l.mu.Lock()
-	var free []uint64
-	for n := l.oldest; n < l.fseg && l.live[n] == nil; n++ {
-		free = append(free, n)
+// needed returns the oldest segment that something holds, or that is written to.
+// l.mu is held.
+func (l *Log) needed() uint64 {
+	n := l.oldest
+	for n < l.seg && l.live[n] == nil {
+		n++
 	}
+	return n
+}
+
+// clean removes the segments before needed, and asks for the oldest one to be
+// relocated when more than half of the log is dead weight.
+func (l *Log) clean(needed uint64) {
+	l.mu.Lock()
+	first, end := l.oldest, min(needed, l.fseg)
 	l.mu.Unlock()
-	if len(free) > 0 {
+	if first < end {
 		// What stands for the removed records must not be younger than the removal.
 		if err := l.f.Sync(); err != nil {
 			l.stats.failures.Add(1)
 			return
 		}
 	}
-	for _, n := range free {
+	for n := first; n < end; n++ {
 		if err := os.Remove(filepath.Join(l.dir, segmentName(n))); err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.opts.Logger.Warn("cannot remove an old segment", "dir", l.dir, "segment", n, "err", err)
 			return
