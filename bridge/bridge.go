@@ -206,13 +206,16 @@ func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
 }
 
 // ConnectStream gives a stream connection (TCP) a port of its own with a random
-// address. It is attached at once and ends with the connection.
+// address. It is attached at once and ends with the connection. With RoleGuest it
+// reaches only the services that are there for guests, and what frames that it
+// received linked it with.
 func (b *Bridge) ConnectStream(p Principal, c Conn) (*Link, error) {
-	if p.Role != RoleDevice {
+	if p.Role != RoleDevice && p.Role != RoleGuest {
 		return nil, ErrRole
 	}
 	addr := randomAddress(prefixStream)
 	port := b.newPort(portStream, addr, p)
+	port.guest = p.Role == RoleGuest
 	box, err := b.cfg.Outboxes(addr, false)
 	if err != nil {
 		return nil, err

@@ -48,7 +48,8 @@
 //  2. registry.mu     forwarders, aliases and quotas
 //  3. Port.mu         link, outbox, waiting packets of one target; never two at once
 //  4. Link.mu         where a connection has packets waiting
-//  5. leaves: table shards, records.mu, ring.mu, timers.mu, starved.mu, Port.linksMu
+//  5. Port.linksMu
+//  6. leaves: table shards, records.mu, ring.mu, timers.mu, starved.mu
 //
 // No lock is held while a method of Conn, Acker or Observer, or the handler of
 // a service, is called. An Outbox is called under its target's Port.mu and must

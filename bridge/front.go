@@ -18,7 +18,7 @@ const (
 	// RoleUser is an ordinary MQTT client outside the root; it has no port.
 	RoleUser
 	// RoleGuest reaches the service hello and nothing else: a device that has
-	// not pinned its hub yet.
+	// not pinned its hub yet. As a stream it also reaches what answers it there.
 	RoleGuest
 )
 

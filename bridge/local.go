@@ -65,13 +65,18 @@ func NewLocal(b *Bridge) *Local {
 // (1,024 frames or 4 MiB) the newest are dropped, counted, and noticed to their
 // senders. open lets TCP peers reach the worker that no frame has linked with it.
 func (l *Local) Register(addr string, open bool, handler func(Inbound)) error {
+	return l.RegisterFor(reachOf(open), addr, handler)
+}
+
+// RegisterFor is Register with a choice of who may name the worker.
+func (l *Local) RegisterFor(r Reach, addr string, handler func(Inbound)) error {
 	w := &localWorker{handler: handler, wake: make(chan struct{}, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return ErrClosed
 	}
-	if err := l.b.RegisterService(addr, open, w.take); err != nil {
+	if err := l.b.RegisterServiceFor(r, addr, w.take); err != nil {
 		return err
 	}
 	l.workers[addr] = w

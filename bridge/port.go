@@ -34,6 +34,7 @@ type Port struct {
 	b        *Bridge
 	kind     portKind
 	oneShot  bool
+	guest    bool   // a stream that reaches only what guests and links reach
 	addr     string // hub address; empty for a guest
 	clientID string
 	self     *worker
@@ -75,7 +76,7 @@ type Port struct {
 	cleanEnd     bool
 	helloBy      int64 // when a subscribed link is attached without hello; 0: not yet
 
-	linksMu  sync.Mutex // leaf
+	linksMu  sync.Mutex // before the table's only
 	links    map[string]struct{}
 	lastLink string
 
@@ -493,14 +494,28 @@ func (p *Port) allow(addr []byte) {
 			p.links = make(map[string]struct{})
 		}
 		if len(p.links) >= maxLinks {
-			for old := range p.links {
-				delete(p.links, old)
-				break
-			}
+			p.unlinkOne()
 		}
 		p.links[string(addr)] = struct{}{}
 	}
 	p.lastLink = string(addr)
+}
+
+// unlinkOne makes room for a link: those to addresses that are gone go first, as
+// far as a few samples find any. p.linksMu is held.
+func (p *Port) unlinkOne() {
+	const samples = 32
+	var one string
+	n := 0
+	for one = range p.links {
+		if p.b.table.lookup(one) == nil {
+			break
+		}
+		if n++; n == samples {
+			break
+		}
+	}
+	delete(p.links, one)
 }
 
 // allowed reports whether a stream may reach an address by name.

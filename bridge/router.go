@@ -73,6 +73,12 @@ func (l *Link) overWindow(bytes int) bool {
 		l.port.b.waiting.bytes.Load() > cfg.WaitingBytes
 }
 
+// Admits reports whether Receive would take one more stored packet of that many
+// bytes now. A packet more than the window allows ends the connection, so a
+// front that can hold its peer back asks first, and again when the Acker has been
+// called. A connection with nothing unanswered is always admitted.
+func (l *Link) Admits(bytes int) bool { return !l.overWindow(bytes) }
+
 // overrun ends a connection that ignores its window. Nothing more of it is
 // stored: what it resends later would be out of order.
 func (l *Link) overrun() {
@@ -206,14 +212,23 @@ func sourceHop(in *inbound, v *route.View) []byte {
 }
 
 // mayReach reports whether a peer may name the worker as its first hop: a stream
-// needs a link to a hub address or an unopened worker (spec routing 7.4), a
-// guest reaches hello only. To a device, holding an address is the right.
+// needs a link to a hub address or an unopened worker (spec routing 7.4), and as
+// a guest to everything but what is there for guests; a guest without a stream
+// reaches only that. To a device, holding an address is the right, except that
+// what is local to the hub is nobody's to name.
 func (p *Port) mayReach(w *worker, addr []byte) bool {
-	switch p.kind {
-	case portStream:
-		return w.fwd != nil || w.service != nil && w.service.open || p.allowed(addr)
-	case portGuest:
-		return w.service != nil && w.service.guests
+	s := w.service
+	switch {
+	case p.kind == portLocal:
+		return true
+	case s != nil && s.reach == ReachLocal:
+		return false
+	case p.kind == portDevice:
+		return true
+	case s != nil && s.reach == ReachGuests:
+		return true
+	case p.kind == portGuest:
+		return false
 	}
-	return true
+	return !p.guest && (w.fwd != nil || s != nil && s.reach == ReachOpen) || p.allowed(addr)
 }

@@ -70,18 +70,45 @@ func (r *Request) ReplyFrom(addr string, payload []byte) {
 // where the reason is one that senders are told.
 func (r *Request) Drop(why Drop) { r.dropped, r.why = true, why }
 
+// Reach says who may name a service as the first hop of a frame.
+type Reach uint8
+
+const (
+	// ReachLinked: devices, who need to know the address, and those streams that
+	// a frame linked with it (spec routing 7.4).
+	ReachLinked Reach = iota
+	// ReachOpen: every stream that is no guest as well.
+	ReachOpen
+	// ReachGuests: everybody.
+	ReachGuests
+	// ReachLocal: programs inside the hub, and what is sent through a forwarder
+	// that such a program registered with the address as its first hop. A peer
+	// that names it is told that there is no such address.
+	ReachLocal
+)
+
 type service struct {
 	addr    string
-	open    bool // to every stream
-	guests  bool
+	reach   Reach
 	handler Handler
 }
 
-// RegisterService puts a handler at an address. open lets every TCP peer reach
-// it; otherwise only those that a frame linked with it, and devices, which need
-// to know the address.
+// RegisterService puts a handler at an address; open means ReachOpen, else
+// ReachLinked.
 func (b *Bridge) RegisterService(addr string, open bool, h Handler) error {
-	return b.addService(&service{addr: addr, open: open, handler: h})
+	return b.RegisterServiceFor(reachOf(open), addr, h)
+}
+
+// RegisterServiceFor puts a handler at an address.
+func (b *Bridge) RegisterServiceFor(r Reach, addr string, h Handler) error {
+	return b.addService(&service{addr: addr, reach: r, handler: h})
+}
+
+func reachOf(open bool) Reach {
+	if open {
+		return ReachOpen
+	}
+	return ReachLinked
 }
 
 func (b *Bridge) addService(s *service) error {
@@ -180,16 +207,16 @@ func (b *Bridge) registerServices() {
 	dynamic := func(r *Request) { b.serveRegistration(r, false) }
 	static := func(r *Request) { b.serveRegistration(r, true) }
 	for _, s := range []*service{
-		{addr: ServiceForwarding, open: true, handler: dynamic},
-		{addr: ServiceStaticForwarding, open: true, handler: static},
+		{addr: ServiceForwarding, reach: ReachOpen, handler: dynamic},
+		{addr: ServiceStaticForwarding, reach: ReachOpen, handler: static},
 		// What Elixir hubs call them (spec routing 6.1).
-		{addr: "forwarding", open: true, handler: dynamic},
-		{addr: "static_forwarding", open: true, handler: static},
-		{addr: ServiceEcho, open: true, handler: func(r *Request) { r.Reply(r.Frame.Payload) }},
-		{addr: ServiceEchoer, open: true, handler: stringService(func(s string) string { return s })},
-		{addr: ServiceUppercase, open: true, handler: stringService(strings.ToUpper)},
-		{addr: ServiceHello, open: true, guests: true, handler: b.serveHello},
-		{addr: ServiceLookup, open: true, handler: b.serveLookup},
+		{addr: "forwarding", reach: ReachOpen, handler: dynamic},
+		{addr: "static_forwarding", reach: ReachOpen, handler: static},
+		{addr: ServiceEcho, reach: ReachOpen, handler: func(r *Request) { r.Reply(r.Frame.Payload) }},
+		{addr: ServiceEchoer, reach: ReachOpen, handler: stringService(func(s string) string { return s })},
+		{addr: ServiceUppercase, reach: ReachOpen, handler: stringService(strings.ToUpper)},
+		{addr: ServiceHello, reach: ReachGuests, handler: b.serveHello},
+		{addr: ServiceLookup, reach: ReachOpen, handler: b.serveLookup},
 	} {
 		b.table.put(s.addr, &worker{service: s})
 	}

@@ -63,6 +63,12 @@ type Reader struct {
 	err        error
 }
 
+// Partial reports whether part of a frame, or of an oversized body that is being
+// dropped, has arrived and the rest has not: after Next has returned, or while it
+// calls the underlying reader. It lets that reader tell a slow frame from an idle
+// stream.
+func (r *Reader) Partial() bool { return r.end > r.start || r.discard > 0 }
+
 // NewReader returns a Reader with the frame limit of lim.
 func NewReader(r io.Reader, lim Limits) *Reader {
 	return &Reader{r: r, limit: lim.WithDefaults().Frame}

@@ -53,7 +53,11 @@ func (c *conn) run() {
 	defer c.s.wg.Done()
 	defer c.s.forget(c)
 	defer c.ticket.Release()
-	link, err := c.s.cfg.Bridge.ConnectStream(bridge.Principal{Role: bridge.RoleDevice}, c)
+	who := bridge.Principal{Role: bridge.RoleDevice}
+	if c.s.cfg.Closed {
+		who.Role = bridge.RoleGuest
+	}
+	link, err := c.s.cfg.Bridge.ConnectStream(who, c)
 	if err != nil {
 		c.end(RefusedBridge)
 		c.count()
@@ -83,21 +87,22 @@ func (c *conn) count() {
 func (c *conn) read() Event {
 	cfg := &c.s.cfg
 	src := &source{nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
-	r := route.NewReader(src, cfg.Frames)
-	if err := r.ReadPreamble(); err != nil {
+	src.frames = route.NewReader(src, cfg.Frames)
+	if err := src.frames.ReadPreamble(); err != nil {
 		return readEvent(err, PreambleTimeout)
 	}
-	src.betweenFrames(cfg.FirstFrame)
+	src.next(cfg.FirstFrame)
 	late := FirstFrame
 	for {
-		body, err := r.Next()
+		body, err := src.frames.Next()
 		switch {
 		case errors.Is(err, route.ErrTooLarge):
 			cfg.Counters.add(Oversized)
 			c.link.Oversized()
+			src.next(src.idle)
 			continue
 		case err != nil:
-			if errors.Is(err, os.ErrDeadlineExceeded) && src.inFrame {
+			if src.partial {
 				late = FrameTimeout
 			}
 			return readEvent(err, late)
@@ -106,17 +111,14 @@ func (c *conn) read() Event {
 			late = Idle
 			c.ticket.Settle()
 		}
-		src.betweenFrames(cfg.IdleTimeout)
-		c.ackMu.Lock()
-		c.unanswered++
-		c.ackMu.Unlock()
+		src.next(cfg.IdleTimeout)
+		if !c.awaitRoom(len(body)) {
+			return Kicked
+		}
 		if err := c.link.Receive(body, route.Stored, c, 0); err != nil {
 			if errors.Is(err, bridge.ErrMalformed) {
 				return Malformed
 			}
-			return Kicked
-		}
-		if !c.awaitRoom() {
 			return Kicked
 		}
 	}
@@ -143,51 +145,58 @@ func readEvent(err error, late Event) Event {
 // begun a deadline that allows for its length, and one between frames the idle
 // time-out.
 type source struct {
-	nc       net.Conn
-	cfg      *Config
-	idle     time.Duration // between frames; 0: for ever
-	inFrame  bool
-	deadline time.Time // of what is being waited for
-	armed    time.Time
+	nc     net.Conn
+	cfg    *Config
+	frames *route.Reader // that reads from here
+
+	idle     time.Duration // longest silence between frames; 0: any
+	partial  bool          // a frame has begun, and deadline is its own
+	deadline time.Time     // of what is being waited for; zero: none
+	armed    time.Time     // the deadline of nc
 }
 
-// betweenFrames says that a whole frame, or the preamble, has been read.
-func (s *source) betweenFrames(idle time.Duration) {
-	s.idle, s.inFrame, s.deadline = idle, false, time.Time{}
+// next says that the preamble, or a frame's last byte, or an oversized frame's
+// head has been read.
+func (s *source) next(idle time.Duration) {
+	s.idle, s.partial, s.deadline = idle, false, time.Time{}
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	switch partial := s.frames.Partial(); {
+	case partial && !s.partial:
+		// Some of the frame came together with the one before.
+		s.deadline = time.Now().Add(s.cfg.FrameTimeout)
+		s.partial = true
+	case !partial && s.partial: // what is left of an oversized frame has passed
+		s.next(s.idle)
+	}
 	if s.deadline.IsZero() && s.idle > 0 {
 		s.deadline = time.Now().Add(s.idle)
 	}
-	if s.deadline != s.armed {
+	if !s.deadline.Equal(s.armed) {
 		if err := s.nc.SetReadDeadline(s.deadline); err != nil {
 			return 0, err
 		}
 		s.armed = s.deadline
 	}
 	n, err := s.nc.Read(p)
-	if n > 0 {
-		switch {
-		case !s.inFrame:
-			s.inFrame = true
-			s.deadline = time.Now().Add(s.cfg.FrameTimeout)
-		default:
-			s.deadline = s.deadline.Add(time.Duration(n) * time.Second / slowest)
-		}
+	if s.partial {
+		s.deadline = s.deadline.Add(time.Duration(n) * time.Second / slowest)
 	}
 	return n, err
 }
 
-// awaitRoom waits while as many frames as allowed are unanswered: that is how a
-// sender who fills a queue is held back. The bridge answers each within a second
-// or so. It returns false when the connection has ended.
-func (c *conn) awaitRoom() bool {
+// awaitRoom waits while as many frames, or bytes, as allowed are unanswered: that
+// is how a sender who fills a queue is held back. The bridge answers each within
+// a second or so. It returns false when the connection has ended; else one more
+// frame, of n bytes, is counted.
+func (c *conn) awaitRoom(n int) bool {
 	c.ackMu.Lock()
 	defer c.ackMu.Unlock()
-	for c.unanswered >= c.s.cfg.ReadWindow && !c.dead {
+	for !c.dead && c.unanswered > 0 && (c.unanswered >= c.s.cfg.ReadWindow || !c.link.Admits(n)) {
 		c.ackCond.Wait()
 	}
+	c.unanswered++
 	return !c.dead
 }
 

@@ -20,7 +20,7 @@ const (
 	DefaultFirstFrame      = 10 * time.Minute
 	DefaultFrameTimeout    = 30 * time.Second
 	DefaultStallTimeout    = 30 * time.Second
-	DefaultReadWindow      = 256
+	DefaultReadWindow      = 128
 	keepAliveIdle          = 60 * time.Second
 	keepAliveInterval      = 15 * time.Second
 	keepAliveCount         = 4
@@ -36,6 +36,10 @@ type Config struct {
 	Bridge *bridge.Bridge
 	// Frames bounds frames as received; give the bridge's limits.
 	Frames route.Limits
+	// Closed makes every peer a guest: it reaches the services that are there for
+	// guests (hello, the hub's own secure channel listener), and what they linked
+	// it with, but no forwarder and no other service.
+	Closed bool
 	// Limits bounds connections; several listeners may share one. Nil: limits of
 	// the server's own, with the defaults.
 	Limits *connlimit.Limits
@@ -58,7 +62,8 @@ type Config struct {
 	// twice the frame limit if that is more. One frame always fits.
 	OutputBytes int
 	// ReadWindow is how many frames of a connection may wait for an acknowledgement
-	// before the server stops reading from it.
+	// before the server stops reading from it; the bridge's own window, in frames
+	// and bytes, holds besides. Default 128.
 	ReadWindow int
 	// Counters takes the events; nil counts nothing.
 	Counters *Counters
@@ -119,6 +124,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	closed    bool
+	closing   chan struct{} // closed by Close
 	wg        sync.WaitGroup
 }
 
@@ -128,7 +134,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{})}, nil
+	return &Server{cfg: cfg, listeners: make(map[net.Listener]struct{}), conns: make(map[*conn]struct{}), closing: make(chan struct{})}, nil
 }
 
 // Serve accepts connections from ln until Close, and then returns nil, or until
@@ -166,7 +172,11 @@ func (s *Server) Serve(ln net.Listener) error {
 		s.cfg.Counters.add(AcceptFailed)
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		timer := time.NewTimer(pause)
-		<-timer.C
+		select {
+		case <-timer.C:
+		case <-s.closing:
+			timer.Stop()
+		}
 	}
 }
 
@@ -211,7 +221,10 @@ func (s *Server) Conns() int {
 // afterwards.
 func (s *Server) Close(ctx context.Context) error {
 	s.mu.Lock()
-	s.closed = true
+	if !s.closed {
+		s.closed = true
+		close(s.closing)
+	}
 	for ln := range s.listeners {
 		_ = ln.Close()
 	}
