@@ -1,7 +1,9 @@
 package bridge
 
 import (
+	"errors"
 	"math/bits"
+	"sort"
 	"sync"
 
 	"github.com/sealmq/sealmq/route"
@@ -25,18 +27,36 @@ type chunk struct {
 
 type slot struct {
 	arrival int64
+	seq     uint32 // the lower half
 	chunk   uint32 // number of the chunk
-	off     uint32 // of the hop; the frame follows it
-	size    uint32 // of the frame
-	hop     uint8  // length of the hop
-	flags   uint8
+	place   uint32 // offset of the hop in the chunk; in the lowest 8 bits its length
+	sized   uint32 // length of the frame, which follows the hop; in the highest 4 bits flags
 }
 
+func (s *slot) off() int  { return int(s.place >> 8) }
+func (s *slot) hop() int  { return int(s.place & 0xff) }
+func (s *slot) size() int { return int(s.sized &^ (0xf << 28)) }
+
+func (s *slot) is(flag uint32) bool { return s.sized&flag != 0 }
+
 const (
-	slotTransient = 1 << iota
+	slotTransient = 1 << (28 + iota)
 	slotFirst
 	slotDropped
 )
+
+const (
+	maxOffset = 1 << 24 // offsets in a chunk are below it
+	// maxSpan is how far the oldest and the newest sequence may be apart, so
+	// that their lower halves tell them apart.
+	maxSpan = 1 << 31
+	// keptDropped is how many slots of dropped frames an outbox keeps in any case.
+	keptDropped = 64
+)
+
+// errSpan means that a peer took over two thousand million frames without
+// acknowledging the first.
+var errSpan = errors.New("bridge: the oldest frame has waited for too many others")
 
 // chunkPools keeps chunks for reuse, by the binary logarithm of their size.
 type chunkPools [21]sync.Pool
@@ -60,17 +80,18 @@ func (c *chunkPools) put(old *chunk) {
 
 func newMemoryOutboxes() OutboxFactory {
 	pools := new(chunkPools)
-	return func(string, bool) (Outbox, error) { return &memoryOutbox{pools: pools, first: 1}, nil }
+	return func(string, bool) (Outbox, error) { return &memoryOutbox{pools: pools, next: 1}, nil }
 }
 
 // memoryOutbox implements Outbox. Its owner's lock guards it.
 type memoryOutbox struct {
 	pools *chunkPools
 
-	ring  []slot // power of two
-	head  int
-	n     int
-	first uint64 // sequence of ring[head]
+	ring []slot // power of two; in order of sequence; the first is not a dropped one
+	head int
+	n    int
+	dead int    // of them dropped
+	next uint64 // the sequence of the next frame
 
 	chunks  []*chunk // nil once recycled
 	base    uint32   // number of chunks[0]
@@ -78,14 +99,38 @@ type memoryOutbox struct {
 	reading bool
 }
 
-func (m *memoryOutbox) at(seq uint64) *slot {
-	return &m.ring[(m.head+int(seq-m.first))&(len(m.ring)-1)]
+// at returns slot number i, the oldest being 0.
+func (m *memoryOutbox) at(i int) *slot { return &m.ring[(m.head+i)&(len(m.ring)-1)] }
+
+// seq returns a slot's sequence.
+func (m *memoryOutbox) seq(s *slot) uint64 { return m.next - uint64(uint32(m.next)-s.seq) }
+
+// find returns the number of the first slot from a sequence on.
+func (m *memoryOutbox) find(seq uint64) int {
+	if m.n == 0 {
+		return 0
+	}
+	first := m.seq(m.at(0))
+	if seq <= first {
+		return 0
+	}
+	end := m.n
+	if d := seq - first; d < uint64(m.n) { // no slot is further from the first than its sequence
+		if m.at(int(d)).seq == uint32(seq) {
+			return int(d)
+		}
+		end = int(d)
+	}
+	return sort.Search(end, func(i int) bool { return m.seq(m.at(i)) >= seq })
 }
 
-func (m *memoryOutbox) Next() uint64 { return m.first + uint64(m.n) }
+func (m *memoryOutbox) Next() uint64 { return m.next }
 
 func (m *memoryOutbox) Append(p *Packet, _ Ticket) (bytes int, stored bool, err error) {
-	var flags uint8
+	if m.n > 0 && m.next+uint64(p.Frames())-m.seq(m.at(0)) > maxSpan {
+		return 0, false, errSpan
+	}
+	var flags uint32
 	if p.Class == route.Transient {
 		flags |= slotTransient
 	}
@@ -105,11 +150,12 @@ func (m *memoryOutbox) Append(p *Packet, _ Ticket) (bytes int, stored bool, err 
 		if m.n == len(m.ring) {
 			m.grow()
 		}
+		size = len(c.b) - off - len(hop)
 		m.ring[(m.head+m.n)&(len(m.ring)-1)] = slot{
-			arrival: p.Arrival, chunk: num, off: uint32(off), size: uint32(len(c.b) - off - len(hop)),
-			hop: uint8(len(hop)), flags: flags,
+			arrival: p.Arrival, seq: uint32(m.next), chunk: num, place: uint32(off<<8 | len(hop)), sized: uint32(size) | flags,
 		}
-		bytes += len(c.b) - off - len(hop)
+		bytes += size
+		m.next++
 		m.n++
 	}
 	return bytes, true, nil
@@ -118,7 +164,7 @@ func (m *memoryOutbox) Append(p *Packet, _ Ticket) (bytes int, stored bool, err 
 // room returns the last chunk if it has n bytes left, or a new one.
 func (m *memoryOutbox) room(n int) (*chunk, uint32) {
 	if k := len(m.chunks); k > 0 {
-		if c := m.chunks[k-1]; c != nil && cap(c.b)-len(c.b) >= n {
+		if c := m.chunks[k-1]; c != nil && cap(c.b)-len(c.b) >= n && len(c.b) < maxOffset {
 			return c, m.base + uint32(k-1)
 		}
 	}
@@ -166,11 +212,12 @@ func (m *memoryOutbox) grow() {
 	m.ring, m.head = ring, 0
 }
 
-func (m *memoryOutbox) entry(seq uint64, s *slot) Entry {
+func (m *memoryOutbox) entry(s *slot) Entry {
 	c := m.chunks[s.chunk-m.base]
-	start := int(s.off) + int(s.hop)
-	e := Entry{Seq: seq, Frame: c.b[start : start+int(s.size) : start+int(s.size)]}
-	if s.flags&slotTransient != 0 {
+	start := s.off() + s.hop()
+	end := start + s.size()
+	e := Entry{Seq: m.seq(s), Frame: c.b[start:end:end]}
+	if s.is(slotTransient) {
 		e.Class = route.Transient
 	}
 	return e
@@ -178,10 +225,9 @@ func (m *memoryOutbox) entry(seq uint64, s *slot) Entry {
 
 func (m *memoryOutbox) Read(from uint64, dst []Entry) []Entry {
 	m.reading = true
-	end := m.Next()
-	for seq := max(from, m.first); seq < end && len(dst) < cap(dst); seq++ {
-		if s := m.at(seq); s.flags&slotDropped == 0 {
-			dst = append(dst, m.entry(seq, s))
+	for i := m.find(from); i < m.n && len(dst) < cap(dst); i++ {
+		if s := m.at(i); !s.is(slotDropped) {
+			dst = append(dst, m.entry(s))
 		}
 	}
 	return dst
@@ -198,13 +244,17 @@ func (m *memoryOutbox) Settle() {
 
 func (m *memoryOutbox) Scan(f func(*Item) bool) {
 	var it Item
-	for seq := m.first; seq < m.Next(); seq = max(seq+1, m.first) {
-		s := m.at(seq)
-		if s.flags&slotDropped != 0 {
-			continue
+	for seq := uint64(0); ; seq = it.Seq + 1 {
+		i := m.find(seq)
+		for i < m.n && m.at(i).is(slotDropped) {
+			i++
 		}
-		hop := m.chunks[s.chunk-m.base].b[s.off : s.off+uint32(s.hop)]
-		it = Item{Entry: m.entry(seq, s), Arrival: s.arrival, First: s.flags&slotFirst != 0, Hop: hop}
+		if i >= m.n {
+			return
+		}
+		s := m.at(i)
+		hop := m.chunks[s.chunk-m.base].b[s.off() : s.off()+s.hop()]
+		it = Item{Entry: m.entry(s), Arrival: s.arrival, First: s.is(slotFirst), Hop: hop}
 		if !f(&it) {
 			return
 		}
@@ -212,24 +262,41 @@ func (m *memoryOutbox) Scan(f func(*Item) bool) {
 }
 
 func (m *memoryOutbox) Drop(seq uint64) (int, bool) {
-	if seq < m.first || seq >= m.Next() {
+	i := m.find(seq)
+	if i >= m.n {
 		return 0, false
 	}
-	s := m.at(seq)
-	if s.flags&slotDropped != 0 {
+	s := m.at(i)
+	if s.seq != uint32(seq) || s.is(slotDropped) {
 		return 0, false
 	}
+	size := s.size()
 	m.take(s)
-	for m.n > 0 && m.ring[m.head].flags&slotDropped != 0 {
-		m.pop()
+	m.dead++
+	m.popDropped()
+	if m.dead > keptDropped && m.dead > m.n/2 {
+		m.compact()
 	}
 	m.shrink()
-	return int(s.size), true
+	return size, true
+}
+
+// compact forgets the slots of dropped frames: behind one that is never
+// acknowledged there may come and go any number of transient ones.
+func (m *memoryOutbox) compact() {
+	n := 0
+	for i := range m.n {
+		if s := m.at(i); !s.is(slotDropped) {
+			*m.at(n) = *s
+			n++
+		}
+	}
+	m.n, m.dead = n, 0
 }
 
 // take marks a slot as gone and lets its chunk go when it was the last in it.
 func (m *memoryOutbox) take(s *slot) {
-	s.flags |= slotDropped
+	s.sized |= slotDropped
 	c := m.chunks[s.chunk-m.base]
 	if c.live--; c.live > 0 {
 		return
@@ -243,21 +310,24 @@ func (m *memoryOutbox) take(s *slot) {
 
 func (m *memoryOutbox) pop() {
 	m.head = (m.head + 1) & (len(m.ring) - 1)
-	m.first++
 	m.n--
 }
 
-func (m *memoryOutbox) Release(upTo uint64) (frames, bytes int) {
-	for m.n > 0 && m.first <= upTo {
-		if s := &m.ring[m.head]; s.flags&slotDropped == 0 {
-			frames++
-			bytes += int(s.size)
-			m.take(s)
-		}
+func (m *memoryOutbox) popDropped() {
+	for m.n > 0 && m.ring[m.head].is(slotDropped) {
 		m.pop()
+		m.dead--
 	}
-	for m.n > 0 && m.ring[m.head].flags&slotDropped != 0 {
+}
+
+func (m *memoryOutbox) Release(upTo uint64) (frames, bytes int) {
+	for m.n > 0 && m.seq(&m.ring[m.head]) <= upTo {
+		s := &m.ring[m.head]
+		frames++
+		bytes += s.size()
+		m.take(s)
 		m.pop()
+		m.popDropped()
 	}
 	m.shrink()
 	return frames, bytes
@@ -292,6 +362,6 @@ func (m *memoryOutbox) Oldest() (int64, bool) {
 }
 
 func (m *memoryOutbox) Discard() {
-	m.Release(m.Next())
+	m.Release(m.next)
 	m.ring, m.head = nil, 0
 }

@@ -128,6 +128,33 @@ func TestMemoryOutboxAgainstModel(t *testing.T) {
 	}
 }
 
+// Frames that come and go behind one that is never acknowledged leave nothing.
+func TestStuckOutboxHoldsLittle(t *testing.T) {
+	box, _ := newMemoryOutboxes()("x", true)
+	m := box.(*memoryOutbox)
+	stuck := Packet{raw: []byte("stuck")}
+	for i := range 200_000 {
+		if i%50_000 == 0 {
+			_, _, _ = box.Append(&stuck, Ticket{})
+		}
+		_, _, _ = box.Append(&Packet{Class: route.Transient, raw: []byte("gone")}, Ticket{})
+		seq := box.Next() - 1
+		if got := box.Read(seq, make([]Entry, 0, 1)); len(got) != 1 || got[0].Seq != seq {
+			t.Fatalf("read %v at %d", got, seq)
+		}
+		box.Settle()
+		if _, ok := box.Drop(seq); !ok {
+			t.Fatalf("cannot drop %d", seq)
+		}
+	}
+	if len(m.ring) > 4*keptDropped {
+		t.Errorf("%d slots for %d frames", len(m.ring), 4)
+	}
+	if frames, _ := box.Release(box.Next()); frames != 4 {
+		t.Errorf("%d frames are left", frames)
+	}
+}
+
 func TestIdleOutboxHoldsLittle(t *testing.T) {
 	box, _ := newMemoryOutboxes()("x", true)
 	m := box.(*memoryOutbox)

@@ -19,17 +19,11 @@ func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byt
 	return &Packet{Class: class, Arrival: arrival, First: first, Hop: hop, raw: frame}
 }
 
-// Skip makes the next sequence to; the places between stay empty.
+// Skip makes the next sequence to, unless it is higher already. The oldest and the
+// next must stay less than 1<<31 apart.
 func (m *memoryOutbox) Skip(to uint64) {
-	for m.n > 0 && m.Next() < to {
-		if m.n == len(m.ring) {
-			m.grow()
-		}
-		m.ring[(m.head+m.n)&(len(m.ring)-1)] = slot{flags: slotDropped}
-		m.n++
-	}
-	if m.n == 0 && to > m.first {
-		m.first = to
+	if m.n == 0 || to-m.seq(m.at(0)) < maxSpan {
+		m.next = max(m.next, to)
 	}
 }
 
