@@ -128,7 +128,7 @@ type Log struct {
 	written  int64
 	unsynced int64 // written since the last early sync
 	spare    *batch
-	stats   struct{ committed, batches, syncs, failures atomic.Uint64 }
+	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncMu guards cur, which the interval syncer uses beside the writer.
 	syncMu sync.Mutex
