@@ -14,8 +14,9 @@ const MaxMessage = 4 << 10
 const Version = 1
 
 var (
-	// ErrTooLarge means that a message is longer than MaxMessage.
-	ErrTooLarge = errors.New("hubproto: message is longer than 4096 bytes")
+	// ErrTooLarge means that a message is longer than MaxMessage, or, for the few
+	// kinds that have one, than its own limit.
+	ErrTooLarge = errors.New("hubproto: message is too long")
 	// ErrVersion means that a message has a version this package does not
 	// know; one side of the connection is to be updated.
 	ErrVersion = errors.New("hubproto: unknown message version")
@@ -45,13 +46,15 @@ func must[T any](v T, err error) T {
 }
 
 // encode writes v, which is one of the wire structs of this package.
-func encode(v any) ([]byte, error) {
+func encode(v any) ([]byte, error) { return encodeUpTo(v, MaxMessage) }
+
+func encodeUpTo(v any, limit int) ([]byte, error) {
 	b, err := encMode.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("hubproto: %w", err)
 	}
-	if len(b) > MaxMessage {
-		return nil, ErrTooLarge
+	if len(b) > limit {
+		return nil, fmt.Errorf("%w: %d bytes at most", ErrTooLarge, limit)
 	}
 	return b, nil
 }
@@ -62,9 +65,11 @@ type header struct {
 }
 
 // decode reads b into v after checking size, form and version.
-func decode(b []byte, v any) error {
-	if len(b) > MaxMessage {
-		return ErrTooLarge
+func decode(b []byte, v any) error { return decodeUpTo(b, v, MaxMessage) }
+
+func decodeUpTo(b []byte, v any, limit int) error {
+	if len(b) > limit {
+		return fmt.Errorf("%w: %d bytes at most", ErrTooLarge, limit)
 	}
 	// A map head first: the decoder would take null or an array for a struct.
 	if len(b) == 0 || b[0]&0xe0 != 0xa0 {
