@@ -4,10 +4,6 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
-	"golang.org/x/crypto/bcrypt"
 )
 
-func TestMain(m *testing.M) {
-	bcryptCost = bcrypt.MinCost
-	goleak.VerifyTestMain(m)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

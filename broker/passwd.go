@@ -28,7 +28,7 @@ const (
 	maxUserLen      = 128
 	maxBcryptCost   = 14
 
-	// DefaultBcryptCost is the cost [HashPassword] uses.
+	// DefaultBcryptCost is the cost of a hash unless another is asked for.
 	DefaultBcryptCost = 12
 
 	// MaxPassword is the longest password in bytes; bcrypt reads no further.
@@ -241,13 +241,16 @@ func (p *Passwords) compare(user string, password []byte) (Account, bool) {
 	return a, true
 }
 
-// bcryptCost is DefaultBcryptCost, and less in tests.
-var bcryptCost = DefaultBcryptCost
-
 // HashPassword returns the bcrypt hash of a password, as it stands in a
-// password file.
-func HashPassword(password []byte) (string, error) {
+// password file. cost is bcrypt's, from 4 to 14, and 0 for
+// [DefaultBcryptCost]: each step doubles the work of a login and of a guess.
+func HashPassword(password []byte, cost int) (string, error) {
+	if cost == 0 {
+		cost = DefaultBcryptCost
+	}
 	switch {
+	case cost < bcrypt.MinCost || cost > maxBcryptCost:
+		return "", fmt.Errorf("broker: the bcrypt cost %d is not from %d to %d", cost, bcrypt.MinCost, maxBcryptCost)
 	case len(password) == 0:
 		return "", errors.New("broker: the password is empty")
 	case len(password) > MaxPassword:
@@ -255,7 +258,7 @@ func HashPassword(password []byte) (string, error) {
 	case bytes.IndexByte(password, 0) >= 0:
 		return "", errors.New("broker: the password holds a zero byte")
 	}
-	h, err := bcrypt.GenerateFromPassword(password, bcryptCost)
+	h, err := bcrypt.GenerateFromPassword(password, cost)
 	if err != nil {
 		return "", fmt.Errorf("broker: hash the password: %w", err)
 	}
@@ -264,8 +267,8 @@ func HashPassword(password []byte) (string, error) {
 
 // PasswordLine returns one line of a password file, without the newline. role
 // is device, observer or user; only a device has an identifier, "" for the
-// others.
-func PasswordLine(user string, password []byte, role, identifier string) (string, error) {
+// others. cost is as in [HashPassword].
+func PasswordLine(user string, password []byte, role, identifier string, cost int) (string, error) {
 	line := func(hash string) string {
 		l := user + ":" + hash + ":" + role
 		if identifier != "" {
@@ -277,7 +280,7 @@ func PasswordLine(user string, password []byte, role, identifier string) (string
 	if _, _, problem := parseAccount(line(likeAHash)); problem != "" {
 		return "", errors.New("broker: " + problem)
 	}
-	hash, err := HashPassword(password)
+	hash, err := HashPassword(password, cost)
 	if err != nil {
 		return "", err
 	}

@@ -115,7 +115,7 @@ func TestLoadPasswordsWritableByAll(t *testing.T) {
 }
 
 func TestPasswordLine(t *testing.T) {
-	line, err := PasswordLine("alice", []byte("secret"), "device", someID(1).String())
+	line, err := PasswordLine("alice", []byte("secret"), "device", someID(1).String(), bcrypt.MinCost)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +130,7 @@ func TestPasswordLine(t *testing.T) {
 		{"a:b", "x", "user", ""}, {"a", "", "user", ""}, {"a", strings.Repeat("x", 73), "user", ""},
 		{"a", "x", "root", ""}, {"a", "x", "device", ""}, {"a", "x", "user", someID(1).String()},
 	} {
-		if line, err := PasswordLine(tc.user, []byte(tc.password), tc.role, tc.id); err == nil {
+		if line, err := PasswordLine(tc.user, []byte(tc.password), tc.role, tc.id, bcrypt.MinCost); err == nil {
 			t.Errorf("%+v gives %q", tc, line)
 		}
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -105,13 +104,16 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err := d.talk(ctx, alice, bob, fwd); err != nil {
 		return err
 	}
-	names := [2]string{alice.ClientID(), bob.ClientID()}
-	alice.Close()
-	bob.Close()
-	all, err := w.until(ctx, d.bothOffline(names))
+	for _, n := range []*device.Node{alice, bob} {
+		if err := n.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	all, err := w.until(ctx, d.everything(alice, bob))
 	if err != nil {
 		return err
 	}
+	names := [2]string{alice.ClientID(), bob.ClientID()}
 	return d.report(all, names)
 }
 
@@ -165,26 +167,18 @@ func (d *demo) talk(ctx context.Context, alice, bob *device.Node, fwd string) er
 	return d.say("bob", "received %q from %s, verified", m.String(), short(m.From.String()))
 }
 
-// bothOffline says that the hub has told observers that both devices are gone,
-// which it does after everything they sent.
-func (d *demo) bothOffline(names [2]string) func([]seen) bool {
+// everything says that the observer has seen each frame that the devices have
+// sent: those of the outbox, and one greeting for each connection.
+func (d *demo) everything(nodes ...*device.Node) func([]seen) bool {
 	return func(all []seen) bool {
-		offline := 0
-		for _, name := range names {
-			var last []byte
-			for _, s := range all {
-				if s.topic == d.root.Status(name) {
-					last = s.payload
-				}
-			}
-			var status struct {
-				Status string `json:"status"`
-			}
-			if json.Unmarshal(last, &status) == nil && status.Status == "offline" {
-				offline++
+		for _, n := range nodes {
+			stats := n.Stats()
+			frames, err := framesOn(all, d.root.Out(n.ClientID()))
+			if err != nil || uint64(len(frames)) < stats.FramesSent+stats.Connects {
+				return false
 			}
 		}
-		return offline == len(names)
+		return true
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 func (a *app) passwdCommand() *cobra.Command {
 	var role, id, name string
+	var cost int
 	c := &cobra.Command{
 		Use:   "passwd USER",
 		Short: "Make a line for a hub's password file",
@@ -36,7 +37,7 @@ may watch everything under the root; it and a user may use all topics outside.`,
 			if err != nil {
 				return err
 			}
-			line, err := broker.PasswordLine(args[0], password, role, identifier)
+			line, err := broker.PasswordLine(args[0], password, role, identifier, cost)
 			if err != nil {
 				return coded(exitData, err, "")
 			}
@@ -46,6 +47,7 @@ may watch everything under the root; it and a user may use all topics outside.`,
 	c.Flags().StringVar(&role, "role", "user", "device, observer or user")
 	c.Flags().StringVar(&id, "identifier", "", "identifier of the device")
 	c.Flags().StringVar(&name, "identity", "", "identity of the device, from this machine's vault")
+	c.Flags().IntVar(&cost, "cost", broker.DefaultBcryptCost, "bcrypt cost, 4 to 14; each step doubles the work of a login and of a guess")
 	c.MarkFlagsMutuallyExclusive("identifier", "identity")
 	return c
 }

@@ -22,6 +22,11 @@ var commands = map[string]proof{
 	"make test": {".ci/run", "\nexec make test\n"},
 	"make help": {"integration/readme/readme_test.go", "func TestMakeHelp("},
 
+	"go run ./cmd/sealmq demo":       {"cmd/sealmq/readme_test.go", "func TestDemoTranscript("},
+	"sealmq hub":                     {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
+	"sealmq listen --trust everyone": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
+	"sealmq send --to FWD_… --trust everyone 'Hello Ockam!'": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
+
 	"docker compose up --build": {"integration/compose/compose_test.go", "func TestCommandsOfTheFile("},
 }
 

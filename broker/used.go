@@ -1,0 +1,269 @@
+package broker
+
+import (
+	"container/heap"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+)
+
+// How much a hub remembers of proofs that were used.
+const (
+	usedTotal       = 1 << 18 // in all: some 20 MiB
+	usedPerIdentity = 256     // of one identity
+	usedRewriteAt   = 1 << 16 // records in the file beyond those that are alive
+)
+
+// The file of used proofs: a header, and for each proof a record of
+//
+//	crc32 (IEEE, of the rest) 4 bytes ‖ end 8 bytes (unix s) ‖ key 16 bytes
+const (
+	usedName   = "proofs.used"
+	usedHeader = "sealmq used proofs 1\n"
+	usedRecord = 28
+)
+
+var (
+	errUsed        = errors.New("broker: the proof has been used before")
+	errBeforeStart = errors.New("broker: the proof was made before this hub started, and what was used then is not known")
+	errUsedFull    = errors.New("broker: too many proofs at once")
+)
+
+// usedKey names a proof: a hash of identifier and nonce.
+type usedKey [16]byte
+
+func usedKeyOf(id identity.Identifier, nonce [hubproto.NonceLen]byte) (k usedKey) {
+	h := sha256.New()
+	h.Write(id[:])
+	h.Write(nonce[:])
+	copy(k[:], h.Sum(nil))
+	return k
+}
+
+type usedEntry struct {
+	until int64 // unix seconds; it can be forgotten afterwards
+	key   usedKey
+	id    identity.Identifier // zero when it was read from the file
+}
+
+// usedProofs remembers the proofs that were used for as long as they could be
+// shown again. Proofs that are bound to a TLS connection cannot; those that are
+// not are written to a file too, where there is a data folder, because the hub's
+// identity, and with it the audience of a proof, outlives the process there. A
+// record is written before the connection is let in, so a killed process forgets
+// nothing; when the power fails, what the system had not written yet is lost.
+//
+// It is safe for concurrent use.
+type usedProofs struct {
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	have    map[usedKey]struct{}
+	perID   map[identity.Identifier]int
+	byEnd   usedHeap
+	since   int64 // unbound proofs made at this second or earlier are refused; 0: none
+	path    string
+	file    *os.File // nil: memory only
+	records int      // in file
+}
+
+// usedHeap has the entry that ends first on top.
+type usedHeap []usedEntry
+
+func (h usedHeap) Len() int           { return len(h) }
+func (h usedHeap) Less(i, j int) bool { return h[i].until < h[j].until }
+func (h usedHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *usedHeap) Push(x any)        { *h = append(*h, x.(usedEntry)) }
+func (h *usedHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return e
+}
+
+// openUsed reads what the hub before this one used. Where that is not known,
+// because there is no file or it is damaged, unbound proofs made until now are
+// refused. dir is the data folder, "" for none.
+func openUsed(dir string, now time.Time, logger *slog.Logger) (*usedProofs, error) {
+	u := &usedProofs{logger: logger, have: make(map[usedKey]struct{}), perID: make(map[identity.Identifier]int), since: now.Unix()}
+	if dir == "" {
+		return u, nil
+	}
+	u.path = filepath.Join(dir, usedName)
+	entries, err := readUsed(u.path)
+	switch {
+	case err == nil:
+		u.since = 0
+		for _, e := range entries {
+			u.keep(e)
+		}
+		u.forget(now.Unix())
+	case !errors.Is(err, fs.ErrNotExist):
+		logger.Warn("the memory of used proofs cannot be read; devices that proved themselves before now do it again", "file", u.path, "err", err)
+	}
+	if err := u.rewrite(); err != nil {
+		return nil, fmt.Errorf("broker: used proofs: %w", err)
+	}
+	return u, nil
+}
+
+func readUsed(path string) ([]usedEntry, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // nothing was written
+	const most = len(usedHeader) + usedRecord*(2*usedTotal+usedRewriteAt)
+	b, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(b) > most:
+		return nil, errors.New("it is too long")
+	case len(b) < len(usedHeader) || string(b[:len(usedHeader)]) != usedHeader:
+		return nil, errors.New("it is not a file of used proofs")
+	}
+	b = b[len(usedHeader):]
+	if len(b)%usedRecord != 0 {
+		return nil, errors.New("its last record is torn")
+	}
+	entries := make([]usedEntry, 0, len(b)/usedRecord)
+	for ; len(b) > 0; b = b[usedRecord:] {
+		if binary.BigEndian.Uint32(b) != crc32.ChecksumIEEE(b[4:usedRecord]) {
+			return nil, errors.New("a record is damaged")
+		}
+		e := usedEntry{until: int64(binary.BigEndian.Uint64(b[4:]))}
+		copy(e.key[:], b[12:])
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+func appendUsed(b []byte, e usedEntry) []byte {
+	var r [usedRecord]byte
+	binary.BigEndian.PutUint64(r[4:], uint64(e.until))
+	copy(r[12:], e.key[:])
+	binary.BigEndian.PutUint32(r[:], crc32.ChecksumIEEE(r[4:]))
+	return append(b, r[:]...)
+}
+
+// use takes a proof that has been verified, once. until is when it stops being
+// valid for this hub. bound says that it is bound to its TLS connection.
+func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, now time.Time, bound bool) error {
+	e := usedEntry{until: until.Unix(), key: usedKeyOf(id, f.Nonce), id: id}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.forget(now.Unix())
+	switch _, used := u.have[e.key]; {
+	case used:
+		return errUsed
+	case !bound && f.CreatedAt.Unix() <= u.since:
+		return errBeforeStart
+	case len(u.byEnd) >= usedTotal || u.perID[id] >= usedPerIdentity:
+		return errUsedFull
+	}
+	u.keep(e)
+	if u.file != nil && !bound {
+		u.write(e)
+	}
+	return nil
+}
+
+func (u *usedProofs) keep(e usedEntry) {
+	if _, twice := u.have[e.key]; twice {
+		return
+	}
+	u.have[e.key] = struct{}{}
+	if !e.id.IsZero() {
+		u.perID[e.id]++
+	}
+	heap.Push(&u.byEnd, e)
+}
+
+// forget drops what nobody could use any more.
+func (u *usedProofs) forget(now int64) {
+	for len(u.byEnd) > 0 && u.byEnd[0].until < now {
+		e := heap.Pop(&u.byEnd).(usedEntry)
+		delete(u.have, e.key)
+		if u.perID[e.id]--; u.perID[e.id] <= 0 {
+			delete(u.perID, e.id)
+		}
+	}
+}
+
+// write appends to the file. A hub that cannot write goes on, and removes the
+// file: the next one knows that it does not know.
+func (u *usedProofs) write(e usedEntry) {
+	_, err := u.file.Write(appendUsed(nil, e))
+	if err == nil {
+		if u.records++; u.records > 2*len(u.byEnd)+usedRewriteAt {
+			err = u.rewrite()
+		}
+	}
+	if err != nil {
+		u.logger.Error("used proofs cannot be written; devices without TLS may have to connect twice after the next start", "file", u.path, "err", err)
+		_ = u.file.Close()
+		u.file = nil
+		_ = os.Remove(u.path)
+	}
+}
+
+// rewrite replaces the file by one of what is remembered now.
+func (u *usedProofs) rewrite() (err error) {
+	b := []byte(usedHeader)
+	for _, e := range u.byEnd {
+		b = appendUsed(b, e)
+	}
+	dir := filepath.Dir(u.path)
+	f, err := os.CreateTemp(dir, "."+usedName+"-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(b); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), u.path); err != nil {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	if u.file != nil {
+		_ = u.file.Close()
+	}
+	u.file, u.records = f, len(u.byEnd)
+	return nil
+}
+
+// close ends writing.
+func (u *usedProofs) close() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.file == nil {
+		return nil
+	}
+	err := u.file.Close()
+	u.file = nil
+	return err
+}
