@@ -93,6 +93,7 @@ type outgoing struct {
 	plain       []byte // whole plaintext, or nil for a Payload of what follows
 	onward, ret route.Route
 	payload     []byte
+	unanswered  bool // nothing has to come back for it
 }
 
 func (o *outgoing) len() int {
@@ -209,7 +210,7 @@ func (c *Channel) helloMessage(kind helloKind, reason byeReason) outgoing {
 	h := hello{
 		Version: helloVersion, Epoch: c.e.epoch[:], Features: c.e.cfg.HelloFeatures, Kind: kind, Reason: reason,
 	}
-	return outgoing{onward: route.To(HelloAddress), payload: h.encode()}
+	return outgoing{onward: route.To(HelloAddress), payload: h.encode(), unanswered: kind != helloPing}
 }
 
 // Peer returns who is at the other end. The credentials are those shown last.
@@ -369,6 +370,9 @@ func (c *Channel) transmit(ctx context.Context, o outgoing) error {
 		return c.sendError(err)
 	}
 	c.burnt = 0
+	if !o.unanswered {
+		c.live.sent(c)
+	}
 	return nil
 }
 
@@ -380,7 +384,6 @@ func (c *Channel) carry(ctx context.Context, frame []byte) error {
 		return err
 	}
 	c.sent.Add(1)
-	c.live.sent(c)
 	return nil
 }
 

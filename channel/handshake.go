@@ -235,7 +235,10 @@ func (h *Handshake) ReadReply(msg2 []byte) (msg3 []byte, err error) {
 		return nil, err
 	}
 	x, payload, err := h.x.read2(h.e, msg2)
-	if err != nil {
+	switch {
+	case errors.Is(err, errShort), errors.Is(err, errLong):
+		return nil, &MessageError{2, err} // cheap to find out, so not counted
+	case err != nil:
 		return nil, h.tried(&MessageError{2, err})
 	}
 	peer, err := h.check(payload, x.rs)

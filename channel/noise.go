@@ -247,8 +247,8 @@ func (x xx) write3(s keyPair, payload []byte) (xx, []byte, error) {
 // read3 is the responder's side of message 3. What is not from the peer of
 // message 1 fails before any Diffie-Hellman.
 func (x xx) read3(e keyPair, msg []byte) (xx, []byte, error) {
-	if err := checkLen(len(msg), message3Min); err != nil {
-		return xx{}, nil, err
+	if checkLen(len(msg), message3Min) != nil {
+		return xx{}, nil, errNotPeer
 	}
 	const split = keyLen + tagLen
 	rs, err := x.sym.decryptAndHash(msg[:split])
