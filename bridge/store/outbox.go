@@ -1,10 +1,8 @@
 package store
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
-	"slices"
 	"sync"
 
 	"github.com/sealmq/sealmq/bridge"
@@ -32,15 +30,15 @@ type outbox struct {
 	done    uint64 // everything up to it is delivered
 	written uint64 // as the log knows it
 	queued  bool   // in Store.dirty
-	scratch []byte
 }
 
-// record is one record of frames in the log that is still needed.
+// record is one record of frames in the log that is still needed. There is one for
+// each packet that waits, so it is kept small.
 type record struct {
 	last uint64 // the sequence of its last frame
-	n    uint32 // frames that it was written with
+	n    uint32 // sequences that it covers
 	live uint32 // of them neither delivered nor dropped one by one
-	seg  uint64
+	seg  uint32
 	size uint32
 }
 
@@ -71,39 +69,69 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 	if !b.named {
 		return 0, false, errDiscarded
 	}
-	b.flushDone()
-	seq := b.Outbox.Next()
-	body := b.appendFrames(b.scratch[:0], p, seq)
-	if cap(body) <= maxScratch {
-		b.scratch = body
+	seq, frames := b.Outbox.Next(), p.Frames()
+	if bytes, _, err = b.Outbox.Append(p, t); err != nil {
+		return 0, false, err
+	}
+	// Nearly always one record. A bundle of very many small frames can grow past
+	// what one may hold, by what the hub puts in front of each.
+	for from := 0; from < frames; {
+		to, size := from+1, p.Size(from)
+		for to < frames && size < maxBody {
+			size += p.Size(to)
+			to++
+		}
+		ticket := t
+		if to < frames {
+			ticket = bridge.Ticket{}
+		}
+		if err := b.write(p, ticket, seq+uint64(from), from, to); err != nil {
+			for i := range frames {
+				b.Outbox.Drop(seq + uint64(i))
+			}
+			return 0, false, err
+		}
+		from = to
+	}
+	return bytes, false, nil
+}
+
+// maxBody is the length in bytes at which a record takes no further frame.
+const maxBody = 1 << 20
+
+// write appends one record with the frames from up to to, the first of which has
+// sequence seq.
+func (b *outbox) write(p *bridge.Packet, t bridge.Ticket, seq uint64, from, to int) error {
+	var flags byte
+	if p.First {
+		flags |= flagFirst
+	}
+	buf := scratch.Get().(*[]byte)
+	body := b.frameHead((*buf)[:0], seq, p.Arrival, flags, p.Hop, to-from)
+	for i := from; i < to; i++ {
+		body = binary.AppendUvarint(body, uint64(p.Size(i)))
+		body = p.AppendTo(body, i)
 	}
 	b.pending = append(b.pending, t)
 	seg, err := b.s.log.Append(recFrames, true, b, 0, body)
 	if err != nil {
 		b.pending = b.pending[:len(b.pending)-1]
-		return 0, false, err
+	} else {
+		n := uint32(to - from)
+		b.push(record{last: seq + uint64(n) - 1, n: n, live: n, seg: uint32(seg), size: uint32(len(body))})
 	}
-	n := p.Frames()
-	b.push(record{last: seq + uint64(n) - 1, n: uint32(n), live: uint32(n), seg: seg, size: uint32(len(body))})
-	bytes, _, err = b.Outbox.Append(p, t)
-	return bytes, false, err
+	if cap(body) <= maxScratch {
+		*buf = body
+		scratch.Put(buf)
+	}
+	return err
 }
 
-// maxScratch is the largest encoding buffer that an outbox keeps.
-const maxScratch = 4 << 10
+// scratch holds buffers in which records are put together.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
-func (b *outbox) appendFrames(dst []byte, p *bridge.Packet, seq uint64) []byte {
-	var flags byte
-	if p.First {
-		flags |= flagFirst
-	}
-	dst = b.frameHead(dst, seq, p.Arrival, flags, p.Hop, p.Frames())
-	for i := range p.Frames() {
-		dst = binary.AppendUvarint(dst, uint64(p.Size(i)))
-		dst = p.AppendTo(dst, i)
-	}
-	return dst
-}
+// maxScratch is the largest buffer that is kept.
+const maxScratch = 64 << 10
 
 func (b *outbox) frameHead(dst []byte, seq uint64, arrival int64, flags byte, hop []byte, n int) []byte {
 	dst = b.appendID(dst)
@@ -165,9 +193,10 @@ func (b *outbox) Drop(seq uint64) (int, bool) {
 	if !ok || !b.dropped(seq) {
 		return size, ok // a transient one leaves nothing on disk
 	}
-	body := binary.BigEndian.AppendUint64(b.appendID(b.scratch[:0]), seq)
-	b.scratch = body
-	if _, err := b.s.log.Append(recDrop, true, nil, 0, body); err != nil {
+	// Every copy of the frame comes before this record, and goes before it.
+	var buf [12]byte
+	body := binary.BigEndian.AppendUint64(b.appendID(buf[:0]), seq)
+	if _, err := b.s.log.Append(recDrop, false, nil, 0, body); err != nil {
 		b.s.logger.Error("cannot write a drop; the frame may come back after a restart", "err", err)
 	}
 	return size, ok
@@ -175,13 +204,13 @@ func (b *outbox) Drop(seq uint64) (int, bool) {
 
 // dropped takes one frame off its record; false when seq is of transient class.
 func (b *outbox) dropped(seq uint64) bool {
-	live := b.recs[b.head:]
-	i, _ := slices.BinarySearchFunc(live, seq, func(r record, seq uint64) int { return cmp.Compare(r.last, seq) })
-	if i == len(live) || seq < live[i].first() || live[i].live == 0 {
+	i := b.find(seq)
+	if i == len(b.recs) || seq < b.recs[i].first() || b.recs[i].live == 0 {
 		return false
 	}
-	if live[i].live--; live[i].live == 0 {
-		b.s.log.Release(live[i].seg, 1, int64(live[i].size))
+	r := &b.recs[i]
+	if r.live--; r.live == 0 {
+		b.s.log.Release(uint64(r.seg), 1, int64(r.size))
 	}
 	b.trim()
 	return true
@@ -227,7 +256,7 @@ func (b *outbox) released(upTo uint64) {
 		}
 		if r.live > 0 {
 			r.live = 0
-			b.s.log.Release(r.seg, 1, int64(r.size))
+			b.s.log.Release(uint64(r.seg), 1, int64(r.size))
 		}
 		b.done = max(b.done, r.last)
 	}
@@ -247,8 +276,9 @@ func (b *outbox) flushDone() {
 	if b.done <= b.written || !b.named {
 		return
 	}
-	b.scratch = binary.BigEndian.AppendUint64(b.appendID(b.scratch[:0]), b.done)
-	if _, err := b.s.log.Append(recDone, false, nil, 0, b.scratch); err == nil {
+	var buf [12]byte
+	body := binary.BigEndian.AppendUint64(b.appendID(buf[:0]), b.done)
+	if _, err := b.s.log.Append(recDone, false, nil, 0, body); err == nil {
 		b.written = b.done
 	}
 }
@@ -260,7 +290,7 @@ func (b *outbox) Discard() {
 	b.Outbox.Discard()
 	for i := b.head; i < len(b.recs); i++ {
 		if r := &b.recs[i]; r.live > 0 {
-			b.s.log.Release(r.seg, 1, int64(r.size))
+			b.s.log.Release(uint64(r.seg), 1, int64(r.size))
 		}
 	}
 	b.recs, b.head = nil, 0
@@ -275,59 +305,4 @@ func (b *outbox) Discard() {
 	b.s.log.Release(b.nameSeg, 1, b.nameSize())
 	b.named = false
 	b.s.forget(b)
-}
-
-// relocate appends what is live of a segment again. b.mu is held.
-func (b *outbox) relocate(seg uint64) {
-	if b.named && b.nameSeg == seg {
-		body := append(b.appendID(nil), b.name...)
-		if n, err := b.s.log.Append(recName, true, &moved{b.s.log, seg, b.nameSize()}, 0, body); err == nil {
-			b.nameSeg = n
-		}
-	}
-	for i := b.head; i < len(b.recs); i++ {
-		if b.recs[i].seg == seg && b.recs[i].live > 0 {
-			b.moveRecord(&b.recs[i])
-		}
-	}
-}
-
-// moveRecord appends the live frames of one record again.
-func (b *outbox) moveRecord(r *record) {
-	var (
-		n           int
-		start       uint64
-		frames, hop []byte
-		head        bridge.Item
-	)
-	b.Outbox.Scan(func(it *bridge.Item) bool {
-		if it.Seq > r.last {
-			return false
-		}
-		if it.Seq < r.first() || it.Class == route.Transient {
-			return true
-		}
-		if n == 0 {
-			head, start, hop = *it, it.Seq, append(hop[:0], it.Hop...)
-		}
-		// A dropped frame in the middle keeps its place, empty: see recovery.
-		for ; start+uint64(n) < it.Seq; n++ {
-			frames = binary.AppendUvarint(frames, 0)
-		}
-		frames = binary.AppendUvarint(frames, uint64(len(it.Frame)))
-		frames = append(frames, it.Frame...)
-		n++
-		return true
-	})
-	if n == 0 {
-		return
-	}
-	var flags byte
-	if head.First {
-		flags |= flagFirst
-	}
-	body := append(b.frameHead(nil, start, head.Arrival, flags, hop, n), frames...)
-	if seg, err := b.s.log.Append(recFrames, true, &moved{b.s.log, r.seg, int64(r.size)}, 0, body); err == nil {
-		r.seg, r.size = seg, uint32(len(body))
-	}
 }

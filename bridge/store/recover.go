@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -28,11 +29,17 @@ type recovered struct {
 }
 
 type frame struct {
-	rec     *record // the newest that holds it
+	rec     *source // the newest that holds it
 	arrival int64
 	first   bool
 	hop     []byte
 	body    []byte
+}
+
+// source is a record of frames.
+type source struct {
+	seg  uint64
+	size int
 }
 
 func (rc *recovery) box(id uint32) *recovered {
@@ -68,10 +75,10 @@ func (rc *recovery) record(seg uint64, kind byte, body []byte) error {
 	case recFrames:
 		rc.frames(rc.box(id), seg, len(body), &d)
 	case recDone:
-		b := rc.box(id)
-		b.deliveredUpTo(d.u64())
+		seq := d.seq()
+		rc.box(id).deliveredUpTo(seq)
 	case recDrop:
-		b, seq := rc.box(id), d.u64()
+		b, seq := rc.box(id), d.seq()
 		delete(b.frames, seq)
 		b.top = max(b.top, seq)
 	case recDiscard:
@@ -86,12 +93,14 @@ func (rc *recovery) record(seg uint64, kind byte, body []byte) error {
 }
 
 func (rc *recovery) frames(b *recovered, seg uint64, size int, d *decoder) {
-	seq, arrival, flags, hop, n := d.u64(), int64(d.u64()), d.byte(), d.bytes(), d.uvarint()
+	seq, arrival, flags, hop, n := d.seq(), int64(d.u64()), d.byte(), d.bytes(), d.uvarint()
 	if d.bad || n == 0 || n > uint64(len(d.b)) {
 		d.bad = true
 		return
 	}
-	rec := &record{last: seq + n - 1, n: uint32(n), seg: seg, size: uint32(size)}
+	hop = bytes.Clone(hop)
+	d.b = bytes.Clone(d.b)
+	src := &source{seg, size}
 	for i := range n {
 		body := d.bytes()
 		if d.bad {
@@ -100,12 +109,9 @@ func (rc *recovery) frames(b *recovered, seg uint64, size int, d *decoder) {
 		if len(body) == 0 || seq+i <= b.floor {
 			continue // dropped or delivered before the record was moved
 		}
-		b.frames[seq+i] = &frame{
-			rec: rec, arrival: arrival, first: flags&flagFirst != 0,
-			hop: append([]byte(nil), hop...), body: append([]byte(nil), body...),
-		}
+		b.frames[seq+i] = &frame{rec: src, arrival: arrival, first: flags&flagFirst != 0, hop: hop, body: body}
 	}
-	b.top = max(b.top, rec.last)
+	b.top = max(b.top, seq+n-1)
 }
 
 // finish turns what was read into outboxes and holds what is live.
@@ -133,6 +139,9 @@ func (rc *recovery) finish(rep *Report) error {
 			return err
 		}
 		rep.Frames += len(r.frames)
+		for _, f := range r.frames {
+			rep.FrameBytes += int64(len(f.body))
+		}
 		s.byName[r.name], s.byID[id] = b, b
 	}
 	return nil
@@ -164,26 +173,40 @@ func (b *outbox) fill(r *recovered) error {
 		return fmt.Errorf("%w: outbox cannot be restored", errRecord)
 	}
 	seqs := slices.Sorted(maps.Keys(r.frames))
-	for _, seq := range seqs {
-		r.frames[seq].rec.live++
+	if n := len(seqs); n > 0 && r.top-seqs[0] >= maxSpan {
+		return fmt.Errorf("%w: frames %d and %d in one queue", errRecord, seqs[0], r.top)
 	}
 	mem.Skip(r.floor + 1)
-	var last *record
+	var last *source
 	for _, seq := range seqs {
 		f := r.frames[seq]
 		mem.Skip(seq)
 		if _, _, err := b.Outbox.Append(bridge.RoutedPacket(route.Stored, f.arrival, f.first, f.hop, f.body), bridge.Ticket{}); err != nil {
 			return err
 		}
+		// One for each run of frames of one record: where a record was moved, what
+		// is left of the old one must not be taken for what the new one holds.
 		if f.rec != last {
 			last = f.rec
-			b.push(*last)
+			b.push(record{last: seq, n: 1, live: 1, seg: uint32(last.seg), size: uint32(last.size)})
 			b.s.log.Hold(last.seg, 1, int64(last.size))
+			continue
 		}
+		rec := &b.recs[len(b.recs)-1]
+		rec.n += uint32(seq - rec.last)
+		rec.last = seq
+		rec.live++
 	}
 	mem.Skip(r.top + 1)
 	return nil
 }
+
+const (
+	// maxSpan is how far the oldest and the newest frame of a queue may be apart.
+	maxSpan = 1 << 31
+	// maxSeq bounds sequences: no hub counts so far.
+	maxSeq = 1 << 62
+)
 
 // decoder reads a record's fields; bad says that one was not there.
 type decoder struct {
@@ -213,6 +236,15 @@ func (d *decoder) u64() uint64 {
 		return binary.BigEndian.Uint64(v)
 	}
 	return 0
+}
+
+func (d *decoder) seq() uint64 {
+	n := d.u64()
+	if n > maxSeq {
+		d.bad = true
+		return 0
+	}
+	return n
 }
 
 func (d *decoder) byte() byte {

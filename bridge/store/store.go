@@ -31,7 +31,7 @@ var (
 )
 
 // errRecord means that a record's checksum holds and its content does not.
-var errRecord = errors.New("store: record makes no sense")
+var errRecord = fmt.Errorf("%w: record makes no sense", ErrCorrupt)
 
 // Options of a Store. Zero values are the defaults of package seglog.
 type Options struct {
@@ -49,6 +49,8 @@ type Report struct {
 	seglog.Report
 	// Names with queues, Frames that wait in them, and entries of the tables.
 	Names, Frames, Entries int
+	// FrameBytes is the length of all Frames.
+	FrameBytes int64
 }
 
 // Stats are the counters of the log below.
@@ -66,11 +68,16 @@ type Store struct {
 	byID   map[uint32]*outbox
 	nextID uint32
 	tables map[string]*entry
+	late   map[string][]byte // entries to be written once the disk takes writes again; nil: gone
+
+	moves chan uint64   // segments to be cleared
+	moved chan struct{} // closed when runMoves has returned
 
 	dirtyMu sync.Mutex
 	dirty   []*outbox // with deliveries not yet written
+	close   sync.Once
 	stop    chan struct{}
-	done    chan struct{}
+	done    chan struct{} // closed when writeDone has returned
 }
 
 // entry is the current value of a table's key and where it is.
@@ -93,8 +100,9 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	s := &Store{
 		logger: opts.Logger, memory: bridge.MemoryOutboxes(),
 		byName: make(map[string]*outbox), byID: make(map[uint32]*outbox), nextID: 1,
-		tables: make(map[string]*entry),
-		stop:   make(chan struct{}), done: make(chan struct{}),
+		tables: make(map[string]*entry), late: make(map[string][]byte),
+		moves: make(chan uint64, 1), moved: make(chan struct{}),
+		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
 	log, lrep, err := seglog.Open(dir, seglog.Options{
@@ -111,14 +119,16 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	}
 	rep.Names, rep.Entries = len(s.byName), len(s.tables)
 	go s.writeDone()
+	go s.runMoves()
 	return s, rep, nil
 }
 
 // Close writes what is left and gives the folder free. The bridge must be closed
-// before.
+// before. A second Close does nothing.
 func (s *Store) Close() error {
-	close(s.stop)
+	s.close.Do(func() { close(s.stop) })
 	<-s.done
+	<-s.moved
 	return s.log.Close()
 }
 
@@ -128,6 +138,9 @@ func (s *Store) Stats() Stats { return s.log.Stats() }
 // Failing reports whether the disk refuses writes at the moment: acknowledgements
 // wait, nothing is lost.
 func (s *Store) Failing() bool { return s.log.Failing() }
+
+// Refusal returns why the disk refuses writes at the moment; nil when it does not.
+func (s *Store) Refusal() error { return s.log.Refusal() }
 
 // Outbox is a bridge.OutboxFactory. What is not durable stays in memory.
 func (s *Store) Outbox(name string, durable bool) (bridge.Outbox, error) {
@@ -168,10 +181,34 @@ func (s *Store) forget(b *outbox) {
 	delete(s.byID, b.id)
 }
 
-// put sets an entry of a table; nil removes it.
+// put sets an entry of a table; nil removes it. While the disk refuses, only the
+// last value of each is kept.
 func (s *Store) put(key string, value []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.log.Failing() {
+		s.late[key] = value
+		return
+	}
+	delete(s.late, key)
+	s.write(key, value)
+}
+
+// writeLate writes the entries that had to wait for the disk.
+func (s *Store) writeLate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.late) == 0 || s.log.Failing() {
+		return
+	}
+	for key, value := range s.late {
+		s.write(key, value)
+	}
+	clear(s.late)
+}
+
+// write appends an entry of a table. s.mu is held.
+func (s *Store) write(key string, value []byte) {
 	old := s.tables[key]
 	if old == nil && value == nil {
 		return
@@ -211,6 +248,7 @@ func (s *Store) writeDone() {
 		case <-s.stop:
 			last = true
 		}
+		s.writeLate()
 		s.dirtyMu.Lock()
 		due := s.dirty
 		s.dirty = nil
@@ -222,42 +260,6 @@ func (s *Store) writeDone() {
 		}
 	}
 }
-
-// relocate appends the live records of a segment again. It runs on the log's
-// goroutine.
-func (s *Store) relocate(seg uint64) {
-	s.mu.Lock()
-	boxes := make([]*outbox, 0, len(s.byID))
-	for _, b := range s.byID {
-		boxes = append(boxes, b)
-	}
-	for key, e := range s.tables {
-		if e.seg != seg {
-			continue
-		}
-		n, err := s.log.Append(recTable, true, &moved{s.log, seg, e.size}, 0, appendTable(nil, key, e.value))
-		if err != nil {
-			s.mu.Unlock()
-			return
-		}
-		e.seg = n
-	}
-	s.mu.Unlock()
-	for _, b := range boxes {
-		b.mu.Lock()
-		b.relocate(seg)
-		b.mu.Unlock()
-	}
-}
-
-// moved releases an old copy once the new one is committed.
-type moved struct {
-	log  *seglog.Log
-	seg  uint64
-	size int64
-}
-
-func (m *moved) Committed(uint64) { m.log.Release(m.seg, 1, m.size) }
 
 // Kinds of records.
 const (

@@ -197,8 +197,15 @@ func TestModel(t *testing.T) {
 			t.Fatalf("step %d: %s holds %v, want %v", step, name, gotSeqs, seqs)
 		}
 	}
-	if st := s.Stats(); st.Segments > 40 {
-		t.Fatalf("segments pile up: %+v", st)
+	// What is left is moved together by itself.
+	tick, end := time.NewTicker(time.Millisecond), time.After(10*time.Second)
+	defer tick.Stop()
+	for s.Stats().Segments > 10 {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("segments pile up: %+v", s.Stats())
+		}
 	}
 }
 
