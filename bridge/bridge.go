@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
@@ -37,7 +38,8 @@ type Bridge struct {
 	timers   timers
 
 	mu      sync.Mutex
-	devices map[string]*Port // by client id
+	devices map[string]*Port            // by client id
+	byOwner map[identity.Identifier]int // devices of an identity
 	streams map[*Port]struct{}
 	closed  bool
 
@@ -71,6 +73,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg:     cfg,
 		table:   newTable(),
 		devices: make(map[string]*Port),
+		byOwner: make(map[identity.Identifier]int),
 		streams: make(map[*Port]struct{}),
 		guests:  rate.NewLimiter(100, 200),
 		done:    make(chan struct{}),
@@ -187,7 +190,7 @@ func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
 	}
 	l := &Link{conn: c}
 	for {
-		port, err := b.devicePort(p)
+		port, err := b.devicePort(p, false)
 		if err != nil {
 			return nil, err
 		}
@@ -200,6 +203,7 @@ func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
 		b.mu.Lock()
 		if b.devices[p.ClientID] == port {
 			delete(b.devices, p.ClientID)
+			b.uncount(port)
 		}
 		b.mu.Unlock()
 	}
@@ -238,6 +242,7 @@ func (b *Bridge) newPort(kind portKind, addr string, p Principal) *Port {
 		b: b, kind: kind, addr: addr, clientID: p.ClientID, principal: p,
 		stripe:   &b.stripes[b.portSeq.Add(1)&(numStripes-1)],
 		timerIdx: -1,
+		meter:    newMeter(&b.cfg),
 	}
 	if addr != "" {
 		port.stamp = route.EncodeHops(route.To(addr))
@@ -269,8 +274,9 @@ func (b *Bridge) roomForPort() error {
 	return nil
 }
 
-// devicePort returns the port of a client id, made if there is none.
-func (b *Bridge) devicePort(p Principal) (*Port, error) {
+// devicePort returns the port of a client id, made if there is none. One that a
+// restart restores is in no need of room in its identity's quota.
+func (b *Bridge) devicePort(p Principal, restored bool) (*Port, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if port := b.devices[p.ClientID]; port != nil {
@@ -278,6 +284,9 @@ func (b *Bridge) devicePort(p Principal) (*Port, error) {
 			return nil, ErrClosed
 		}
 		return port, nil
+	}
+	if !restored && !p.Identity.IsZero() && b.byOwner[p.Identity] >= b.cfg.PortsPerIdentity {
+		return nil, ErrPortQuota
 	}
 	if err := b.roomForPort(); err != nil {
 		return nil, err
@@ -293,11 +302,23 @@ func (b *Bridge) devicePort(p Principal) (*Port, error) {
 	port.oneShot = b.cfg.OneShot(p.ClientID)
 	port.cursor = box.Next()
 	b.devices[p.ClientID] = port
+	if port.counted = p.Identity; !p.Identity.IsZero() {
+		b.byOwner[p.Identity]++
+	}
 	b.table.put(port.addr, port.self)
 	if b.cfg.Journal != nil && !port.oneShot {
 		b.cfg.Journal.Port(PortState{Principal: p, Seen: time.Unix(0, port.offlineSince)})
 	}
 	return port, nil
+}
+
+// uncount takes a device out of its identity's quota; b.mu is held.
+func (b *Bridge) uncount(p *Port) {
+	if n := b.byOwner[p.counted]; n > 1 {
+		b.byOwner[p.counted] = n - 1
+	} else {
+		delete(b.byOwner, p.counted)
+	}
 }
 
 // forget removes a port that is gone. The caller holds no lock.
@@ -310,6 +331,7 @@ func (b *Bridge) forget(p *Port) {
 	if p.kind == portDevice {
 		if b.devices[p.clientID] == p {
 			delete(b.devices, p.clientID)
+			b.uncount(p)
 			if b.cfg.Journal != nil && !p.oneShot {
 				b.cfg.Journal.PortGone(p.clientID)
 			}

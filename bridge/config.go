@@ -50,6 +50,18 @@ type Config struct {
 	// WaitingBytes bounds what all connections together have unanswered.
 	// Default 256 MiB.
 	WaitingBytes int64
+	// FrameRate and ByteRate are how many frames, and bytes of them, a device or
+	// stream may send a second, with a burst of one second's. Beyond that stored
+	// packets are taken and their acknowledgements withheld, so that a peer which
+	// keeps to its window slows down; transient ones are dropped. 0: no limit.
+	FrameRate, ByteRate float64
+	// HelloRate, HelloBurst, RegistrationRate and RegistrationBurst limit what
+	// one device may ask of the services hello and forwarding_service a second,
+	// over all its connections. Defaults 50, 200, 20, 256.
+	HelloRate         float64
+	HelloBurst        int
+	RegistrationRate  float64
+	RegistrationBurst int
 	// StreamWait is how long a packet of a stream waits for a full outbox
 	// before it is dropped. Default 1 s.
 	StreamWait time.Duration
@@ -81,6 +93,9 @@ type Config struct {
 	// StaticOverStream lets plain TCP peers take aliases: the newest wins, and
 	// never against an identity.
 	StaticOverStream bool
+	// PortsPerIdentity bounds the client ids of one identity (the identifier with
+	// different suffixes) that have a place at one time. Default 1,024.
+	PortsPerIdentity int
 	// MaxPorts bounds peers, attached or not. Default 1,000,000.
 	MaxPorts int
 
@@ -128,6 +143,13 @@ func (c Config) withDefaults() (Config, error) {
 	positive(&err, "Window", &c.Window, 1024)
 	positive(&err, "WindowBytes", &c.WindowBytes, 8<<20)
 	positive(&err, "WaitingBytes", &c.WaitingBytes, 256<<20)
+	positive(&err, "FrameRate", &c.FrameRate, 0)
+	positive(&err, "ByteRate", &c.ByteRate, 0)
+	positive(&err, "HelloRate", &c.HelloRate, 50)
+	positive(&err, "HelloBurst", &c.HelloBurst, 200)
+	positive(&err, "RegistrationRate", &c.RegistrationRate, 20)
+	positive(&err, "RegistrationBurst", &c.RegistrationBurst, 256)
+	positive(&err, "PortsPerIdentity", &c.PortsPerIdentity, 1024)
 	positive(&err, "StreamWait", &c.StreamWait, time.Second)
 	positive(&err, "FirstContact", &c.FirstContact, 10*time.Second)
 	positive(&err, "FirstContactFrames", &c.FirstContactFrames, 64)

@@ -43,6 +43,9 @@ const (
 	DropMailbox
 	// DropStorage: the outbox could not store it.
 	DropStorage
+	// DropThrottled: transient, or a request to a service, beyond what the
+	// sender may send a second.
+	DropThrottled
 
 	// NumDrops is the number of reasons.
 	NumDrops
@@ -53,6 +56,7 @@ var dropNames = [NumDrops]string{
 	DropFull: "full", DropExpired: "expired", DropRefused: "refused", DropFresh: "fresh",
 	DropAbandoned: "abandoned", DropGone: "gone", DropLoop: "loop", DropHeartbeat: "heartbeat",
 	DropNotice: "notice", DropMailbox: "mailbox", DropStorage: "storage",
+	DropThrottled: "throttled",
 }
 
 // String returns the reason as it appears in metrics and logs.
@@ -74,7 +78,7 @@ func (d Drop) reason() (hubproto.Reason, bool) {
 		return hubproto.ReasonTooLarge, true
 	case DropOffline, DropGone:
 		return hubproto.ReasonOffline, true
-	case DropFull, DropMailbox, DropStorage:
+	case DropFull, DropMailbox, DropStorage, DropThrottled:
 		return hubproto.ReasonFull, true
 	case DropExpired:
 		return hubproto.ReasonExpired, true
@@ -93,7 +97,7 @@ type stripe struct {
 
 	dropped [NumDrops]atomic.Uint64
 
-	notices, noticesHeld, badAcks atomic.Uint64
+	notices, noticesHeld, badAcks, throttled atomic.Uint64
 
 	_ [64]byte
 }
@@ -121,6 +125,9 @@ type Counters struct {
 	Notices, NoticesHeld uint64
 	// BadAcks counts acknowledgements of what was never sent.
 	BadAcks uint64
+	// Throttled counts packets whose acknowledgement was withheld because of
+	// the sender's rate.
+	Throttled uint64
 	// Kicked counts connections ended by the bridge, by KickReason.
 	Kicked [KickClosing + 1]uint64
 	// Copies counts copies and trace lines handed to observers, CopiesDropped
@@ -156,6 +163,7 @@ func (b *Bridge) Counters() Counters {
 		c.Notices += s.notices.Load()
 		c.NoticesHeld += s.noticesHeld.Load()
 		c.BadAcks += s.badAcks.Load()
+		c.Throttled += s.throttled.Load()
 	}
 	for k := range b.kicked {
 		c.Kicked[k] = b.kicked[k].Load()

@@ -141,6 +141,10 @@ func (b *Bridge) serveRegistration(r *Request, static bool) {
 		r.Drop(DropRefused)
 		return
 	}
+	if !r.link.port.mayRegister() {
+		r.Drop(DropThrottled)
+		return
+	}
 	addr, err := b.registry.register(r.link.port, g)
 	if err != nil {
 		b.cfg.Logger.Info("registration refused", "device", r.From.ClientID, "alias", g.Alias, "err", err)

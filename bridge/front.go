@@ -141,6 +141,8 @@ var (
 	ErrNotProven = errors.New("bridge: the client id belongs to a proven identity; connect with a proof")
 	// ErrTooManyPorts means that the hub has as many peers as it may have.
 	ErrTooManyPorts = errors.New("bridge: no room for another peer (raise the port limit)")
+	// ErrPortQuota means that one identity has as many client ids as it may.
+	ErrPortQuota = errors.New("bridge: too many client ids of one identity (raise the quota, or wait until old ones are forgotten)")
 	// ErrMalformed means that a packet was refused whole; it has been counted,
 	// acknowledged and noticed already. A stream front closes its connection
 	// (spec routing 4.4, step 1); an MQTT front goes on.

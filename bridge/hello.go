@@ -30,7 +30,7 @@ func (b *Bridge) serveHello(r *Request) {
 		r.Drop(DropMalformed)
 		return
 	}
-	if !l.mayHello() || p.kind == portGuest && !b.guests.Allow() {
+	if !l.mayHello() || p.kind == portDevice && !p.mayHello() || p.kind == portGuest && !b.guests.Allow() {
 		r.Drop(DropRefused)
 		return
 	}

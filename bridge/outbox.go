@@ -151,7 +151,8 @@ type Ticket struct {
 	link  *Link
 	ack   Acker
 	token uint64
-	bytes int // charged to the link's window while it waits
+	bytes int   // charged to the link's window while it waits
+	due   int64 // not before; unix nanoseconds, 0: at once
 }
 
 // Done acknowledges the packet. An Outbox calls it at most once, and only after
@@ -166,7 +167,7 @@ func (t Ticket) Done() {
 
 // fire calls the acknowledgement; the caller holds no lock.
 func (t Ticket) fire() {
-	if t.ack != nil && !t.link.dead.Load() {
+	if t.ack != nil && !t.link.dead.Load() && !t.link.owe(t) {
 		t.ack.Acked(t.token)
 	}
 }

@@ -99,7 +99,7 @@ func (b *Bridge) Restore(s State) error {
 }
 
 func (b *Bridge) restorePort(ps PortState) error {
-	p, err := b.devicePort(ps.Principal)
+	p, err := b.devicePort(ps.Principal, true)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
@@ -40,6 +41,8 @@ type Port struct {
 	self     *worker
 	stamp    route.Hops // addr
 	stripe   *stripe
+	meter    *meter              // nil: no limit
+	counted  identity.Identifier // whose quota of ports it is in; Bridge.mu
 
 	online atomic.Bool // attached, or taken over by a connection that will be
 
@@ -71,6 +74,8 @@ type Port struct {
 
 	parkedFrames          int
 	heldFrames, heldBytes int
+
+	hellos, registrations *rate.Limiter
 
 	offlineSince int64
 	cleanEnd     bool
@@ -122,6 +127,7 @@ type Link struct {
 	hello atomic.Bool // said hello on this connection
 
 	waitPackets, waitBytes atomic.Int64 // unanswered
+	owing                  atomic.Bool  // owed or paying
 
 	mu       sync.Mutex // guards what follows
 	waitAt   map[*Port]int
@@ -130,10 +136,13 @@ type Link struct {
 	prepared bool
 	attachOn bool // attach when prepared
 	fresh    bool
+	owed     []Ticket // acknowledgements that the peer's rate withholds, in order
+	paying   bool     // the timer goroutine is giving some
 
 	// Owned by the goroutine in Receive.
-	packet Packet
-	views  []route.View
+	packet  Packet
+	views   []route.View
+	account account
 }
 
 // Port returns the connection's port.
@@ -447,7 +456,7 @@ func (l *Link) end() {
 	}
 	l.mu.Lock()
 	at := l.waitAt
-	l.waitAt = nil
+	l.waitAt, l.owed = nil, nil
 	l.mu.Unlock()
 	for p := range at {
 		p.mu.Lock()

@@ -50,7 +50,12 @@ func (l *Link) Receive(payload []byte, class route.Class, ack Acker, token uint6
 	p.stripe.received.Add(uint64(len(views)))
 	pk := &l.packet
 	*pk = Packet{Class: class, Arrival: b.now(), views: views, pop: 1, stamp: p.stamp}
-	b.dispatch(&in, pk)
+	if due, ok := l.charge(class, len(views), len(payload), pk.Arrival); ok {
+		in.ticket.due = due
+		b.dispatch(&in, pk)
+	} else {
+		b.undeliverable(&in, pk, DropThrottled)
+	}
 	pk.views, pk.Hop = nil, nil
 	clear(views)
 	if cap(views) <= keptViews {
@@ -115,6 +120,7 @@ func (l *Link) refuse(in *inbound, payload []byte, err error) error {
 	}
 	p.stripe.received.Add(1)
 	p.stripe.drop(why, 1)
+	in.ticket.due, _ = l.charge(route.Stored, 1, len(payload), p.b.now())
 	// The hops help the sender to match the notice, if they can be read at all.
 	wide := route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
 	v, _, perr := route.NextView(payload, wide)

@@ -92,6 +92,7 @@ func TestStress(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) {
 		c.OutboxFrames, c.TotalFrames, c.Window, c.FirstContactFrames = 8, 60, 40, 4
 		c.Trace, c.StaticOverStream, c.ForwardersPerPort = true, true, 8
+		c.HelloBurst = 1 << 20
 	})
 	o := newTestObserver()
 	defer b.Observe(o)()

@@ -222,6 +222,9 @@ func (p *Port) expire() {
 	p.wakeBy(p.nextWake())
 	p.unlockAndAck()
 	b.send(notes)
+	if link != nil {
+		link.pay(now)
+	}
 	if attach && link != nil {
 		link.attach(false)
 	}
