@@ -50,7 +50,7 @@ func newStatusServer(ready func() error, status func() Status, metrics prometheu
 		}
 		w.Header().Set("Content-Type", "application/json")
 		safe(w)
-		w.Write(append(body, '\n'))
+		_, _ = w.Write(append(body, '\n')) // a reader that went away
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
 		MaxRequestsInFlight: httpScrapes,
@@ -73,7 +73,7 @@ func plain(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	safe(w)
 	w.WriteHeader(code)
-	w.Write([]byte(text + "\n"))
+	_, _ = w.Write([]byte(text + "\n"))
 }
 
 // safe keeps browsers from making anything else of a page than it is.
@@ -95,7 +95,7 @@ func (s *statusServer) serve(ln net.Listener) error {
 // may finish until ctx ends.
 func (s *statusServer) shutdown(ctx context.Context) {
 	if s.server.Shutdown(ctx) != nil {
-		s.server.Close()
+		_ = s.server.Close()
 	}
 	<-s.done
 }

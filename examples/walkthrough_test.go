@@ -28,7 +28,7 @@ func TestBobAndAlice(t *testing.T) {
 	if err := hub.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	defer hub.Shutdown(context.Background())
+	defer func() { _ = hub.Shutdown(context.Background()) }()
 
 	bob := exec.CommandContext(ctx, filepath.Join(dir, "bob"), hub.MQTTURL())
 	stdout, err := bob.StdoutPipe()

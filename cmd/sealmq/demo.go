@@ -131,12 +131,12 @@ func (d *demo) startBob(ctx context.Context, url string, log *slog.Logger) (*dev
 		return nil, "", err
 	}
 	if _, err := bob.Listen("listener", channel.TrustEveryone); err != nil {
-		bob.Close()
+		_ = bob.Close()
 		return nil, "", err
 	}
 	fwd, err := bob.CreateForwarder(ctx, "listener")
 	if err != nil {
-		bob.Close()
+		_ = bob.Close()
 		return nil, "", err
 	}
 	return bob, fwd.Address(), nil
@@ -162,7 +162,7 @@ func (d *demo) talk(ctx context.Context, alice, bob *device.Node, fwd string) er
 		return err
 	}
 	if text, err := m.Text(); err != nil || text != hello || m.From != alice.Identifier() {
-		return coded(exitSoftware, fmt.Errorf("Bob received %s from %v", m, m.From), "please report this")
+		return coded(exitSoftware, fmt.Errorf("what arrived is %s from %v", m, m.From), "please report this")
 	}
 	return d.say("bob", "received %q from %s, verified", m.String(), short(m.From.String()))
 }

@@ -85,8 +85,8 @@ func oneLine(ts *testscript.TestScript, neg bool, args []string) {
 func startHub(ts *testscript.TestScript, neg bool, args []string) {
 	cfg := broker.Config{MQTT: []string{"127.0.0.1:0"}}
 	for _, a := range args {
-		switch {
-		case a == "small":
+		switch a {
+		case "small":
 			cfg.Limits.Frame = 4 << 10
 		default:
 			cfg.PasswordFile = ts.MkAbs(a)

@@ -33,9 +33,9 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Println("listening at", address)
+	log.Printf("listening at %q", address)
 	<-ctx.Done()
-	server.Close()
+	_ = server.Close()
 	end()
 }
 
@@ -77,7 +77,7 @@ func addForwarder(server *mqtt.Server) (end func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	return func() { b.Close() }, server.AddHook(hook, nil)
+	return func() { _ = b.Close() }, server.AddHook(hook, nil)
 }
 
 // whoIs says who a client is. This one believes the client id, which is right on
