@@ -33,7 +33,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("listening at %q", address)
+	log.Println("listening")
 	<-ctx.Done()
 	_ = server.Close()
 	end()
