@@ -1,0 +1,382 @@
+package tcp
+
+import (
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/route"
+)
+
+// ends reads until the hub ends the connection and returns how long that took.
+func (p *peer) ends(begin time.Time) time.Duration {
+	p.t.Helper()
+	p.SetReadDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, p.Conn)
+	return time.Since(begin)
+}
+
+// drain reads what the hub sends, in the background.
+func (p *peer) drain() { go func() { _, _ = io.Copy(io.Discard, p.Conn) }() }
+
+// TestSlowLoris: whoever sends too slowly is cut, whoever waits between frames is
+// not.
+func TestSlowLoris(t *testing.T) {
+	frame := framed(route.AppendFrame(nil, &route.Frame{Onward: route.To("echo"), Return: route.To("r"), Payload: make([]byte, 1000)}))
+	for _, tt := range []struct {
+		name   string
+		setup  func(*Config)
+		act    func(p *peer)
+		after  time.Duration // from the end of act
+		reason Event
+	}{
+		{"no preamble", nil, func(*peer) {}, DefaultPreambleTimeout, PreambleTimeout},
+		{"no frame", nil, func(p *peer) { p.write([]byte{1}) }, DefaultFirstFrame, FirstFrame},
+		{"part of the first frame with the preamble", nil, func(p *peer) { p.write(append([]byte{1}, frame[:7]...)) }, DefaultFrameTimeout, FrameTimeout},
+		{"part of a head", nil, func(p *peer) { p.write([]byte{1}); p.write(frame[:2]) }, DefaultFrameTimeout, FrameTimeout},
+		{"a byte a second", nil, func(p *peer) {
+			p.write(append([]byte{1}, frame...))
+			begin := time.Now()
+			p.SetWriteDeadline(time.Time{})
+			for _, b := range frame {
+				if _, err := p.Write([]byte{b}); err != nil {
+					if d := time.Since(begin); d < DefaultFrameTimeout || d > DefaultFrameTimeout+2*time.Second {
+						t.Errorf("cut after %v", d)
+					}
+					return
+				}
+				time.Sleep(time.Second) // synthetic
+			}
+			t.Error("a frame took 1,000 s")
+		}, 0, FrameTimeout},
+		{"part of a frame with the end of another", nil, func(p *peer) {
+			p.write(append(append([]byte{1}, frame...), frame[:9]...))
+		}, DefaultFrameTimeout, FrameTimeout},
+		{"idle", func(c *Config) { c.IdleTimeout = time.Hour }, func(p *peer) {
+			p.write(append([]byte{1}, frame...))
+			for range 3 {
+				time.Sleep(50 * time.Minute) // synthetic
+				p.write(frame)
+			}
+		}, time.Hour, Idle},
+		{"idle after an oversized frame", func(c *Config) { c.IdleTimeout = time.Hour }, func(p *peer) {
+			p.write(append([]byte{1}, frame...))
+			p.write(append(route.AppendFrameHeader(nil, 1<<20), make([]byte, 1<<20)...))
+		}, time.Hour, Idle},
+		{"inside an oversized frame", nil, func(p *peer) {
+			p.write(append([]byte{1}, frame...))
+			p.write(append(route.AppendFrameHeader(nil, 1<<20), make([]byte, 10)...))
+		}, DefaultFrameTimeout, FrameTimeout},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHub(t, options{pipes: true, server: tt.setup})
+				p := h.raw()
+				p.t = t
+				read := make(chan time.Time, 1)
+				go func() {
+					_, _ = io.Copy(io.Discard, p.Conn)
+					read <- time.Now()
+				}()
+				tt.act(p)
+				begin := time.Now()
+				// A frame that has begun gets a little longer for what has come of it.
+				if d := (<-read).Sub(begin); tt.after > 0 && (d < tt.after || d > tt.after+time.Second) {
+					t.Errorf("cut after %v, want %v", d, tt.after)
+				}
+				synctest.Wait()
+				equal(t, tt.reason.String(), h.counts.Count(tt.reason), 1)
+				h.stop()
+			})
+		})
+	}
+}
+
+// TestIdleForEver: stock peers send no heartbeat.
+func TestIdleForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub(t, options{pipes: true})
+		p := h.connect()
+		p.alive()
+		time.Sleep(30 * 24 * time.Hour) // synthetic
+		p.alive()
+		h.stop()
+	})
+}
+
+// TestSteadyLargeFrame: a long frame at a moderate rate is no attack.
+func TestSteadyLargeFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wide := route.Limits{Frame: 4 << 20}
+		h := newHub(t, options{pipes: true, bridge: func(c *bridge.Config) { c.Limits = wide }, server: func(c *Config) { c.Frames = wide }})
+		p := h.connect()
+		p.alive()
+		body := framed(route.AppendFrame(nil, &route.Frame{Onward: route.To("echo"), Return: route.To("r"), Payload: make([]byte, 3<<20)}))
+		for len(body) > 0 {
+			n := min(len(body), 20<<10)
+			p.write(body[:n])
+			body = body[n:]
+			time.Sleep(time.Second) // synthetic
+		}
+		if f := p.next(); len(f.Payload) != 3<<20 {
+			t.Errorf("answer of %d bytes", len(f.Payload))
+		}
+		h.stop()
+	})
+}
+
+// TestNeverReads: a peer that takes nothing fills bounded queues; its sender is
+// held back for a second at a time, then frames drop, counted; everybody else goes
+// on; and the peer itself is cut in the end.
+func TestNeverReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const outbox = 20
+		h := newHub(t, options{
+			pipes:  true,
+			bridge: func(c *bridge.Config) { c.OutboxFrames = outbox },
+			server: func(c *Config) { c.OutputBytes = 64 << 10; c.ReadWindow = 4; c.StallTimeout = 5 * time.Minute },
+		})
+		connect := func() *peer {
+			p := h.connect()
+			p.alive()
+			return p
+		}
+		stuck, a, other := connect(), connect(), connect()
+		to := stuck.dynamic("m")
+		toOther := other.dynamic("o")
+		begin := time.Now()
+		const frames = 60
+		sent := make(chan time.Duration, 1)
+		go func() {
+			for range frames {
+				a.send(route.To(to, "w"), nil, make([]byte, 4<<10))
+			}
+			a.send(route.To(toOther, "w"), nil, []byte("done"))
+			sent <- time.Since(begin)
+		}()
+		synctest.Wait()
+		// The buffer holds 15 frames, the outbox 20 more that are still unsettled,
+		// and four wait: the rest is not even read.
+		c := h.b.Counters()
+		if c.Queued > 64 || c.Waiting > 4 || c.QueuedBytes > 1<<20 {
+			t.Errorf("queued %d (%d bytes), waiting %d", c.Queued, c.QueuedBytes, c.Waiting)
+		}
+		equal(t, "dropped at once", h.dropped(bridge.DropFull), 0)
+		// Others are undisturbed meanwhile.
+		third := connect()
+		third.send(route.To(toOther, "w"), nil, []byte("hello"))
+		if f := other.next(); string(f.Payload) != "hello" || time.Since(begin) > 0 {
+			t.Errorf("others got %+v after %v", f, time.Since(begin))
+		}
+		if f := other.next(); string(f.Payload) != "done" {
+			t.Errorf("the sender's other frames: %+v", f)
+		}
+		took := <-sent
+		dropped := h.dropped(bridge.DropFull)
+		if dropped < frames-40 || dropped > frames-outbox || took < 5*time.Second || took > 20*time.Second {
+			t.Errorf("%d of %d frames dropped within %v", dropped, frames, took)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		equal(t, "stalled", h.counts.Count(Stalled), 1)
+		equal(t, "connections", h.s.Conns(), 3)
+		equal(t, "queued", h.b.Counters().Queued, 0)
+		h.stop()
+	})
+}
+
+// TestBackPressureByBytes: large frames for a slow peer hold their sender back,
+// and never make it overrun the bridge's window, which would cut it.
+func TestBackPressureByBytes(t *testing.T) {
+	h := newHub(t, options{
+		bridge: func(c *bridge.Config) {
+			c.OutboxFrames, c.WindowBytes, c.StreamWait = 2, 1, time.Minute
+		},
+		server: func(c *Config) { c.OutputBytes = 1 },
+	})
+	a, b := h.connect(), h.connect()
+	to := b.dynamic("m")
+	const frames = 60
+	go func() {
+		for i := range frames {
+			a.send(route.To(to), nil, append(make([]byte, 200<<10), byte(i)))
+		}
+	}()
+	for i := range frames {
+		f := b.next()
+		if len(f.Payload) != 200<<10+1 || f.Payload[200<<10] != byte(i) {
+			t.Fatalf("frame %d has %d bytes", i, len(f.Payload))
+		}
+	}
+	a.alive()
+	c := h.b.Counters()
+	equal(t, "kicked", c.Kicked[bridge.KickWindow], 0)
+	equal(t, "dropped", c.Dropped[bridge.DropFull], 0)
+}
+
+// TestSilentConnections opens ten thousand connections that say nothing, over
+// pipes, which need no file descriptors. Their cost is bounded, and they end.
+func TestSilentConnections(t *testing.T) {
+	const conns, perConn = 10_000, 32 << 10
+	synctest.Test(t, func(t *testing.T) {
+		h := newHub(t, options{pipes: true, server: func(c *Config) {
+			c.Limits = &connlimit.Limits{Conns: conns, PerAddress: -1, Pending: -1}
+		}})
+		before := memory()
+		all := make([]*peer, conns)
+		for i := range all {
+			all[i] = h.raw()
+			if i%2 == 1 {
+				all[i].write([]byte{1})
+			}
+			var b [1]byte
+			if _, err := io.ReadFull(all[i], b[:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if used := int64(memory()) - int64(before); used > conns*perConn {
+			t.Errorf("%d connections take %d KiB, more than %d KiB each", conns, used>>10, perConn>>10)
+		} else {
+			t.Logf("%d bytes a silent connection", used/conns)
+		}
+		equal(t, "ports", h.b.Counters().Ports, conns)
+		extra := h.raw()
+		extra.closed()
+		equal(t, "refused", h.counts.Count(RefusedTotal), 1)
+		time.Sleep(DefaultPreambleTimeout) // synthetic
+		synctest.Wait()
+		equal(t, "no preamble", h.counts.Count(PreambleTimeout), conns/2)
+		h.connect().alive() // there is room again
+		time.Sleep(DefaultFirstFrame)
+		synctest.Wait()
+		equal(t, "no frame", h.counts.Count(FirstFrame), conns/2)
+		equal(t, "ports", h.b.Counters().Ports, 1)
+		h.stop()
+	})
+}
+
+func memory() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
+}
+
+func TestConnectionLimits(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		limits *connlimit.Limits
+		bridge func(*bridge.Config)
+		reason Event
+	}{
+		{"total", &connlimit.Limits{Conns: 2}, nil, RefusedTotal},
+		{"address", &connlimit.Limits{PerAddress: 2}, nil, RefusedAddress},
+		{"pending", &connlimit.Limits{Pending: 2}, nil, RefusedPending},
+		{"bridge", &connlimit.Limits{}, func(c *bridge.Config) { c.MaxPorts = 2 }, RefusedBridge},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHub(t, options{bridge: tt.bridge, server: func(c *Config) { c.Limits = tt.limits }})
+			a, b := h.connect(), h.connect()
+			var first [1]byte
+			for _, p := range []*peer{a, b} { // both are in
+				p.SetReadDeadline(time.Now().Add(patience))
+				if _, err := io.ReadFull(p, first[:]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			refused := h.raw()
+			refused.closed()
+			h.counted(tt.reason, 1)
+			a.r = route.NewReader(io.MultiReader(newByte(), a.Conn), route.Limits{})
+			a.alive()
+			if tt.reason == RefusedPending {
+				h.connect().alive() // a has shown what it wants
+				return
+			}
+			b.Close()
+			h.counted(EndedByPeer, 1)
+			h.connect().alive()
+		})
+	}
+}
+
+// newByte stands for a preamble that was read already.
+func newByte() io.Reader { return io.LimitReader(ones{}, 1) }
+
+type ones struct{}
+
+func (ones) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = route.Preamble
+	}
+	return len(p), nil
+}
+
+// TestShutdown: what was buffered leaves, and nothing is left behind.
+func TestShutdown(t *testing.T) {
+	h := newHub(t, options{})
+	p := h.connect()
+	const n = 500
+	to := p.dynamic("m")
+	for range n {
+		p.send(route.To(to), nil, make([]byte, 1000))
+	}
+	p.send(route.To("echo"), route.To("last"), nil)
+	for range n / 2 {
+		p.next()
+	}
+	// Whatever has been taken when it stops arrives; then the connection ends.
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); h.stop() }()
+	got := n / 2
+	for {
+		p.SetReadDeadline(time.Now().Add(patience))
+		if _, err := p.r.Next(); err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				var ne net.Error
+				if errors.As(err, &ne) && ne.Timeout() {
+					t.Error("the connection stays open")
+				}
+			}
+			break
+		}
+		got++
+	}
+	<-stopped
+	if err := h.s.Serve(&pipes{conns: make(chan net.Conn), done: make(chan struct{})}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("serving again: %v", err)
+	}
+	t.Logf("%d frames arrived", got)
+}
+
+func TestConfig(t *testing.T) {
+	h := newHub(t, options{})
+	for name, c := range map[string]Config{
+		"no bridge":        {},
+		"negative timeout": {Bridge: h.b, IdleTimeout: -1},
+		"negative window":  {Bridge: h.b, ReadWindow: -1},
+		"bad limits":       {Bridge: h.b, Frames: route.Limits{Frame: -1}},
+	} {
+		if _, err := New(c); err == nil {
+			t.Errorf("%s accepted", name)
+		}
+	}
+	seen := make(map[string]bool)
+	h.counts.Each(func(e Event, _ uint64) {
+		if s := e.String(); s == "" || s == "unknown" || seen[s] {
+			t.Errorf("event %d is called %q", e, s)
+		}
+		seen[e.String()] = true
+	})
+	var none *Counters
+	none.add(Accepted)
+	equal(t, "count of no counters", none.Count(Accepted), 0)
+	equal(t, "no event", events.String(), "unknown")
+}
