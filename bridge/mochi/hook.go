@@ -190,6 +190,8 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
 			switch {
 			case errors.Is(err, bridge.ErrTooManyPorts), errors.Is(err, bridge.ErrClosed):
 				r.Code, r.Reason = Full, "no room for another device"
+			case errors.Is(err, bridge.ErrPortQuota):
+				r.Code, r.Reason = Full, "too many client ids of this identity"
 			case errors.Is(err, bridge.ErrNotProven):
 				r.Reason = "client id belongs to a proven identity"
 			}

@@ -89,6 +89,10 @@ func (s *session) connect() error {
 	props.ReceiveMaximum = 0
 	props.TopicAliasMaximum = 0
 	s.cl.State.Inflight.ResetSendQuota(0)
+	// Nor does it keep a session: the outbox is the bridge's, and sessions of any
+	// number of client ids would outlive their connections.
+	s.cl.Properties.Clean = true
+	props.SessionExpiryInterval, props.SessionExpiryIntervalFlag = 0, false
 	s.conn.SetExempt(true)
 
 	var c bridge.Conn = s
