@@ -214,7 +214,7 @@ func TestStockPeer(t *testing.T) {
 			t.Errorf("%q", d.Frame.Payload)
 		}
 		start = time.Now()
-		c = dial(t, a, "bob", DialOptions{NoConfirm: true})
+		dial(t, a, "bob", DialOptions{NoConfirm: true})
 		if time.Since(start) != 0 {
 			t.Errorf("without confirmation it took %v", time.Since(start))
 		}

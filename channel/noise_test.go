@@ -69,12 +69,12 @@ type noiseVector struct {
 	M2    noiseMessage `json:"message2"`
 	M3    noiseMessage `json:"message3"`
 	Split struct {
-		K1         vectors.Hex `json:"k1"`
-		K2         vectors.Hex `json:"k2"`
-		IEncrypts  vectors.Hex `json:"initiator_encryption_key"`
-		IDecrypts  vectors.Hex `json:"initiator_decryption_key"`
-		REncrypts  vectors.Hex `json:"responder_encryption_key"`
-		RDecrypts  vectors.Hex `json:"responder_decryption_key"`
+		K1        vectors.Hex `json:"k1"`
+		K2        vectors.Hex `json:"k2"`
+		IEncrypts vectors.Hex `json:"initiator_encryption_key"`
+		IDecrypts vectors.Hex `json:"initiator_decryption_key"`
+		REncrypts vectors.Hex `json:"responder_encryption_key"`
+		RDecrypts vectors.Hex `json:"responder_decryption_key"`
 	} `json:"split"`
 }
 

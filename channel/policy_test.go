@@ -3,6 +3,7 @@ package channel
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/sealmq/sealmq/identity"
 )
@@ -89,4 +90,43 @@ func TestErrors(t *testing.T) {
 		}
 		seen[r.String()] = true
 	})
+}
+
+// keeping is a registry that notes whom it was told to keep.
+type keeping struct {
+	identity.Registry
+	kept []identity.Identifier
+}
+
+func (k *keeping) Keep(id identity.Identifier) error {
+	k.kept = append(k.kept, id)
+	return nil
+}
+
+// A peer that a policy chose is never forgotten for a stranger's sake; one that
+// merely came may be.
+func TestChosenPeersAreKept(t *testing.T) {
+	p, err := identity.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := p.ChannelKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := key.AppendPresentation(nil)
+	for _, c := range []struct {
+		policy Policy
+		kept   int
+	}{{TrustEveryone, 0}, {TrustIdentifiers(p.Identifier()), 1}, {TrustIdentifiers(), 0}} {
+		reg := &keeping{Registry: identity.NewMemoryRegistry(4)}
+		v := &verifier{registry: reg, policy: c.policy, now: time.Now}
+		_, err := v.check(shown, key.Public())
+		if refused := (*refusedError)(nil); err != nil && !errors.As(err, &refused) {
+			t.Fatal(err)
+		}
+		if len(reg.kept) != c.kept {
+			t.Errorf("%v: kept %v", c.policy, reg.kept)
+		}
+	}
 }

@@ -50,7 +50,7 @@ type Drops [dropReasons]uint64
 
 // Of returns the count for one reason.
 func (d Drops) Of(r DropReason) uint64 {
-	if r >= dropReasons {
+	if int(r) >= len(d) {
 		return 0
 	}
 	return d[r]

@@ -36,7 +36,7 @@ func newTransportKey(raw *[keyLen]byte) transportKey {
 
 // next derives the key after k; scratch is overwritten.
 func (k *transportKey) next(scratch *[keyLen + tagLen]byte) transportKey {
-	k.aead.Seal(scratch[:0], rekeyNonce[:], rekeyZeros[:], nil)
+	k.aead.Seal(scratch[:0], rekeyNonce[:], rekeyZeros[:], nil) //nolint:gosec // the reserved nonce of rekeying (spec secure-channel 10); data never gets it
 	raw := [keyLen]byte(scratch[:keyLen])
 	clear(scratch[:])
 	return newTransportKey(&raw)

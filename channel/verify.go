@@ -65,7 +65,20 @@ func (v *verifier) check(payload []byte, static [keyLen]byte) (Peer, error) {
 	if err := v.registry.Update(id); err != nil {
 		return Peer{}, err
 	}
+	if err := v.keep(peer.Identifier); err != nil {
+		return Peer{}, err
+	}
 	return peer, nil
+}
+
+// keep tells the registry whom it must not forget: who was chosen by a policy, in
+// contrast to whoever came.
+func (v *verifier) keep(id identity.Identifier) error {
+	k, ok := v.registry.(identity.Keeper)
+	if _, anybody := v.policy.(everyone); !ok || anybody {
+		return nil
+	}
+	return k.Keep(id)
 }
 
 // history verifies a change history, and that it does not contradict the one

@@ -144,7 +144,7 @@ func (r *Reader) drop() error {
 	for r.discard > 0 {
 		if r.start == r.end {
 			if err := r.fill(1); err != nil {
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					err = io.ErrUnexpectedEOF
 				}
 				return err

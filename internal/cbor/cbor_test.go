@@ -98,7 +98,7 @@ func TestValues(t *testing.T) {
 	if n, definite := m.Count(); err != nil || n != 1 || !definite {
 		t.Fatal(n, definite, err)
 	}
-	if r.Bool(); !r.Null() {
+	if _, err := r.Bool(); err == nil || !r.Null() {
 		t.Fatal("no null")
 	}
 	yes, err1 := r.Bool()

@@ -186,7 +186,7 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 	l.wake.L = &l.mu
 	report, err := l.recover(replay)
 	if err != nil {
-		lock.Close()
+		_ = lock.Close()
 		return nil, nil, err
 	}
 	go l.run()
@@ -248,11 +248,11 @@ func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*R
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
 	if err := errors.Join(f.Truncate(l.off), f.Sync()); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
 	if _, err := f.Seek(l.off, 0); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
 	l.setFile(f, l.seg, l.off)
@@ -272,7 +272,7 @@ func (l *Log) startSegment(n uint64) error {
 	}
 	_, werr := f.Write(appendHeader(nil, l.id))
 	if err := errors.Join(werr, f.Sync(), syncDir(l.dir)); err != nil {
-		f.Close()
+		_ = f.Close()
 		return fmt.Errorf("seglog: %w", err)
 	}
 	l.setFile(f, n, headerLen)

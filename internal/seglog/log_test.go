@@ -440,7 +440,7 @@ func crashWriter(dir string) {
 	w := commitFunc(func(n uint64) {
 		binary.BigEndian.PutUint64(line[:], n)
 		line[8] = '\n'
-		os.Stdout.Write(line[:])
+		_, _ = os.Stdout.Write(line[:]) // the reader may be gone
 	})
 	for n := uint64(0); ; n++ {
 		if _, err := l.Append(1, true, w, n, binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)); err != nil {
