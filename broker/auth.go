@@ -108,11 +108,13 @@ const (
 	loginBad                         // wrong user name or password
 	loginClientID                    // right password, another's client id
 	loginBusy                        // too many at once
+	loginGuest                       // admitted to learn which hub this is
+	loginProof                       // a device's proof was refused; its reason is counted apart
 
 	numLogins
 )
 
-var loginNames = [numLogins]string{"ok", "open", "bad-password", "wrong-client-id", "busy"}
+var loginNames = [numLogins]string{"ok", "open", "bad-password", "wrong-client-id", "busy", "guest", "proof-refused"}
 
 func (r loginResult) String() string { return loginNames[r] }
 

@@ -35,8 +35,10 @@ type Config struct {
 	// PasswordFile names the file with user:bcrypt:role[:identifier] lines.
 	// With one, every connection needs a password.
 	PasswordFile string `yaml:"password_file"`
-	// InsecurePlaintext allows passwords on listeners that are neither on the
-	// loopback interface nor TLS.
+	// Devices says which devices may connect with a proof of their identity.
+	Devices Devices `yaml:"devices"`
+	// InsecurePlaintext allows passwords and proofs on listeners that are neither
+	// on the loopback interface nor TLS.
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
 	// TLS is the certificate of the mqtts and wss listeners.
 	TLS TLS `yaml:"tls"`
@@ -172,6 +174,9 @@ func (c *Config) Validate() error {
 	if err != nil {
 		return err
 	}
+	if err := c.Devices.validate(); err != nil {
+		return err
+	}
 	if err := c.checkPolicy(endpoints); err != nil {
 		return err
 	}
@@ -210,12 +215,12 @@ func (c *Config) checkPolicy(endpoints []endpoint) error {
 		if loopback(e.addr) {
 			continue
 		}
-		if !c.MQTTOpen && c.PasswordFile == "" {
+		if !c.MQTTOpen && c.PasswordFile == "" && !c.Devices.set() {
 			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("%s can be reached from other machines, and nothing says who may connect", e),
-				Fix: "set password_file (--password-file), or mqtt_open (--mqtt-open) to let anybody in"}
+				Fix: "set devices (--allow-device, --device-authority), password_file (--password-file), or mqtt_open (--mqtt-open) to let anybody in"}
 		}
-		if c.PasswordFile != "" && !e.secure() && !c.InsecurePlaintext {
-			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("passwords would travel to %s in the clear", e),
+		if (c.PasswordFile != "" || c.Devices.set()) && !e.secure() && !c.InsecurePlaintext {
+			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("passwords and proofs would travel to %s in the clear", e),
 				Fix: "listen at mqtts:// or wss://, or set insecure_plaintext (--insecure-plaintext)"}
 		}
 	}

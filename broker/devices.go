@@ -82,7 +82,7 @@ func (d *Devices) validate() error {
 
 // devicePolicy is a Devices with its files read. It does not change.
 type devicePolicy struct {
-	open        bool // nothing is set, and anybody may connect
+	open        bool // nothing is set, and there are no passwords
 	anyone      bool
 	allow       map[identity.Identifier]struct{}
 	authorities []*identity.Identity
@@ -94,6 +94,11 @@ var (
 	errNotListed    = errors.New("broker: this identity is not one of those that may connect")
 	errNoCredential = errors.New("broker: no credential of a configured authority with the required attributes")
 )
+
+// loadDevices reads the policy for proofs.
+func (c *Config) loadDevices() (*devicePolicy, error) {
+	return c.Devices.load(c.PasswordFile == "")
+}
 
 // load reads the files of the policy. everybody says that the hub has no other
 // policy either.
@@ -125,9 +130,10 @@ func (d *Devices) load(everybody bool) (*devicePolicy, error) {
 }
 
 // admits decides whether a proven identity may connect. credentials are what it
-// showed. named says that it may by name or credential, and so is worth
+// showed, and open that anybody may connect from where it is, unless something
+// else is set. named says that it may by name or credential, and so is worth
 // remembering.
-func (p *devicePolicy) admits(id identity.Identifier, credentials [][]byte, now time.Time) (named bool, err error) {
+func (p *devicePolicy) admits(id identity.Identifier, credentials [][]byte, open bool, now time.Time) (named bool, err error) {
 	if _, ok := p.allow[id]; ok {
 		return true, nil
 	}
@@ -144,7 +150,7 @@ func (p *devicePolicy) admits(id identity.Identifier, credentials [][]byte, now 
 			}
 		}
 	}
-	if p.anyone || p.open {
+	if p.anyone || p.open && open {
 		return false, nil
 	}
 	return false, err

@@ -36,7 +36,9 @@ type Hub struct {
 	logger    *slog.Logger
 
 	identity *identity.Private
-	gate     *gate        // nil without a password file
+	gate     *gate // nil without a password file
+	devices  *devicePolicy
+	proofs   *verifier
 	cert     *certificate // nil without TLS
 	bridge   *bridge.Bridge
 
@@ -88,7 +90,11 @@ func New(cfg Config) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.identity, err = hubIdentity(h.cfg.Data, h.logger); err != nil {
+	born := false
+	if h.identity, born, err = hubIdentity(h.cfg.Data, h.logger); err != nil {
+		return nil, err
+	}
+	if h.proofs, err = newVerifier(&h.cfg, h.identity.Identifier(), born, h.devices, h.logger); err != nil {
 		return nil, err
 	}
 	bc := bridge.Config{
@@ -99,7 +105,7 @@ func New(cfg Config) (*Hub, error) {
 	}
 	h.cfg.Limits.bridge(&bc)
 	if h.bridge, err = bridge.New(bc); err != nil {
-		return nil, fmt.Errorf("broker: %w", err)
+		return nil, errors.Join(fmt.Errorf("broker: %w", err), h.proofs.close())
 	}
 	return h, nil
 }
@@ -149,6 +155,9 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		}
 		h.gate = newGate(p)
 	}
+	if h.devices, err = cfg.loadDevices(); err != nil {
+		return nil, err
+	}
 	if cfg.TLS.Cert != "" {
 		if h.cert, err = loadCertificate(cfg.TLS.Cert, cfg.TLS.Key, h.logger); err != nil {
 			return nil, err
@@ -196,8 +205,12 @@ func (h *Hub) Start(ctx context.Context) error {
 // policy names who may connect, for the log.
 func (h *Hub) policy() string {
 	switch {
+	case h.gate != nil && h.cfg.Devices.set():
+		return "password-file-and-proofs"
 	case h.gate != nil:
 		return "password-file"
+	case h.cfg.Devices.set():
+		return "proofs"
 	case h.cfg.MQTTOpen:
 		return "open"
 	}
@@ -337,6 +350,9 @@ func (h *Hub) stop(ctx context.Context) {
 	if err := h.bridge.Close(); err != nil {
 		h.logger.Warn("closing the bridge", "err", err)
 	}
+	if err := h.proofs.close(); err != nil {
+		h.logger.Warn("closing the memory of used proofs", "err", err)
+	}
 	if status != nil { // last, so that readyz says that the hub stops
 		end, cancel := context.WithTimeout(ctx, time.Second)
 		status.shutdown(end)
@@ -374,8 +390,8 @@ func (h *Hub) drain() {
 	}
 }
 
-// Reload reads password file and certificate again. What cannot be used is
-// reported, and what was in force stays.
+// Reload reads password file, lists of devices and authorities, and certificate
+// again. What cannot be used is reported, and what was in force stays.
 func (h *Hub) Reload() error {
 	var errs []error
 	if h.gate != nil {
@@ -384,6 +400,14 @@ func (h *Hub) Reload() error {
 		} else {
 			h.gate.replace(p)
 			h.logger.Info("the password file was read again", "accounts", p.Len())
+		}
+	}
+	if p, err := h.cfg.loadDevices(); err != nil {
+		errs = append(errs, err)
+	} else {
+		h.proofs.policy.Store(p)
+		if h.cfg.Devices.set() {
+			h.logger.Info("the list of devices was read again", "devices", len(p.allow), "authorities", len(p.authorities))
 		}
 	}
 	if h.cert != nil {

@@ -24,30 +24,31 @@ const (
 )
 
 // hubIdentity loads the hub's identity from the data folder, or creates it.
-// Without a folder it makes one for this process.
-func hubIdentity(data string, logger *slog.Logger) (*identity.Private, error) {
+// Without a folder it makes one for this process. born says that it is new.
+func hubIdentity(data string, logger *slog.Logger) (p *identity.Private, born bool, err error) {
 	if data == "" {
 		logger.Warn("no data folder: the hub has a new identity at each start, devices that pinned it will refuse it", "option", "data")
 		p, err := identity.Create()
 		if err != nil {
-			return nil, fmt.Errorf("broker: create the hub's identity: %w", err)
+			return nil, false, fmt.Errorf("broker: create the hub's identity: %w", err)
 		}
-		return p, nil
+		return p, true, nil
 	}
 	v, err := identity.OpenVault(filepath.Join(data, identityFolder))
 	if err != nil {
-		return nil, fmt.Errorf("broker: the hub's identity: %w", err)
+		return nil, false, fmt.Errorf("broker: the hub's identity: %w", err)
 	}
-	p, err := v.Load(identityName)
+	p, err = v.Load(identityName)
 	if errors.Is(err, identity.ErrNotFound) {
+		born = true
 		if p, err = v.Create(identityName); err == nil {
 			logger.Info("created the hub's identity", "identifier", p.Identifier().String(), "data", data)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("broker: the hub's identity: %w", err)
+		return nil, false, fmt.Errorf("broker: the hub's identity: %w", err)
 	}
-	return p, nil
+	return p, born, nil
 }
 
 // openData checks the data folder and, where create says so, makes it if it does

@@ -74,6 +74,10 @@ func (h *Hub) samples() []sample {
 		all = append(all, sample{name: "sealmq_logins_total", help: "Logins, by result.",
 			label: "result", value: r.String(), n: float64(h.logins[r].Load())})
 	}
+	for r := range numProofs {
+		all = append(all, sample{name: "sealmq_proofs_total", help: "Proofs of identity at CONNECT, by result.",
+			label: "result", value: r.String(), n: float64(h.proofs.counts[r].Load())})
+	}
 	return all
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/sealmq/sealmq/bridge"
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -30,7 +31,7 @@ const (
 )
 
 // guestUser is the MQTT user name of a device that has not pinned its hub.
-const guestUser = "sealmq-guest"
+const guestUser = hubproto.GuestUser
 
 // loginTimeout bounds how long a login may wait for its turn.
 const loginTimeout = 8 * time.Second
@@ -113,8 +114,29 @@ func (h *Hub) authenticate(server *mqtt.Server, c mochibridge.ConnectInfo) (brid
 
 func (h *Hub) principal(server *mqtt.Server, c mochibridge.ConnectInfo) (bridge.Principal, loginResult, error) {
 	p := bridge.Principal{ClientID: c.ClientID}
+	switch string(c.Username) {
+	case hubproto.ProofUser:
+		p, err := h.deviceLogin(c)
+		if err != nil {
+			return p, loginProof, err
+		}
+		return p, loginOK, nil
+	case hubproto.GuestUser:
+		p, err := guestLogin(c)
+		if err != nil {
+			return p, loginBad, err
+		}
+		return p, loginGuest, nil
+	}
 	if h.gate == nil {
-		return openPrincipal(p, string(c.Username)), loginOpen, nil
+		p = openPrincipal(p)
+		switch {
+		case p.Role == bridge.RoleDevice && h.cfg.Devices.set():
+			return p, loginBad, &mochibridge.Refusal{Code: mochibridge.NotAllowed, Reason: "a device proves its identity here"}
+		case !h.cfg.MQTTOpen && (h.cfg.Devices.set() || !fromLoopback(c.RemoteAddr)):
+			return p, loginBad, &mochibridge.Refusal{Code: mochibridge.NotAllowed, Reason: "not open to everybody"}
+		}
+		return p, loginOpen, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), loginTimeout)
 	defer cancel()
@@ -132,11 +154,7 @@ func (h *Hub) principal(server *mqtt.Server, c mochibridge.ConnectInfo) (bridge.
 
 // openPrincipal believes what a client says about itself. Who does not claim to
 // be a device may observe.
-func openPrincipal(p bridge.Principal, user string) bridge.Principal {
-	if user == guestUser {
-		p.Role = bridge.RoleGuest
-		return p
-	}
+func openPrincipal(p bridge.Principal) bridge.Principal {
 	if id, ok := deviceOf(p.ClientID); ok {
 		p.Role, p.Identity = bridge.RoleDevice, id
 		return p
