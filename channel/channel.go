@@ -154,7 +154,11 @@ func (e *Endpoint) idleTimer(f func()) *time.Timer {
 
 // adopt registers a new channel; h is the handshake it comes from, or nil.
 func (e *Endpoint) adopt(c *Channel, h *halfOpen) error {
-	if err := e.cfg.Router.Register(c.enc, c.forward); err != nil {
+	register := e.cfg.Router.Register
+	if r, ok := e.cfg.Router.(LocalRouter); ok {
+		register = r.RegisterLocal
+	}
+	if err := register(c.enc, c.forward); err != nil {
 		return fmt.Errorf("channel: encryptor address: %w", err)
 	}
 	e.mu.Lock()

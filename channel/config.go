@@ -28,6 +28,15 @@ type Router interface {
 	Send(ctx context.Context, f route.Frame, c route.Class) error
 }
 
+// LocalRouter is a Router that can keep an address to the programs of its node.
+// The encryptors of channels are registered so where the router can: whatever
+// reaches one is sealed and sent as this node's own words.
+type LocalRouter interface {
+	Router
+	// RegisterLocal is Register for an address that no frame from outside reaches.
+	RegisterLocal(addr string, h func(Inbound)) error
+}
+
 // Inbound is a frame for a local worker.
 type Inbound struct {
 	// Frame is the handler's to keep and to change: a transport frame is

@@ -307,9 +307,7 @@ func (c *conn) flush() {
 		err := c.send(b)
 		c.mu.Lock()
 		c.inWrite = 0
-		if cap(b) <= keptOutput {
-			c.spare = b[:0]
-		}
+		c.spare = b[:0]
 		if err != nil {
 			c.closeLocked(Stalled, err)
 			break
@@ -326,6 +324,9 @@ func (c *conn) flush() {
 	}
 	if cap(c.out) > keptOutput {
 		c.out = nil
+	}
+	if cap(c.spare) > keptOutput {
+		c.spare = nil
 	}
 	c.writing = false
 	if c.ending {
