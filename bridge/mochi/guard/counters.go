@@ -31,6 +31,8 @@ const (
 	WillRefused                    // CONNECT refused for its will
 	QoSRefused                     // PUBLISH above the server's maximum QoS: connection closed
 	RetainedFull                   // retain flags dropped: retained store full
+	SessionsFull                   // CONNECT refused: FixesConfig.Sessions reached, and the client wants its session kept
+	QueuedFull                     // messages not kept for a client: FixesConfig.QueuedBytes reached
 
 	events
 )
@@ -41,6 +43,7 @@ var eventNames = [events]string{
 	"slow-consumer", "write-stalled", "panicked", "hook-panicked", "session-swept",
 	"ghost-stopped", "gate-timeout", "topic-refused", "filter-refused",
 	"subscriptions-full", "will-refused", "qos-refused", "retained-full",
+	"sessions-full", "queued-full",
 }
 
 // String returns the event's stable name, fit for a metric's label.

@@ -21,6 +21,8 @@ const (
 	DefaultSubscriptions = 1024
 	DefaultRetained      = 100_000
 	DefaultRetainedBytes = 64 << 20
+	DefaultSessions      = 131_072
+	DefaultQueuedBytes   = 256 << 20
 )
 
 // FixesConfig bounds what ordinary clients may do. Zero fields mean the
@@ -38,6 +40,14 @@ type FixesConfig struct {
 	// Beyond them a message is delivered, but not retained.
 	Retained      int
 	RetainedBytes int
+	// Sessions bounds the sessions that are connected or kept: beyond it nobody
+	// is admitted who asks for a session that outlives the connection and has
+	// none yet.
+	Sessions int
+	// QueuedBytes bounds what mochi keeps for all sessions together until they
+	// acknowledge it, away or connected. Beyond it a message is not kept: a
+	// client that is connected gets it once, one that is away not at all.
+	QueuedBytes int64
 	// AllowWill decides whether a client may leave a will on a topic, which
 	// mochi asks no ACL about. nil allows every valid topic outside $SYS.
 	AllowWill func(cl *mqtt.Client, topic string) bool
@@ -67,6 +77,8 @@ type Fixes struct {
 	sizes map[string]int            // retained messages by topic
 	bytes int                       // and their sum
 
+	queued queued
+
 	plain sync.Map // *mqtt.Client to *session, for connections of other listeners
 }
 
@@ -95,6 +107,10 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 	def(&cfg.Subscriptions, DefaultSubscriptions)
 	def(&cfg.Retained, DefaultRetained)
 	def(&cfg.RetainedBytes, DefaultRetainedBytes)
+	def(&cfg.Sessions, DefaultSessions)
+	if cfg.QueuedBytes == 0 {
+		cfg.QueuedBytes = DefaultQueuedBytes
+	}
 	if cfg.Counters == nil {
 		cfg.Counters = new(Counters)
 	}
@@ -130,6 +146,8 @@ var fixesProvides = [256]bool{
 	mqtt.OnRetainMessage:      true,
 	mqtt.OnRetainedExpired:    true,
 	mqtt.OnQosPublish:         true,
+	mqtt.OnQosComplete:        true,
+	mqtt.OnQosDropped:         true,
 	mqtt.OnWill:               true,
 	mqtt.OnClientExpired:      true,
 }
@@ -167,8 +185,11 @@ func (f *Fixes) OnStarted() {
 	}
 }
 
-// errWill refuses a connection for its will.
-var errWill = errors.New("guard: will refused")
+// Errors that end a connection whose CONNACK was written.
+var (
+	errWill     = errors.New("guard: will refused")
+	errSessions = errors.New("guard: too many kept sessions")
+)
 
 // OnConnect refuses wills that mochi would publish unchecked, and switches off
 // two mechanisms for MQTT 5 clients that lose messages.
@@ -176,16 +197,13 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	defer f.recovered("OnConnect")
 	if pk.Connect.WillFlag && !f.willAllowed(cl, pk.Connect.WillTopic) {
 		f.cfg.Counters.add(WillRefused)
-		code := byte(packets.Err3NotAuthorized.Code)
-		if cl.Properties.ProtocolVersion == 5 {
-			code = packets.ErrNotAuthorized.Code
-		}
-		_ = cl.WritePacket(packets.Packet{
-			FixedHeader: packets.FixedHeader{Type: packets.Connack},
-			ReasonCode:  code,
-			Properties:  packets.Properties{ReasonString: "will topic not allowed"},
-		})
+		refuse(cl, packets.Err3NotAuthorized, packets.ErrNotAuthorized, "will topic not allowed")
 		return errWill
+	}
+	if f.tooManySessions(cl) {
+		f.cfg.Counters.add(SessionsFull)
+		refuse(cl, packets.Err3ServerUnavailable, packets.ErrQuotaExceeded, "no room for another kept session")
+		return errSessions
 	}
 	if !f.cfg.KeepReceiveMaximum {
 		cl.Properties.Props.ReceiveMaximum = 0
@@ -195,6 +213,31 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	// does not know.
 	cl.Properties.Props.TopicAliasMaximum = 0
 	return nil
+}
+
+// refuse writes a CONNACK.
+func refuse(cl *mqtt.Client, v3, v5 packets.Code, reason string) {
+	code := v3.Code
+	if cl.Properties.ProtocolVersion == 5 {
+		code = v5.Code
+	}
+	_ = cl.WritePacket(packets.Packet{
+		FixedHeader: packets.FixedHeader{Type: packets.Connack},
+		ReasonCode:  code,
+		Properties:  packets.Properties{ReasonString: reason},
+	})
+}
+
+// tooManySessions reports whether a client wants a session kept for which there
+// is no room.
+func (f *Fixes) tooManySessions(cl *mqtt.Client) bool {
+	p := &cl.Properties
+	keeps := p.ProtocolVersion < 5 && !p.Clean || p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval > 0
+	if !keeps || f.cfg.Sessions < 0 || f.server.Clients.Len() < f.cfg.Sessions {
+		return false
+	}
+	_, ok := f.server.Clients.Get(cl.ID)
+	return !ok
 }
 
 func (f *Fixes) willAllowed(cl *mqtt.Client, topic string) bool {
@@ -446,6 +489,7 @@ func (f *Fixes) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int)
 	if s := f.session(cl); s != nil {
 		s.ids.last.Store(uint32(pk.PacketID))
 	}
+	f.keep(cl, &pk)
 }
 
 // OnSubscribe replaces filters beyond the limits by one that mochi refuses
