@@ -52,6 +52,7 @@ type Bridge struct {
 	ports, attached atomic.Int64
 	portSeq         atomic.Uint32
 	queued, waiting level
+	storing         atomic.Int64 // bytes of packets in outboxes that are not stored yet
 	kicked          [KickClosing + 1]atomic.Uint64
 	stripes         [numStripes]stripe
 
@@ -306,8 +307,8 @@ func (b *Bridge) devicePort(p Principal, restored bool) (*Port, error) {
 		b.byOwner[p.Identity]++
 	}
 	b.table.put(port.addr, port.self)
-	if b.cfg.Journal != nil && !port.oneShot {
-		b.cfg.Journal.Port(PortState{Principal: p, Seen: time.Unix(0, port.offlineSince)})
+	if !restored {
+		port.journal(false)
 	}
 	return port, nil
 }

@@ -93,7 +93,7 @@ func (d Drop) reason() (hubproto.Reason, bool) {
 const numStripes = 8
 
 type stripe struct {
-	received, originated, delivered, served atomic.Uint64
+	received, originated, restored, delivered, served atomic.Uint64
 
 	dropped [NumDrops]atomic.Uint64
 
@@ -108,8 +108,9 @@ func (s *stripe) drop(d Drop, n int) { s.dropped[d].Add(uint64(n)) }
 // the equation in the package comment holds only when nothing moves.
 type Counters struct {
 	// Received and Originated count frames from peers and from the hub itself.
-	// A packet that cannot be parsed counts as one frame.
-	Received, Originated uint64
+	// A packet that cannot be parsed counts as one frame. Restored counts frames
+	// that the hub's last process left in its store.
+	Received, Originated, Restored uint64
 	// Delivered counts frames that a peer acknowledged, or, of transient
 	// class, that its connection took. Served counts frames taken by services.
 	Delivered, Served uint64
@@ -140,7 +141,7 @@ type Counters struct {
 
 // Lost returns the number of frames without a fate: 0 at any quiet moment.
 func (c *Counters) Lost() int64 {
-	n := int64(c.Received + c.Originated - c.Delivered - c.Served)
+	n := int64(c.Received + c.Originated + c.Restored - c.Delivered - c.Served)
 	n -= c.Queued + c.Waiting
 	for _, d := range c.Dropped {
 		n -= int64(d)
@@ -155,6 +156,7 @@ func (b *Bridge) Counters() Counters {
 		s := &b.stripes[i]
 		c.Received += s.received.Load()
 		c.Originated += s.originated.Load()
+		c.Restored += s.restored.Load()
 		c.Delivered += s.delivered.Load()
 		c.Served += s.served.Load()
 		for d := range s.dropped {

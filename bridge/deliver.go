@@ -22,8 +22,13 @@ var batches = sync.Pool{New: func() any { return new([pumpBatch]Entry) }}
 
 // full reports whether the outbox may take no further packet. p.mu is held.
 func (p *Port) full() bool {
-	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull()
+	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull() ||
+		p.kind == portDevice && !p.oneShot && p.b.storingFull()
 }
+
+// storingFull reports whether there is no room for more that a store has not
+// written yet.
+func (b *Bridge) storingFull() bool { return b.storing.Load() > b.cfg.WaitingBytes/4 }
 
 func (b *Bridge) totalFull() bool {
 	return b.queued.frames.Load() >= b.cfg.TotalFrames || b.queued.bytes.Load() >= b.cfg.TotalBytes
@@ -109,15 +114,21 @@ func (p *Port) tooLong(pk *Packet) bool {
 
 // store appends a packet to the outbox. p.mu is held.
 func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
+	// A stream has no acknowledgement to wait for, and is not held up by a disk.
+	t.paid = t.link != nil && t.link.port.kind == portStream
 	size, stored, err := p.box.Append(pk, t)
 	if err != nil {
 		return false, err
 	}
 	if !stored && t.link != nil {
 		// Charged until Done, which may have come already.
-		t.link.waitPackets.Add(1)
-		t.link.waitBytes.Add(int64(t.bytes))
+		p.b.storing.Add(int64(t.bytes))
+		if !t.paid {
+			t.link.waitPackets.Add(1)
+			t.link.waitBytes.Add(int64(t.bytes))
+		}
 	}
+	stored = stored || t.paid
 	p.frames += n
 	p.bytes += size
 	switch {
@@ -241,9 +252,6 @@ func (p *Port) unpark() {
 		p.parked[i] = nil
 		p.parkedFrames -= w.frames
 		p.admit(w)
-	}
-	if i == 0 {
-		return
 	}
 	if i == len(p.parked) {
 		p.parked = nil

@@ -24,7 +24,7 @@
 // queued, waiting (received, but not yet stored and not acknowledged), or
 // dropped for one of the reasons of [Drop]. At any quiet moment
 //
-//	Received + Originated = Delivered + Served + Queued + Waiting + ΣDropped
+//	Received + Originated + Restored = Delivered + Served + Queued + Waiting + ΣDropped
 //
 // A packet of stored class is acknowledged when its frames are in the outbox of
 // their target, or when it is certain that they never will be. While an outbox

@@ -310,7 +310,7 @@ func (r *registry) remove(f *forwarder) {
 }
 
 func (r *registry) expired(f *forwarder, now int64) bool {
-	return !(f.port != nil && f.port.online.Load()) && f.seen+int64(r.b.cfg.ForwarderTTL) <= now
+	return !f.online() && f.seen+int64(r.b.cfg.ForwarderTTL) <= now
 }
 
 // sweep removes what nobody has seen for too long.
@@ -370,7 +370,7 @@ func (r *registry) of(p *Port) []string {
 func (r *registry) record(f *forwarder) *hubproto.ForwarderRecord {
 	return &hubproto.ForwarderRecord{
 		Address: f.addr, Kind: f.kind, Owner: f.owner.Identity, Proven: f.owner.Proven, Device: f.owner.ClientID,
-		Since: time.Unix(0, f.since), Online: f.port != nil && f.port.online.Load(), Claim: f.claim,
+		Since: time.Unix(0, f.since), Online: f.online(), Claim: f.claim,
 	}
 }
 

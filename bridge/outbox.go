@@ -151,7 +151,8 @@ type Ticket struct {
 	link  *Link
 	ack   Acker
 	token uint64
-	bytes int   // charged to the link's window while it waits
+	bytes int   // charged to the link's window while it waits, and to what is being stored
+	paid  bool  // answered already: only charged to what is being stored
 	due   int64 // not before; unix nanoseconds, 0: at once
 }
 
@@ -161,8 +162,15 @@ func (t Ticket) Done() {
 	if t.link == nil {
 		return
 	}
-	t.link.answered(t.bytes)
-	t.fire()
+	b := t.link.port.b
+	b.storing.Add(int64(-t.bytes))
+	if !t.paid {
+		t.link.answered(t.bytes)
+		t.fire()
+	}
+	if b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
+		b.relieve()
+	}
 }
 
 // fire calls the acknowledgement; the caller holds no lock.

@@ -19,7 +19,11 @@ type State struct {
 // PortState is a device's place in the router. Its address follows from the key.
 type PortState struct {
 	Principal Principal
-	Seen      time.Time
+	// Seen is when the device came, left or was made known.
+	Seen time.Time
+	// Online says that the device was attached then. One that is restored so was
+	// seen until the hub ended, which counts as now.
+	Online bool
 }
 
 // ForwarderState is a forwarder as it is stored.
@@ -29,7 +33,9 @@ type ForwarderState struct {
 	Owner       Principal
 	Route       route.Route
 	Since, Seen time.Time
-	Claim       []byte
+	// Online is as in PortState, about the owner.
+	Online bool
+	Claim  []byte
 }
 
 // Journal hears of each change to the state as it happens, so that a store need
@@ -45,7 +51,16 @@ type Journal interface {
 func (f *forwarder) state() ForwarderState {
 	return ForwarderState{
 		Address: f.addr, Kind: f.kind, Owner: f.owner, Route: f.route.Load().full,
-		Since: time.Unix(0, f.since), Seen: time.Unix(0, f.seen), Claim: f.claim,
+		Since: time.Unix(0, f.since), Seen: time.Unix(0, f.seen), Online: f.online(), Claim: f.claim,
+	}
+}
+
+func (f *forwarder) online() bool { return f.port != nil && f.port.online.Load() }
+
+// journal notes that the device came, left or changed; p.mu is held.
+func (p *Port) journal(online bool) {
+	if j := p.b.cfg.Journal; j != nil && !p.oneShot {
+		j.Port(PortState{Principal: p.principal, Seen: time.Unix(0, p.b.now()), Online: online})
 	}
 }
 
@@ -65,7 +80,7 @@ func (b *Bridge) State() State {
 			if p.link != nil {
 				seen = b.now()
 			}
-			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: time.Unix(0, seen)})
+			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: time.Unix(0, seen), Online: p.attached})
 		}
 		p.mu.Unlock()
 	}
@@ -105,16 +120,24 @@ func (b *Bridge) restorePort(ps PortState) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.offlineSince = ps.Seen.UnixNano()
+	if ps.Online {
+		p.offlineSince = b.now()
+		p.journal(false)
+	} else {
+		p.offlineSince = ps.Seen.UnixNano()
+	}
 	p.box.Scan(func(it *Item) bool {
 		p.frames++
 		p.bytes += len(it.Frame)
+		if it.First {
+			p.lastFirst = it.Seq
+		}
 		return true
 	})
 	// Whether a frame of the last process was offered is not known.
 	p.everOffered = p.box.Next() - 1
 	b.queued.add(p.frames, p.bytes)
-	b.hub.port.stripe.originated.Add(uint64(p.frames))
+	p.stripe.restored.Add(uint64(p.frames))
 	p.setStatus(false)
 	p.wakeBy(p.nextWake())
 	return nil
@@ -144,6 +167,11 @@ func (r *registry) restore(s *ForwarderState) error {
 	}
 	r.m[f.addr] = f
 	r.own(f, port, s.Owner)
+	if s.Online {
+		f.seen = r.b.now()
+		r.changed(f)
+		return nil
+	}
 	r.b.records.set(RecordForwarder, f.addr, r.record(f).JSON())
 	return nil
 }

@@ -161,10 +161,10 @@ func (p *Port) connect(l *Link, who Principal) error {
 		return ErrNotProven
 	}
 	old := p.link
-	if p.b.cfg.Journal != nil && p.principal != who && !p.oneShot {
-		p.b.cfg.Journal.Port(PortState{Principal: who, Seen: time.Unix(0, p.b.now())})
+	if p.principal != who {
+		p.principal = who
+		p.journal(p.online.Load())
 	}
-	p.principal = who
 	p.link = l
 	p.detach()
 	p.helloBy = 0
@@ -249,6 +249,7 @@ func (l *Link) attach(fresh bool) {
 		b.attached.Add(1)
 		if !p.online.Swap(true) {
 			p.setStatus(true)
+			p.journal(true)
 		}
 		p.admitHeld()
 	}
@@ -414,6 +415,7 @@ func (l *Link) Close(clean bool) {
 	}
 	if p.online.Swap(false) {
 		p.setStatus(false)
+		p.journal(false)
 	}
 	p.wakeBy(p.nextWake())
 	p.unpark()

@@ -309,7 +309,7 @@ func (b *Bridge) unstarve(p *Port) {
 // relieve lets packets in that waited for room in the hub. The caller holds no
 // lock.
 func (b *Bridge) relieve() {
-	for b.starved.n.Load() > 0 && !b.totalFull() {
+	for b.starved.n.Load() > 0 && !b.totalFull() && !b.storingFull() {
 		var p *Port
 		b.starved.mu.Lock()
 		for p = range b.starved.m {

@@ -103,11 +103,11 @@ func TestTables(t *testing.T) {
 	owner := bridge.Principal{ClientID: "Iabc", Role: bridge.RoleDevice, Proven: true}
 	owner.Identity[0] = 9
 	at := time.Unix(1700000000, 5).UTC()
-	s.Port(bridge.PortState{Principal: owner, Seen: at})
+	s.Port(bridge.PortState{Principal: owner, Seen: at, Online: true})
 	s.Port(bridge.PortState{Principal: bridge.Principal{ClientID: "left"}, Seen: at})
 	s.PortGone("left")
 	f := bridge.ForwarderState{
-		Address: "forward_to_x", Kind: 2, Owner: owner, Route: route.To("dev_1", "m"), Since: at, Seen: at, Claim: []byte{1, 2},
+		Address: "forward_to_x", Kind: 2, Owner: owner, Route: route.To("dev_1", "m"), Since: at, Seen: at, Online: true, Claim: []byte{1, 2},
 	}
 	s.Forwarder(f)
 	f.Claim = []byte{3}
@@ -121,7 +121,7 @@ func TestTables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(st.Ports) != 1 || st.Ports[0].Principal != owner || !st.Ports[0].Seen.Equal(at) || rep.Entries != 2 {
+	if len(st.Ports) != 1 || st.Ports[0].Principal != owner || !st.Ports[0].Seen.Equal(at) || !st.Ports[0].Online || rep.Entries != 2 {
 		t.Fatalf("%+v", st)
 	}
 	if len(st.Forwarders) != 1 || fmt.Sprint(st.Forwarders[0]) != fmt.Sprint(f) {

@@ -36,8 +36,9 @@ func (o ownerJSON) principal() bridge.Principal {
 }
 
 type portJSON struct {
-	Owner ownerJSON `json:"owner"`
-	Seen  time.Time `json:"seen"`
+	Owner  ownerJSON `json:"owner"`
+	Seen   time.Time `json:"seen"`
+	Online bool      `json:"online,omitempty"`
 }
 
 type hopJSON struct {
@@ -46,12 +47,13 @@ type hopJSON struct {
 }
 
 type forwarderJSON struct {
-	Kind  hubproto.ForwarderKind `json:"kind"`
-	Owner ownerJSON              `json:"owner"`
-	Route []hopJSON              `json:"route"`
-	Since time.Time              `json:"since"`
-	Seen  time.Time              `json:"seen"`
-	Claim []byte                 `json:"claim,omitempty"`
+	Kind   hubproto.ForwarderKind `json:"kind"`
+	Owner  ownerJSON              `json:"owner"`
+	Route  []hopJSON              `json:"route"`
+	Since  time.Time              `json:"since"`
+	Seen   time.Time              `json:"seen"`
+	Online bool                   `json:"online,omitempty"`
+	Claim  []byte                 `json:"claim,omitempty"`
 }
 
 func (s *Store) putJSON(key string, v any) {
@@ -65,7 +67,7 @@ func (s *Store) putJSON(key string, v any) {
 
 // Port implements bridge.Journal.
 func (s *Store) Port(p bridge.PortState) {
-	s.putJSON(keyPort+p.Principal.ClientID, portJSON{newOwner(p.Principal), p.Seen})
+	s.putJSON(keyPort+p.Principal.ClientID, portJSON{newOwner(p.Principal), p.Seen, p.Online})
 }
 
 // PortGone implements bridge.Journal.
@@ -73,7 +75,7 @@ func (s *Store) PortGone(clientID string) { s.put(keyPort+clientID, nil) }
 
 // Forwarder implements bridge.Journal.
 func (s *Store) Forwarder(f bridge.ForwarderState) {
-	j := forwarderJSON{Kind: f.Kind, Owner: newOwner(f.Owner), Since: f.Since, Seen: f.Seen, Claim: f.Claim}
+	j := forwarderJSON{Kind: f.Kind, Owner: newOwner(f.Owner), Since: f.Since, Seen: f.Seen, Online: f.Online, Claim: f.Claim}
 	for _, a := range f.Route {
 		j.Route = append(j.Route, hopJSON{a.Transport, []byte(a.Value)})
 	}
@@ -98,7 +100,7 @@ func (s *Store) State() (bridge.State, error) {
 				return st, fmt.Errorf("store: entry %q: %w", key, err)
 			}
 			known[name] = true
-			st.Ports = append(st.Ports, bridge.PortState{Principal: j.Owner.principal(), Seen: j.Seen})
+			st.Ports = append(st.Ports, bridge.PortState{Principal: j.Owner.principal(), Seen: j.Seen, Online: j.Online})
 		}
 		if addr, ok := strings.CutPrefix(key, keyForwarder); ok {
 			var j forwarderJSON
@@ -106,7 +108,8 @@ func (s *Store) State() (bridge.State, error) {
 				return st, fmt.Errorf("store: entry %q: %w", key, err)
 			}
 			f := bridge.ForwarderState{
-				Address: addr, Kind: j.Kind, Owner: j.Owner.principal(), Since: j.Since, Seen: j.Seen, Claim: j.Claim,
+				Address: addr, Kind: j.Kind, Owner: j.Owner.principal(), Since: j.Since, Seen: j.Seen,
+				Online: j.Online, Claim: j.Claim,
 			}
 			for _, h := range j.Route {
 				f.Route = append(f.Route, route.Address{Transport: h.Transport, Value: string(h.Value)})

@@ -1,0 +1,152 @@
+package bridge
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// after is a bridge that goes on with what a journal heard.
+func (j *testJournal) after(t *testing.T, change func(*Config)) *Bridge {
+	t.Helper()
+	var st State
+	for _, p := range j.ports {
+		st.Ports = append(st.Ports, p)
+	}
+	for _, f := range j.states {
+		st.Forwarders = append(st.Forwarders, f)
+	}
+	b := newTestBridge(t, change)
+	if err := b.Restore(st); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A device that was attached for longer than its names outlive it has been seen
+// until the hub was killed, whenever it came.
+func TestKilledHubSawItsDevices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}
+		b := newTestBridge(t, func(c *Config) { c.Journal = j })
+		live, away := attach(t, b, "live", true), attach(t, b, "away", true)
+		door := live.register(ServiceStaticForwarding, "door", "M")
+		away.register(ServiceStaticForwarding, "gate", "M")
+		away.Close(true)
+		time.Sleep(23 * time.Hour)
+		attach(t, b, "late", true)
+		// Killed: the journal hears nothing more.
+		killed := &testJournal{states: j.states, ports: j.ports}
+		b.cfg.Journal = nil
+
+		after := killed.after(t, func(c *Config) { c.Journal = killed })
+		equal(t, "status", len(after.Records()), 5)
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if after.Forwarder(door) == nil {
+			t.Error("the forwarder of a device that was there is gone")
+		}
+		if after.Forwarder("forward_to_gate") != nil {
+			t.Error("the forwarder of a device that was long gone is there")
+		}
+		equal(t, "devices", after.Counters().Ports, 2)
+		// A second start does not count them as seen again.
+		again := killed.after(t, nil)
+		time.Sleep(22*time.Hour + time.Minute)
+		synctest.Wait()
+		equal(t, "forwarders", again.Counters().Forwarders, 0)
+		equal(t, "devices", again.Counters().Ports, 0)
+	})
+}
+
+// What a restart finds queued is counted once, goes on to age from its arrival,
+// and first contacts among it do not wait for a sleeper.
+func TestRestoredQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}
+		j.Port(PortState{Principal: device("bob"), Seen: time.Now()})
+		start := time.Now().UnixNano()
+		factory := func(string, bool) (Outbox, error) {
+			box, err := newMemoryOutboxes()("", true)
+			if err != nil {
+				return nil, err
+			}
+			body := frame(route.To("x"), route.To("y"), []byte("payload"))
+			for i := range 3 {
+				_, _, err = box.Append(RoutedPacket(route.Stored, start+int64(i)*int64(time.Hour), i == 1, nil, body), Ticket{})
+			}
+			return box, err
+		}
+		time.Sleep(4 * time.Hour)
+		b := j.after(t, func(c *Config) { c.Outboxes, c.MaxAge = factory, 6*time.Hour })
+		c := b.Counters()
+		equal(t, "restored", []int64{int64(c.Restored), c.Queued, c.Lost()}, []int64{3, 3, 0})
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		c = b.Counters()
+		equal(t, "first contact", []int64{int64(c.Dropped[DropOffline]), c.Queued, c.Lost()}, []int64{1, 2, 0})
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		c = b.Counters()
+		equal(t, "expired", []int64{int64(c.Dropped[DropExpired]), c.Queued, c.Lost()}, []int64{1, 1, 0})
+	})
+}
+
+// While a store does not write, streams go on, and what waits for it in memory is
+// bounded: then packets are withheld, and those of a stream dropped.
+func TestStoreThatStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := &slowOutbox{tickets: make(chan Ticket, 1000)}
+		b := newTestBridge(t, func(c *Config) {
+			c.WaitingBytes = 16 << 10
+			c.OneShot = func(name string) bool { return name == "carol" }
+			c.Outboxes = func(name string, durable bool) (Outbox, error) {
+				box, err := newMemoryOutboxes()(name, durable)
+				if name != "bob" || err != nil {
+					return box, err
+				}
+				slow.Outbox = box
+				return slow, nil
+			}
+		})
+		bob, carol, s := attach(t, b, "bob", true), attach(t, b, "carol", true), stream(t, b, true)
+		door := bob.register(ServiceStaticForwarding, "door", "M")
+		for range 30 {
+			s.send(route.To(door), route.To("app"), make([]byte, 200))
+		}
+		synctest.Wait()
+		taken := len(s.conn.acked())
+		if c := b.Counters(); taken < 15 || taken == 30 || int(c.Waiting) != 30-taken {
+			t.Fatalf("%d of 30 taken, %d wait", taken, c.Waiting)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		equal(t, "dropped", int(b.Counters().Dropped[DropFull]), 30-taken)
+		a := attach(t, b, "alice", true)
+		a.number(bob.Port().Address(), 1)
+		a.number(carol.Port().Address(), 2)
+		synctest.Wait()
+		equal(t, "to carol", carol.numbers(), []int{2})
+		equal(t, "to bob", int(b.Counters().Waiting), 1)
+		n := len(slow.tickets)
+		for range n {
+			(<-slow.tickets).Done()
+		}
+		synctest.Wait()
+		equal(t, "waiting after the store wrote", int(b.Counters().Waiting), 0)
+		(<-slow.tickets).Done()
+		synctest.Wait()
+		equal(t, "still being stored", b.storing.Load(), 0)
+		if got := bob.numbers(); len(got) == 0 || got[len(got)-1] != 1 {
+			t.Errorf("bob got %v", got)
+		}
+		for _, n := range bob.conn.notices(t) {
+			if n.Reason == hubproto.ReasonFull {
+				t.Error("bob was told that he is full")
+			}
+		}
+	})
+}
