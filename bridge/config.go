@@ -10,7 +10,8 @@ import (
 	"github.com/sealmq/sealmq/route"
 )
 
-// Signer is the hub's identity as the bridge uses it.
+// Signer is the hub's identity as the bridge uses it. [IdentitySigner] makes one
+// of an identity whose keys are at hand.
 type Signer interface {
 	// Identifier is what devices pin.
 	Identifier() identity.Identifier

@@ -15,17 +15,11 @@ import (
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/identity"
-	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/topics"
 )
 
-// Errors of a hub's life.
-var (
-	// ErrStarted means that a hub was started twice.
-	ErrStarted = errors.New("broker: the hub was started before")
-	// ErrStopped means that a hub has ended, or was never started.
-	ErrStopped = errors.New("broker: the hub is not running")
-)
+// ErrStarted means that a hub was started twice.
+var ErrStarted = errors.New("broker: the hub was started before")
 
 // Hub is a hub. Make one with [New]; start it once with [Hub.Start] or
 // [Hub.Run]. All methods are safe for concurrent use.
@@ -99,7 +93,7 @@ func New(cfg Config) (*Hub, error) {
 	}
 	bc := bridge.Config{
 		Key:      [32]byte(key),
-		Identity: signer{h.identity},
+		Identity: bridge.IdentitySigner(h.identity),
 		Trace:    h.cfg.Trace,
 		Logger:   h.logger.With("part", "bridge"),
 	}
@@ -164,15 +158,6 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		}
 	}
 	return h, nil
-}
-
-// signer is the hub's identity as the bridge uses it.
-type signer struct{ p *identity.Private }
-
-func (s signer) Identifier() identity.Identifier { return s.p.Identifier() }
-func (s signer) ChangeHistory() []byte           { return s.p.Identity().ChangeHistory() }
-func (s signer) SignHello(msg []byte) ([]byte, error) {
-	return s.p.Sign(hubproto.HelloContext, msg)
 }
 
 // Start opens the ports and returns once peers can connect. ctx bounds the

@@ -24,7 +24,6 @@ import (
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
-	"github.com/sealmq/sealmq/internal/hubproto"
 )
 
 // hub is a mochi server with the forwarder hook.
@@ -39,14 +38,6 @@ type hub struct {
 	wss    string // WebSocket over TLS
 	roots  *x509.CertPool
 	closed bool
-}
-
-type hubSigner struct{ p *identity.Private }
-
-func (s hubSigner) Identifier() identity.Identifier { return s.p.Identifier() }
-func (s hubSigner) ChangeHistory() []byte           { return s.p.Identity().ChangeHistory() }
-func (s hubSigner) SignHello(msg []byte) ([]byte, error) {
-	return s.p.Sign(hubproto.HelloContext, msg)
 }
 
 func newIdentity(t testing.TB) *identity.Private {
@@ -67,7 +58,7 @@ func startHub(t testing.TB, before *hub, changes ...func(*bridge.Config)) *hub {
 	} else {
 		h.id = newIdentity(t)
 	}
-	cfg := bridge.Config{Key: [32]byte{1, 2, 3}, Identity: hubSigner{h.id}, FirstContact: 200 * time.Millisecond}
+	cfg := bridge.Config{Key: [32]byte{1, 2, 3}, Identity: bridge.IdentitySigner(h.id), FirstContact: 200 * time.Millisecond}
 	for _, change := range changes {
 		change(&cfg)
 	}

@@ -43,7 +43,7 @@ func vectors(t *testing.T) map[string]string {
 	nonce := fill[[16]byte](0x30)
 
 	hubID := must(identity.Create())
-	b := must(bridge.New(bridge.Config{Key: fill[[32]byte](1), Identity: signer{hubID}}))
+	b := must(bridge.New(bridge.Config{Key: fill[[32]byte](1), Identity: bridge.IdentitySigner(hubID)}))
 	defer b.Close()
 	key := fill[[32]byte](1)
 	forwarder := hmac.New(sha256.New, key[:])
@@ -86,11 +86,6 @@ func vectors(t *testing.T) map[string]string {
 		"status JSON":          string(status.JSON()),
 	}
 }
-
-type signer struct{ *identity.Private }
-
-func (s signer) ChangeHistory() []byte                { return s.Identity().ChangeHistory() }
-func (s signer) SignHello(msg []byte) ([]byte, error) { return s.Sign(hubproto.HelloContext, msg) }
 
 // The published vectors are what the code writes.
 func TestVectors(t *testing.T) {

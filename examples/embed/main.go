@@ -67,7 +67,7 @@ func addForwarder(server *mqtt.Server) (end func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	config := bridge.Config{Identity: signer{id}}
+	config := bridge.Config{Identity: bridge.IdentitySigner(id)}
 	rand.Read(config.Key[:]) // keep it too: live channels end with it
 	b, err := bridge.New(config)
 	if err != nil {
@@ -89,12 +89,4 @@ func whoIs(c mochibridge.ConnectInfo) (bridge.Principal, error) {
 		return bridge.Principal{}, mochibridge.ErrNotOurs // an ordinary client
 	}
 	return bridge.Principal{ClientID: c.ClientID, Identity: id, Role: bridge.RoleDevice}, nil
-}
-
-// signer is the hub's identity as the forwarder uses it.
-type signer struct{ *identity.Private }
-
-func (s signer) ChangeHistory() []byte { return s.Identity().ChangeHistory() }
-func (s signer) SignHello(msg []byte) ([]byte, error) {
-	return s.Sign("sealmq hello/1", msg)
 }
