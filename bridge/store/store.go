@@ -120,6 +120,7 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	rep.Names, rep.Entries = len(s.byName), len(s.tables)
 	go s.writeDone()
 	go s.runMoves()
+	s.log.Clean()
 	return s, rep, nil
 }
 

@@ -387,6 +387,16 @@ func (l *Log) Release(seg uint64, n, size int64) {
 	}
 }
 
+// Clean removes segments that nothing holds, and has others relocated, as happens
+// by itself whenever a segment ends: for the caller of Open, once it has said what
+// it holds.
+func (l *Log) Clean() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sweep = true
+	l.wake.Signal()
+}
+
 // Failing reports whether the disk refuses writes at the moment, so that records
 // wait in memory.
 func (l *Log) Failing() bool { return l.refusal.Load() != nil }
