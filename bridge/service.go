@@ -21,6 +21,21 @@ const (
 	ServiceLookup           = "lookup"
 )
 
+// What Elixir hubs call the forwarding services (spec routing 6.1).
+const (
+	elixirForwarding       = "forwarding"
+	elixirStaticForwarding = "static_forwarding"
+)
+
+// IsRegistration reports whether a service registers forwarders.
+func IsRegistration(addr string) bool {
+	switch addr {
+	case ServiceForwarding, ServiceStaticForwarding, elixirForwarding, elixirStaticForwarding:
+		return true
+	}
+	return false
+}
+
 var (
 	// ErrAddressTaken means that a worker has the address already.
 	ErrAddressTaken = errors.New("bridge: address is taken")
@@ -209,9 +224,8 @@ func (b *Bridge) registerServices() {
 	for _, s := range []*service{
 		{addr: ServiceForwarding, reach: ReachOpen, handler: dynamic},
 		{addr: ServiceStaticForwarding, reach: ReachOpen, handler: static},
-		// What Elixir hubs call them (spec routing 6.1).
-		{addr: "forwarding", reach: ReachOpen, handler: dynamic},
-		{addr: "static_forwarding", reach: ReachOpen, handler: static},
+		{addr: elixirForwarding, reach: ReachOpen, handler: dynamic},
+		{addr: elixirStaticForwarding, reach: ReachOpen, handler: static},
 		{addr: ServiceEcho, reach: ReachOpen, handler: func(r *Request) { r.Reply(r.Frame.Payload) }},
 		{addr: ServiceEchoer, reach: ReachOpen, handler: stringService(func(s string) string { return s })},
 		{addr: ServiceUppercase, reach: ReachOpen, handler: stringService(strings.ToUpper)},

@@ -1,0 +1,239 @@
+package api
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/route"
+)
+
+const (
+	// relayAttribute is the credential's attribute that names the alias its holder
+	// may register; anyAlias stands for all of them (spec routing 6.4).
+	relayAttribute = "ockam-relay"
+	anyAlias       = "*"
+	// registerText asks for a dynamic forwarder.
+	registerText = "register"
+
+	// readWindow is how many frames of a peer may wait for room elsewhere.
+	readWindow = 128
+	// outputBytes bounds what waits to be sealed for a peer. One frame always fits.
+	outputBytes = 1 << 20
+)
+
+// wide are limits that everything the bridge has encoded satisfies.
+var wide = route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
+
+// member is a peer behind a channel: a bridge.Conn and bridge.Acker.
+type member struct {
+	s    *Server
+	ch   *channel.Channel
+	link *bridge.Link
+
+	unanswered atomic.Int64
+
+	mu      sync.Mutex // guards what follows
+	out     []sealing
+	bytes   int // of out, and of what is being sealed
+	writing bool
+	full    bool // Deliver took less than it was offered
+	closed  bool
+}
+
+// sealing is a frame on its way into the channel.
+type sealing struct {
+	seq   uint64 // 0: past the outbox
+	frame []byte
+}
+
+// deliver takes a message that came through a channel, in order for each.
+func (s *Server) deliver(d channel.Delivery) {
+	m := s.member(d.Channel)
+	if m == nil {
+		return
+	}
+	f := d.Frame
+	f.Return = f.Return.Rest() // the encryptor's address: the port's stands for it
+	if !m.mayAsk(&f) {
+		s.cfg.Counters.add(RefusedRelay)
+		s.cfg.Logger.Info("registration without a credential for it", "peer", d.Channel.Peer().Identifier)
+		return
+	}
+	body := route.AppendFrame(make([]byte, 0, f.EncodedLen()), &f)
+	if n := m.unanswered.Load(); n > 0 && (n >= readWindow || !m.link.Admits(len(body))) {
+		s.cfg.Counters.add(Overrun)
+		return
+	}
+	m.unanswered.Add(1)
+	if err := m.link.Receive(body, route.Stored, m, 0); err != nil {
+		m.Kick(bridge.KickClosing)
+	}
+}
+
+// member returns the port of a channel's peer, made at its first message; nil when
+// there is no room.
+func (s *Server) member(ch *channel.Channel) *member {
+	s.mu.Lock()
+	m, closed := s.members[ch], s.closed
+	s.mu.Unlock()
+	if m != nil || closed {
+		return m
+	}
+	m = &member{s: s, ch: ch}
+	link, err := s.cfg.Bridge.ConnectStream(bridge.Principal{Identity: ch.Peer().Identifier, Role: bridge.RoleDevice, Proven: true}, m)
+	if err != nil {
+		s.cfg.Counters.add(RefusedBridge)
+		return nil
+	}
+	m.link = link
+	s.mu.Lock()
+	closed = s.closed
+	if !closed {
+		s.members[ch] = m
+		s.wg.Go(m.watch)
+	}
+	s.mu.Unlock()
+	if closed {
+		link.Close(true)
+		return nil
+	}
+	s.cfg.Counters.add(Joined)
+	return m
+}
+
+// watch ends the port with the channel.
+func (m *member) watch() {
+	<-m.ch.Done()
+	m.mu.Lock()
+	m.closed = true
+	m.out = nil
+	m.mu.Unlock()
+	m.link.Close(true)
+	m.s.mu.Lock()
+	delete(m.s.members, m.ch)
+	m.s.mu.Unlock()
+}
+
+// mayAsk reports whether the peer may send the frame: a registration needs a
+// credential.
+func (m *member) mayAsk(f *route.Frame) bool {
+	first, ok := f.Onward.First()
+	if !ok || !first.IsLocal() || !bridge.IsRegistration(first.Value) {
+		return true
+	}
+	text, err := bare.StringExact(f.Payload)
+	if err != nil || m.s.cfg.Authority == nil {
+		return false
+	}
+	now := m.s.cfg.Clock()
+	for _, c := range m.ch.Peer().Credentials {
+		if c.Issuer != m.s.cfg.Authority.Identifier() || !now.Before(c.ExpiresAt) {
+			continue
+		}
+		granted, ok := c.Attributes[relayAttribute]
+		if ok && (granted == anyAlias || granted == text || text == registerText) {
+			return true
+		}
+	}
+	return false
+}
+
+// Acked implements bridge.Acker.
+func (m *member) Acked(uint64) { m.unanswered.Add(-1) }
+
+// Deliver implements bridge.Conn.
+func (m *member) Deliver(entries []bridge.Entry) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for i := range entries {
+		if !m.push(entries[i].Seq, entries[i].Frame) {
+			break
+		}
+		n++
+	}
+	m.full = n < len(entries)
+	return n
+}
+
+// Direct implements bridge.Conn.
+func (m *member) Direct(frame []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.push(0, frame)
+}
+
+// push queues a frame if there is room; m.mu is held.
+func (m *member) push(seq uint64, frame []byte) bool {
+	if m.closed || m.bytes > 0 && m.bytes+len(frame) > outputBytes {
+		return false
+	}
+	if !m.writing && !m.s.spawn(m.write) {
+		return false
+	}
+	m.writing = true
+	m.out = append(m.out, sealing{seq, append([]byte(nil), frame...)})
+	m.bytes += len(frame)
+	return true
+}
+
+// Kick implements bridge.Conn.
+func (m *member) Kick(bridge.KickReason) {
+	m.s.spawn(func() { _ = m.ch.Close() })
+}
+
+// write seals what is queued and ends when there is nothing left.
+func (m *member) write() {
+	for {
+		m.mu.Lock()
+		if len(m.out) == 0 {
+			m.out, m.bytes, m.writing = nil, 0, false
+			m.mu.Unlock()
+			return
+		}
+		next := m.out[0]
+		m.out[0] = sealing{}
+		m.out = m.out[1:]
+		m.mu.Unlock()
+
+		undeliverable := m.seal(next)
+
+		m.mu.Lock()
+		m.bytes -= len(next.frame)
+		wasFull := m.full
+		m.full = false
+		m.mu.Unlock()
+		switch {
+		case undeliverable && next.seq > 0:
+			m.link.Undeliverable(next.seq)
+			m.link.Delivered(next.seq)
+		case next.seq > 0:
+			m.link.Delivered(next.seq)
+		case wasFull:
+			m.link.Ready()
+		}
+	}
+}
+
+// seal sends one frame through the channel, waiting for room on the way to the
+// peer. It reports a frame that the peer can never get.
+func (m *member) seal(next sealing) (undeliverable bool) {
+	f, err := route.ParseFrame(next.frame, wide)
+	if err == nil {
+		err = m.ch.Send(m.s.ctx, f.Onward, f.Return, f.Payload)
+	}
+	switch {
+	case err == nil:
+		return false
+	case errors.Is(err, channel.ErrTooLarge):
+		m.s.cfg.Counters.add(TooLarge)
+		return true
+	default:
+		m.s.cfg.Counters.add(Unsent)
+		return false
+	}
+}
