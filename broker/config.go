@@ -44,8 +44,16 @@ type Config struct {
 	TLS TLS `yaml:"tls"`
 
 	// Data is the folder that keeps what must outlive the process: the hub's
-	// identity and address key. Empty: nothing is kept.
+	// identity and address key, queues and forwarders. Empty: nothing is kept.
 	Data string `yaml:"data"`
+	// Durability says when a frame is acknowledged. Default with Data:
+	// [DurabilityInterval]; without: [DurabilityMemory].
+	Durability Durability `yaml:"durability"`
+	// SyncInterval is the longest time between syncs, and so the most that a power
+	// cut loses, with [DurabilityInterval]. Default 1 s.
+	SyncInterval time.Duration `yaml:"sync_interval"`
+	// SegmentSize is the length of a file of the store. Default 64 MiB.
+	SegmentSize Size `yaml:"segment_size"`
 	// AddressKeyFile names a file with 64 hex digits from which hub addresses
 	// are derived, for hubs that share it. Default: address.key in Data.
 	AddressKeyFile string `yaml:"address_key_file"`
@@ -189,6 +197,9 @@ func (c *Config) Validate() error {
 			return &ConfigError{Key: "http", Problem: fmt.Sprintf("%s can be reached from other machines, and the status pages ask for no password", c.HTTP),
 				Fix: "listen at 127.0.0.1, or set http_open (--http-open)"}
 		}
+	}
+	if err := c.checkDurability(); err != nil {
+		return err
 	}
 	if c.ShutdownTimeout < 0 {
 		return &ConfigError{Key: "shutdown_timeout", Problem: "it is negative", Fix: "write for example 5s"}

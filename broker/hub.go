@@ -14,6 +14,7 @@ import (
 	"github.com/sealmq/sealmq/bridge"
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/bridge/store"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/topics"
 )
@@ -35,6 +36,8 @@ type Hub struct {
 	proofs   *verifier
 	cert     *certificate // nil without TLS
 	bridge   *bridge.Bridge
+	store    *store.Store  // nil when queues are kept in memory
+	found    *store.Report // what was in it
 
 	limits  *guard.Limits
 	guarded *guard.Counters
@@ -70,16 +73,25 @@ func (s state) String() string {
 }
 
 // New checks the configuration and loads the files it names: identity, address
-// key, password file, certificate. It opens no port. [Hub.Shutdown] frees what
-// New made, also if the hub was never started.
+// key, password file, certificate, store. It opens no port. [Hub.Shutdown] frees
+// what New made, also if the hub was never started.
 //
-// Errors: [*ConfigError], [*PasswordError], [*PermissionError], or what reading
-// a file said.
-func New(cfg Config) (*Hub, error) {
+// Errors: [*ConfigError], [*PasswordError], [*PermissionError], [*StoreError], or
+// what reading a file said.
+func New(cfg Config) (_ *Hub, err error) {
 	h, err := prepare(cfg, true)
 	if err != nil {
 		return nil, err
 	}
+	// First, because it locks the folder.
+	if h.store, h.found, err = openStore(&h.cfg, h.logger); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && h.store != nil {
+			err = errors.Join(err, h.store.Close())
+		}
+	}()
 	key, err := addressKey(&h.cfg, h.logger)
 	if err != nil {
 		return nil, err
@@ -98,8 +110,16 @@ func New(cfg Config) (*Hub, error) {
 		Logger:   h.logger.With("part", "bridge"),
 	}
 	h.cfg.Limits.bridge(&bc)
+	if h.store != nil {
+		bc.Outboxes, bc.Journal = h.store.Outbox, h.store
+	}
 	if h.bridge, err = bridge.New(bc); err != nil {
 		return nil, errors.Join(fmt.Errorf("broker: %w", err), h.proofs.close())
+	}
+	if h.store != nil {
+		if err := h.restore(); err != nil {
+			return nil, errors.Join(err, h.bridge.Close(), h.proofs.close())
+		}
 	}
 	return h, nil
 }
@@ -335,6 +355,11 @@ func (h *Hub) stop(ctx context.Context) {
 	if err := h.bridge.Close(); err != nil {
 		h.logger.Warn("closing the bridge", "err", err)
 	}
+	if h.store != nil { // nothing is appended any more
+		if err := h.store.Close(); err != nil {
+			h.logger.Error("closing the store", "err", err)
+		}
+	}
 	if err := h.proofs.close(); err != nil {
 		h.logger.Warn("closing the memory of used proofs", "err", err)
 	}
@@ -463,7 +488,7 @@ func (h *Hub) Status() Status {
 	s := Status{
 		Version: StatusVersion, State: h.state.String(), Identifier: h.identity.Identifier().String(),
 		Root: string(h.root), MQTT: append([]string(nil), h.urls...), Started: h.started.UTC(),
-		Memory: h.cfg.Data == "", Counters: make(map[string]float64),
+		Memory: h.cfg.Data == "", Store: h.storeStatus(), Counters: make(map[string]float64),
 	}
 	h.mu.Unlock()
 	if !s.Started.IsZero() {

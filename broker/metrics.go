@@ -31,6 +31,7 @@ func (h *Hub) samples() []sample {
 	all := []sample{
 		{name: "sealmq_frames_received_total", help: "Frames received from peers.", n: float64(c.Received)},
 		{name: "sealmq_frames_originated_total", help: "Frames of the hub itself.", n: float64(c.Originated)},
+		{name: "sealmq_frames_restored_total", help: "Frames that the hub's last process left in its store.", n: float64(c.Restored)},
 		{name: "sealmq_frames_delivered_total", help: "Frames that a peer acknowledged or its connection took.", n: float64(c.Delivered)},
 		{name: "sealmq_frames_served_total", help: "Frames taken by the hub's services.", n: float64(c.Served)},
 		{name: "sealmq_frames_queued", help: "Frames in queues now.", gauge: true, n: float64(c.Queued)},
@@ -70,6 +71,7 @@ func (h *Hub) samples() []sample {
 		all = append(all, sample{name: "sealmq_topic_events_total", help: "What happened under the root besides frames, by event.",
 			label: "event", value: e.String(), n: float64(n)})
 	})
+	all = append(all, h.storeSamples()...)
 	for r := range numLogins {
 		all = append(all, sample{name: "sealmq_logins_total", help: "Logins, by result.",
 			label: "result", value: r.String(), n: float64(h.logins[r].Load())})

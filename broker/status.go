@@ -27,6 +27,8 @@ type Status struct {
 	Uptime float64 `json:"uptime_seconds"`
 	// Memory says that nothing outlives the process: no data folder.
 	Memory bool `json:"memory_only"`
+	// Store says how queues and forwarders are kept.
+	Store StoreStatus `json:"store"`
 	// Counters are the hub's counters and gauges by name, as in /metrics.
 	Counters map[string]float64 `json:"counters"`
 }

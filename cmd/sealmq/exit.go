@@ -37,19 +37,19 @@ var exitTable = []struct {
 }{
 	{exitOK, "done"},
 	{exitUsage, "the command line is wrong: an unknown command or flag, a malformed URL, address or identifier"},
-	{exitData, "the input is wrong: a message too large, a malformed password"},
+	{exitData, "the input is wrong: a message too large, a malformed password, a damaged store"},
 	{exitNoInput, "a file or an identity does not exist or cannot be read"},
 	{exitNoUser, "the hub does not know the forwarding address"},
 	{exitNoHost, "the name of the hub's host does not resolve"},
 	{exitUnavailable, "the hub cannot be reached, or is not ready"},
 	{exitSoftware, "a fault in sealmq itself"},
-	{exitOS, "the system refused something: a port in use"},
+	{exitOS, "the system refused something: a port or a data folder in use"},
 	{exitCantCreate, "it exists already, or cannot be created"},
 	{exitIO, "reading or writing failed"},
 	{exitTempFail, "try again: the peer is offline, or did not answer in time"},
 	{exitProtocol, "the hub or the peer answered something that is not the protocol"},
 	{exitNoPerm, "refused: by the hub's login, by the peer's trust policy, by ours (the peer is not who --trust says), or a key file that others can read"},
-	{exitConfig, "the configuration is wrong: an unknown key, a listener without a policy"},
+	{exitConfig, "the configuration is wrong: an unknown key, a listener without a policy, a store of a newer version"},
 	{exitInterrupted, "interrupted by a signal before it was done"},
 }
 
@@ -130,7 +130,7 @@ func message(err error) string {
 	for {
 		head, rest, ok := strings.Cut(text, ": ")
 		switch {
-		case ok && (head == "broker" || head == "identity" || head == "device" || head == "channel" || head == "route" || head == "topics" || head == "bridge" || head == "node"):
+		case ok && (head == "broker" || head == "store" || head == "seglog" || head == "identity" || head == "device" || head == "channel" || head == "route" || head == "topics" || head == "bridge" || head == "node"):
 			text = rest
 		default:
 			return text

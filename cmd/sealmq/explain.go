@@ -2,8 +2,12 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"net"
+	"syscall"
 
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/bridge/store"
 	"github.com/sealmq/sealmq/broker"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
@@ -35,6 +39,23 @@ var explanations = []struct {
 	{channel.ErrHandshake, exitProtocol, "what answered there is not an Ockam secure channel listener"},
 }
 
+// storeCode is the exit code of a hub that cannot use its store.
+func storeCode(err error) int {
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		return exitOS
+	case errors.Is(err, bridge.ErrRoute), errors.Is(err, store.ErrNewer):
+		return exitConfig
+	case errors.Is(err, store.ErrCorrupt):
+		return exitData
+	case errors.Is(err, fs.ErrPermission):
+		return exitNoPerm
+	case errors.Is(err, syscall.EROFS):
+		return exitCantCreate
+	}
+	return exitIO
+}
+
 // explain returns the exit code and the hint of an error of the library, 0 and
 // "" for any other.
 func explain(err error) (code int, hint string) {
@@ -42,6 +63,7 @@ func explain(err error) (code int, hint string) {
 	var password *broker.PasswordError
 	var permission *broker.PermissionError
 	var listen *broker.ListenError
+	var stored *broker.StoreError
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &config), errors.As(err, &password):
@@ -50,6 +72,8 @@ func explain(err error) (code int, hint string) {
 		return exitNoPerm, ""
 	case errors.As(err, &listen):
 		return exitOS, ""
+	case errors.As(err, &stored):
+		return storeCode(stored), ""
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return exitNoHost, "check the host name in --hub"
 	}

@@ -78,6 +78,9 @@ func hubFlags(f *pflag.FlagSet, c *broker.Config) {
 	f.StringVar(&c.TLS.Cert, "tls-cert", "", "certificate chain for mqtts and wss (PEM)")
 	f.StringVar(&c.TLS.Key, "tls-key", "", "its private key (PEM)")
 	f.StringVar(&c.Data, "data", "", "folder for what outlives the process (default: nothing does)")
+	f.StringVar((*string)(&c.Durability), "durability", "", "when a frame is acknowledged: always (synced to disk), interval (survives a kill, default with --data) or memory")
+	f.DurationVar(&c.SyncInterval, "sync-interval", 0, "most that a power cut loses with --durability interval (default 1s)")
+	f.Var(&c.SegmentSize, "segment-size", "length of a file of the store, 1MiB to 1GiB (default 64MiB)")
 	f.StringVar(&c.AddressKeyFile, "address-key-file", "", "64 hex digits from which hub addresses are derived (default: in the data folder)")
 	f.StringVar(&c.HTTP, "http", "", "serve /healthz, /readyz, /metrics and /status at host:port")
 	f.BoolVar(&c.HTTPOpen, "http-open", false, "let other machines read the status pages")
@@ -105,6 +108,9 @@ func hubConfig(file string, f *pflag.FlagSet, flags *broker.Config) (broker.Conf
 		"tls-cert":           func() { cfg.TLS.Cert = flags.TLS.Cert },
 		"tls-key":            func() { cfg.TLS.Key = flags.TLS.Key },
 		"data":               func() { cfg.Data = flags.Data },
+		"durability":         func() { cfg.Durability = flags.Durability },
+		"sync-interval":      func() { cfg.SyncInterval = flags.SyncInterval },
+		"segment-size":       func() { cfg.SegmentSize = flags.SegmentSize },
 		"address-key-file":   func() { cfg.AddressKeyFile = flags.AddressKeyFile },
 		"http":               func() { cfg.HTTP = flags.HTTP },
 		"http-open":          func() { cfg.HTTPOpen = flags.HTTPOpen },
