@@ -74,14 +74,15 @@ type Conn struct {
 	gone   chan struct{} // closed when nc is closed
 
 	// Input; the reader's own but for the atomics.
-	lazy     bool         // Read is the only reader of nc, so deadlines may be armed late
-	want     atomic.Int64 // read deadline asked for, in Unix nanoseconds; 0: none
-	armed    atomic.Int64 // read deadline set on nc; 0: none
-	interval atomic.Int64 // length of the last deadline asked for
-	settled  atomic.Bool  // the server has accepted the client
-	v5       atomic.Bool  // which speaks MQTT 5
-	frames   framer
-	tap      *tap
+	lazy      bool         // Read is the only reader of nc, so deadlines may be armed late
+	want      atomic.Int64 // read deadline asked for, in Unix nanoseconds; 0: none
+	armed     atomic.Int64 // read deadline set on nc; 0: none
+	interval  atomic.Int64 // length of the last deadline asked for
+	settled   atomic.Bool  // the server has accepted the client
+	v5        atomic.Bool  // which speaks MQTT 5
+	frames    framer
+	announced int // length of a long packet that is arriving
+	tap       *tap
 
 	exempt  atomic.Bool
 	value   atomic.Pointer[any]

@@ -33,6 +33,7 @@ const (
 	RetainedFull                   // retain flags dropped: retained store full
 	SessionsFull                   // CONNECT refused: FixesConfig.Sessions reached, and the client wants its session kept
 	QueuedFull                     // messages not kept for a client: FixesConfig.QueuedBytes reached
+	InputFull                      // closed: Limits.Input reached while a long packet arrived
 
 	events
 )
@@ -43,7 +44,7 @@ var eventNames = [events]string{
 	"slow-consumer", "write-stalled", "panicked", "hook-panicked", "session-swept",
 	"ghost-stopped", "gate-timeout", "topic-refused", "filter-refused",
 	"subscriptions-full", "will-refused", "qos-refused", "retained-full",
-	"sessions-full", "queued-full",
+	"sessions-full", "queued-full", "input-full",
 }
 
 // String returns the event's stable name, fit for a metric's label.

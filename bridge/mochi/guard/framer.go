@@ -37,6 +37,7 @@ func (f *framer) scan(p []byte, c *Conn) error {
 			p = p[n:]
 			if f.left == 0 {
 				f.first = true
+				_ = c.underway(0) // no error
 			}
 			continue
 		}
@@ -66,6 +67,10 @@ func (f *framer) scan(p []byte, c *Conn) error {
 		}
 		if f.left == 0 {
 			f.first = true
+		} else if f.left > len(p) && f.left <= max(c.cfg.PacketLimit, smallPacket) { // longer ones mochi refuses
+			if err := c.underway(f.left); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

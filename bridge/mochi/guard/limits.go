@@ -14,6 +14,7 @@ const (
 	DefaultPerAddress = 16_384
 	DefaultPending    = 4_096
 	DefaultOutput     = 1 << 30
+	DefaultInput      = 256 << 20
 )
 
 // fairOutput is what every connection may buffer even when Limits.Output is
@@ -38,7 +39,12 @@ type Limits struct {
 	// count as slow: they are closed when more is written to them.
 	Output int64
 
-	output atomic.Int64
+	// Input is how many bytes the packets longer than 16 KiB may have together
+	// that have begun to arrive, and must arrive within a minute each. A packet
+	// beyond it ends its connection.
+	Input int64
+
+	output, input atomic.Int64
 
 	mu      sync.Mutex
 	conns   int

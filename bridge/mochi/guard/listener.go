@@ -340,6 +340,7 @@ func (l *Listener) run(c *Conn, t *ticket, deadline time.Time) {
 		l.cfg.Logger.Debug("connection closed", "listener", l.cfg.ID, "err", err)
 	}
 	_ = c.Close()
+	_ = c.underway(0) // no error
 	l.finish(c)
 	l.mu.Lock()
 	delete(l.conns, c)

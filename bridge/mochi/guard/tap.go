@@ -101,6 +101,14 @@ func (t *tap) step(c *Conn) (int, error) {
 			return 0, nil
 		}
 		total := head + length
+		if len(t.in) >= total || total > t.limit {
+			err = c.underway(0)
+		} else {
+			err = c.underway(total)
+		}
+		if err != nil {
+			return 0, err
+		}
 		kind := t.in[0] >> 4
 		if kind != typePublish && kind != typePuback || total > t.limit {
 			return total, nil

@@ -1,0 +1,43 @@
+package guard
+
+import (
+	"bytes"
+	"testing"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+
+	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+)
+
+// A header that announces a long packet costs memory, so many of them must not
+// cost without bound.
+func TestLongPacketsUnderWayAreBounded(t *testing.T) {
+	const packet = 200 << 10
+	limits := &Limits{Input: 3 * packet}
+	b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.Limits = limits })
+	whole := rawmqtt.Publish(false, 2, "t", 1, make([]byte, packet-100))
+	var begun []*rawmqtt.Client
+	for i := range 3 {
+		c := b.login(t, false, rawmqtt.Options{ID: string(rune('a' + i))})
+		send(t, c, whole[:10])
+		begun = append(begun, c)
+	}
+	eventually(t, "three under way", func() bool { return limits.Arriving() > 2*packet })
+	fourth := b.login(t, false, rawmqtt.Options{ID: "d"})
+	send(t, fourth, whole[:10])
+	closedByPeer(t, fourth)
+	if n := b.c.Count(InputFull); n != 1 {
+		t.Errorf("counted %d", n)
+	}
+	// Short ones are not held up, and what has begun may end.
+	small := b.login(t, false, rawmqtt.Options{ID: "e"})
+	send(t, small, rawmqtt.Publish(false, 2, "t", 1, bytes.Repeat([]byte{1}, 10_000)))
+	expect(t, small, rawmqtt.PUBACK)
+	send(t, begun[0], whole[10:])
+	expect(t, begun[0], rawmqtt.PUBACK)
+	_ = begun[1].Close()
+	eventually(t, "one under way", func() bool { return limits.Arriving() < packet })
+	send(t, begun[2], whole[10:])
+	expect(t, begun[2], rawmqtt.PUBACK)
+	eventually(t, "none under way", func() bool { return limits.Arriving() == 0 })
+}
