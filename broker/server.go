@@ -1,33 +1,18 @@
 package broker
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"strings"
 	"time"
-
-	mqtt "github.com/mochi-mqtt/server/v2"
 
 	"github.com/sealmq/sealmq/bridge"
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
-)
-
-// What the hub's own MQTT server allows; see mochi's Capabilities.
-const (
-	sessionExpiry  = 24 * 60 * 60 // seconds an ordinary client's session outlives its connection
-	messageExpiry  = 24 * 60 * 60 // seconds a message waits in such a session
-	writesPending  = 128          // packets that wait for one ordinary client
-	sessionsQueue  = 8192         // packets in flight to one ordinary client
-	sysTopicsEvery = 30           // seconds between $SYS messages
-	maximumQoS     = 1            // mochi's QoS 2 is not safe (packet identifiers of both directions share one map)
 )
 
 // guestUser is the MQTT user name of a device that has not pinned its hub.
@@ -45,63 +30,34 @@ type mqttServer interface {
 // newServer makes the MQTT server on ports that are open, one for each
 // endpoint. Nothing but the guarded listeners ever reaches it.
 func (h *Hub) newServer(open []net.Listener) (mqttServer, error) {
-	frame := route.Limits{Frame: int(h.cfg.Limits.Frame)}.WithDefaults().Frame
-	packet := frame + mochibridge.PacketHeadroom
-	logger := slog.New(guard.Redact(atLeastWarn{h.logger.With("part", "mqtt").Handler()}))
-
-	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumPacketSize = uint32(packet) // at most 16 MiB and 64 KiB
-	caps.MaximumClients = int64(cmp.Or(h.cfg.Limits.Connections, guard.DefaultConns))
-	caps.MaximumQos = maximumQoS
-	caps.TopicAliasMaximum = 0
-	caps.MaximumSessionExpiryInterval = sessionExpiry
-	caps.MaximumMessageExpiryInterval = messageExpiry
-	caps.MaximumClientWritesPending = writesPending
-	caps.MaximumInflight = sessionsQueue
-	server := mqtt.New(&mqtt.Options{
-		Capabilities:           caps,
-		SysTopicResendInterval: sysTopicsEvery,
-		Logger:                 logger,
-	})
-
-	fixes, err := guard.NewFixes(server, guard.FixesConfig{Counters: h.guarded, Logger: logger})
-	if err != nil {
-		return nil, fmt.Errorf("broker: %w", err)
-	}
-	hook, err := mochibridge.New(mochibridge.Options{
-		Server: server, Bridge: h.bridge, Root: h.root, FrameLimit: frame,
-		Authenticate: func(c mochibridge.ConnectInfo) (bridge.Principal, error) { return h.authenticate(server, c) },
-		Outside:      outside,
-		Counters:     &h.hooked,
-		Logger:       h.logger.With("part", "mqtt"),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("broker: %w", err)
-	}
-	if err := server.AddHook(fixes, nil); err != nil {
-		return nil, fmt.Errorf("broker: %w", err)
-	}
-	if err := server.AddHook(hook, nil); err != nil {
-		return nil, fmt.Errorf("broker: %w", err)
+	cfg := mochibridge.ServerConfig{
+		Options: mochibridge.Options{
+			Bridge: h.bridge, Root: h.root,
+			FrameLimit:   route.Limits{Frame: int(h.cfg.Limits.Frame)}.WithDefaults().Frame,
+			Authenticate: h.authenticate,
+			Outside:      outside,
+			OneAccount:   h.gate != nil,
+			Counters:     &h.hooked,
+			Logger:       h.logger.With("part", "mqtt"),
+		},
+		Limits:  h.limits,
+		Guarded: h.guarded,
 	}
 	for i, e := range h.endpoints {
-		ln, err := guard.NewListener(guard.Config{
+		cfg.Listeners = append(cfg.Listeners, guard.Config{
 			ID: fmt.Sprintf("%s-%d", e.scheme, i), Inherited: open[i], TLS: h.tlsFor(e), WebSocket: e.web(),
-			PacketLimit: packet, Limits: h.limits, Counters: h.guarded, Logger: logger,
 		})
-		if err != nil {
-			return nil, fmt.Errorf("broker: %w", err)
-		}
-		if err := server.AddListener(ln); err != nil {
-			return nil, fmt.Errorf("broker: %w", err)
-		}
+	}
+	server, err := mochibridge.NewServer(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
 	}
 	return server, nil
 }
 
 // authenticate says who a connecting client is.
-func (h *Hub) authenticate(server *mqtt.Server, c mochibridge.ConnectInfo) (bridge.Principal, error) {
-	p, result, err := h.principal(server, c)
+func (h *Hub) authenticate(c mochibridge.ConnectInfo) (bridge.Principal, error) {
+	p, result, err := h.principal(c)
 	h.logins[result].Add(1)
 	if err != nil {
 		return bridge.Principal{}, err
@@ -112,7 +68,7 @@ func (h *Hub) authenticate(server *mqtt.Server, c mochibridge.ConnectInfo) (brid
 	return p, nil
 }
 
-func (h *Hub) principal(server *mqtt.Server, c mochibridge.ConnectInfo) (bridge.Principal, loginResult, error) {
+func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResult, error) {
 	p := bridge.Principal{ClientID: c.ClientID}
 	switch string(c.Username) {
 	case hubproto.ProofUser:
@@ -141,9 +97,6 @@ func (h *Hub) principal(server *mqtt.Server, c mochibridge.ConnectInfo) (bridge.
 	ctx, cancel := context.WithTimeout(context.Background(), loginTimeout)
 	defer cancel()
 	a, err := h.gate.login(ctx, c.ClientID, string(c.Username), c.Password)
-	if err == nil && a.Role != bridge.RoleDevice && heldByAnother(server, c) {
-		err = ErrClientID
-	}
 	if err != nil {
 		return p, resultOf(err), refusal(err)
 	}
@@ -161,16 +114,6 @@ func openPrincipal(p bridge.Principal) bridge.Principal {
 	}
 	p.Role = bridge.RoleObserver
 	return p
-}
-
-// heldByAnother reports whether another account's session has the client id:
-// whoever connects with it would get that session and what is queued in it.
-func heldByAnother(server *mqtt.Server, c mochibridge.ConnectInfo) bool {
-	if c.ClientID == "" {
-		return false
-	}
-	cl, ok := server.Clients.Get(c.ClientID)
-	return ok && !bytes.Equal(cl.Properties.Username, c.Username)
 }
 
 // refusal picks the answer to a login that failed.
@@ -194,19 +137,4 @@ func outside(p bridge.Principal, topic string, write bool) bool {
 		return !write || !strings.HasPrefix(topic, "$")
 	}
 	return false
-}
-
-// atLeastWarn drops what mochi logs below a warning.
-type atLeastWarn struct{ slog.Handler }
-
-func (h atLeastWarn) Enabled(ctx context.Context, l slog.Level) bool {
-	return l >= slog.LevelWarn && h.Handler.Enabled(ctx, l)
-}
-
-func (h atLeastWarn) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return atLeastWarn{h.Handler.WithAttrs(attrs)}
-}
-
-func (h atLeastWarn) WithGroup(name string) slog.Handler {
-	return atLeastWarn{h.Handler.WithGroup(name)}
 }

@@ -10,7 +10,7 @@ const (
 	RefusedNotAllowed     Event = iota // CONNECT refused: not allowed
 	RefusedBadCredentials              // CONNECT refused: bad user name, password or proof
 	RefusedFull                        // CONNECT refused: no room
-	RefusedClientID                    // CONNECT refused: client id belongs to a device, or is not a device name
+	RefusedClientID                    // CONNECT refused: client id belongs to a device or another user, or is not a device name
 	RefusedWill                        // CONNECT refused: will under the root
 	Wrapped                            // connections of other listeners whose output the hook guards
 	PublishRefused                     // PUBLISH under the root by somebody else than that device

@@ -22,6 +22,7 @@ type Hook struct {
 	mqtt.HookBase
 	o     Options
 	purge sync.Once
+	users accounts
 
 	mu   sync.Mutex
 	live map[string]*session // devices and guests, by client id
@@ -197,6 +198,12 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
 			}
 			return h.refuse(cl, events, r)
 		}
+	}
+	if !sends && h.o.OneAccount && who.ClientID != "" {
+		if !h.users.take(h.o.Server.Clients, cl.ID, string(cl.Properties.Username)) {
+			return h.refuse(cl, RefusedClientID, &Refusal{Code: NotAllowed, Reason: "client id is in use by another user"})
+		}
+		conn.AtEnd(func() { h.users.drop(cl.ID) })
 	}
 	conn.SetValue(s)
 	conn.AtEnd(s.end)

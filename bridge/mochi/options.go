@@ -53,6 +53,12 @@ type Options struct {
 	// and then each topic. It never widens anything under the root.
 	Outside func(p bridge.Principal, topic string, write bool) bool
 
+	// OneAccount has a client id of an observer or user belong to the user name
+	// that uses it: while a connection or a kept session of it lives, another
+	// user name is refused. Without it, who knows a client id gets its session,
+	// unless Authenticate sees to it.
+	OneAccount bool
+
 	// Observers bounds the observers with filters under the root at one time,
 	// 0: DefaultObservers. Further filters are refused.
 	Observers int
