@@ -84,17 +84,9 @@ func connect(t *testing.T, hub *broker.Hub, logger *slog.Logger) (*device.Node, 
 	return node, id
 }
 
-// ready is a retained message outside the root. mosquitto_sub writes its log to
-// a pipe only when a message has arrived, so every subscription asks for it too.
-const ready = "ready"
-
 func subscribe(t *testing.T, hub *broker.Hub, filters ...string) *mosquitto.Subscriber {
 	t.Helper()
-	addr := hub.MQTTAddr().String()
-	if err := mosquitto.Publish(t, addr, mosquitto.Options{Extra: []string{"-r"}}, ready, []byte("yes")); err != nil {
-		t.Fatal(err)
-	}
-	return mosquitto.Subscribe(t, addr, mosquitto.Options{}, append(filters, ready)...)
+	return mosquitto.Subscribe(t, hub.MQTTAddr().String(), mosquitto.Options{}, filters...)
 }
 
 // An observer of the whole broker sees frames, status and forwarder records.
@@ -181,9 +173,6 @@ func checkTopics(t *testing.T, seen []mosquitto.Packet, alice, bob *device.Node,
 	frames, records := map[string]int{}, map[string]int{}
 	traces := 0
 	for _, p := range seen {
-		if p.Topic == ready {
-			continue
-		}
 		kind, name := root.Parse(p.Topic)
 		switch kind {
 		case topics.Out, topics.In:
@@ -264,7 +253,7 @@ func TestOrdinaryClients(t *testing.T) {
 		return p.Topic == "plant/9/temperature" && string(p.Payload) == "21.5"
 	})
 	for _, p := range watch.Packets() {
-		if p.Topic != ready && !strings.HasPrefix(p.Topic, "plant/") {
+		if !strings.HasPrefix(p.Topic, "plant/") {
 			t.Errorf("it received %s", p.Topic)
 		}
 	}

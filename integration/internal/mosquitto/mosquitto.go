@@ -64,7 +64,7 @@ func find(t testing.TB, program string) string {
 			return path
 		}
 	}
-	peer.Missing(t, program, "install Debian's mosquitto and mosquitto-clients")
+	peer.Missing(t, program, "install Debian's mosquitto, mosquitto-clients and coreutils")
 	return ""
 }
 
@@ -100,7 +100,9 @@ func Subscribe(t testing.TB, broker string, opts Options, filters ...string) *Su
 	}
 	// It ends by itself should the test be killed.
 	args = append(args, "-W", "1800")
-	s.process = peer.Start(t, peer.Options{OnLine: s.line}, find(t, "mosquitto_sub"), args...)
+	// On a pipe it would keep its log, the SUBACK line too, until a message comes.
+	args = append([]string{"-oL", find(t, "mosquitto_sub")}, args...)
+	s.process = peer.Start(t, peer.Options{OnLine: s.line}, find(t, "stdbuf"), args...)
 	select {
 	case <-s.granted:
 	case <-s.process.Exited():

@@ -44,6 +44,14 @@ func TestClientsAtTheirOwnBroker(t *testing.T) {
 	}
 }
 
+// A subscription is reported although nothing comes.
+func TestSubscribeToSilence(t *testing.T) {
+	sub := mosquitto.Subscribe(t, mosquitto.Broker(t), mosquitto.Options{}, "nothing/#")
+	if n := len(sub.Packets()); n != 0 {
+		t.Errorf("%d packets", n)
+	}
+}
+
 func TestPublishReportsRefusal(t *testing.T) {
 	if err := mosquitto.Publish(t, "127.0.0.1:1", mosquitto.Options{}, "a", nil); err == nil {
 		t.Error("publishing to nobody works")
