@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/sealmq/sealmq/bridge"
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
 // Two accounts that say the same client id: the one that has it keeps it, also

@@ -17,7 +17,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/hooks/auth"
 	"github.com/mochi-mqtt/server/v2/listeners"
 
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
 

@@ -10,8 +10,8 @@ import (
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
 

@@ -14,7 +14,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sealmq/sealmq/bridge"
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
 

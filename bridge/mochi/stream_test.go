@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
 

@@ -12,7 +12,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
 // sleeping connects a kept session, subscribes it to t with QoS 1, and has three

@@ -20,7 +20,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/hooks/auth"
 	"go.uber.org/goleak"
 
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

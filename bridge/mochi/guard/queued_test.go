@@ -6,7 +6,7 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 
-	"github.com/sealmq/sealmq/bridge/mochi/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
 // away leaves a kept session behind that holds t with QoS 1.

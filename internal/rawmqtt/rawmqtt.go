@@ -161,7 +161,10 @@ type Options struct {
 	KeepAlive          uint16
 	Will, WillPayload  string
 	WillRetain         bool
+	WillQoS            byte
+	WillProps          []byte // MQTT 5
 	Props              []byte // MQTT 5
+	NoKeepAlive        bool   // instead of 60 s
 }
 
 // Connect builds a CONNECT packet.
@@ -172,7 +175,7 @@ func Connect(v5 bool, o Options) []byte {
 		flags |= 2
 	}
 	if o.Will != "" {
-		flags |= 4
+		flags |= 4 | o.WillQoS<<3
 		if o.WillRetain {
 			flags |= 32
 		}
@@ -188,7 +191,7 @@ func Connect(v5 bool, o Options) []byte {
 		version = 5
 	}
 	ka := o.KeepAlive
-	if ka == 0 {
+	if ka == 0 && !o.NoKeepAlive {
 		ka = 60
 	}
 	b = append(b, version, flags, byte(ka>>8), byte(ka))
@@ -199,7 +202,7 @@ func Connect(v5 bool, o Options) []byte {
 	b = appendString(b, o.ID)
 	if o.Will != "" {
 		if v5 {
-			b = append(b, 0)
+			b = append(append(b, byte(len(o.WillProps))), o.WillProps...)
 		}
 		b = appendString(b, o.Will)
 		b = appendString(b, o.WillPayload)
@@ -236,6 +239,35 @@ func Subscribe(v5 bool, id uint16, qos byte, filters ...string) []byte {
 		b = append(appendString(b, f), qos)
 	}
 	return Frame(SUBSCRIBE<<4|2, b)
+}
+
+// Filter is one filter of a SUBSCRIBE with its options byte: QoS, and in MQTT 5
+// no local (4), retain as published (8) and retain handling (16, 32).
+type Filter struct {
+	Filter  string
+	Options byte
+}
+
+// SubscribeWith builds a SUBSCRIBE packet with MQTT 5 properties.
+func SubscribeWith(id uint16, props []byte, filters ...Filter) []byte {
+	b := binary.BigEndian.AppendUint16(nil, id)
+	b = append(append(b, byte(len(props))), props...)
+	for _, f := range filters {
+		b = append(appendString(b, f.Filter), f.Options)
+	}
+	return Frame(SUBSCRIBE<<4|2, b)
+}
+
+// Unsubscribe builds an UNSUBSCRIBE packet.
+func Unsubscribe(v5 bool, id uint16, filters ...string) []byte {
+	b := binary.BigEndian.AppendUint16(nil, id)
+	if v5 {
+		b = append(b, 0)
+	}
+	for _, f := range filters {
+		b = appendString(b, f)
+	}
+	return Frame(UNSUBSCRIBE<<4|2, b)
 }
 
 // Ack builds an acknowledgement of any kind.
