@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -15,6 +16,60 @@ type Limits struct {
 	Frame Size `yaml:"frame"`
 	// Hops is the most addresses in a route. Default 64.
 	Hops int `yaml:"hops"`
+
+	// Memory is what the hub's heap may come to, 64 MiB at least. The limits
+	// below that bound memory then have defaults that fit; those that are set must
+	// leave a quarter of it. Default: no ceiling.
+	Memory Size `yaml:"memory"`
+
+	// FramesPerSecond and BytesPerSecond are what one device or TCP connection
+	// may send, with a burst of one second's. Beyond that acknowledgements are
+	// withheld, and transient frames dropped. Defaults 100,000 and 64 MiB.
+	FramesPerSecond int  `yaml:"frames_per_second"`
+	BytesPerSecond  Size `yaml:"bytes_per_second"`
+	// HellosPerSecond and RegistrationsPerSecond are what one device may ask for
+	// over all its connections. Defaults 50 and 20.
+	HellosPerSecond        int `yaml:"hellos_per_second"`
+	RegistrationsPerSecond int `yaml:"registrations_per_second"`
+	// Unanswered and UnansweredBytes are how much a connection may send without
+	// an answer before it is closed. Defaults 1,024 packets and 8 MiB.
+	Unanswered      int  `yaml:"unanswered"`
+	UnansweredBytes Size `yaml:"unanswered_bytes"`
+	// WaitingBytes bounds what is received and not answered of all connections
+	// together, OutputBytes what is written and not taken, ArrivingBytes the long
+	// packets that have begun to arrive. Defaults 256 MiB, 1 GiB and 256 MiB.
+	WaitingBytes  Size `yaml:"waiting_bytes"`
+	OutputBytes   Size `yaml:"output_bytes"`
+	ArrivingBytes Size `yaml:"arriving_bytes"`
+
+	// ClientsPerIdentity is how many client ids of one identity may have a queue
+	// at one time. Default 1,024.
+	ClientsPerIdentity int `yaml:"clients_per_identity"`
+	// Peers is how many devices and connections may have a place in the router,
+	// connected or not. Default 1,000,000.
+	Peers int `yaml:"peers"`
+	// Forwarders is how many forwarding addresses there may be. Default
+	// 1,000,000.
+	Forwarders int `yaml:"forwarders"`
+
+	// Subscriptions, TopicBytes and TopicLevels bound what one ordinary client
+	// may subscribe to. Defaults 1,024, 1,024 and 32.
+	Subscriptions int `yaml:"subscriptions"`
+	TopicBytes    int `yaml:"topic_bytes"`
+	TopicLevels   int `yaml:"topic_levels"`
+	// Retained and RetainedBytes bound the retained messages of ordinary clients.
+	// Defaults 100,000 and 64 MiB.
+	Retained      int  `yaml:"retained"`
+	RetainedBytes Size `yaml:"retained_bytes"`
+	// Sessions bounds the MQTT sessions, connected or kept, SessionBytes what is
+	// queued in all of them. Defaults 131,072 and 256 MiB.
+	Sessions     int  `yaml:"sessions"`
+	SessionBytes Size `yaml:"session_bytes"`
+	// Observers is how many clients may watch at one time. Default 64.
+	Observers int `yaml:"observers"`
+	// ConnectTimeout is how long a peer may take from accept to the end of its
+	// CONNECT. Default 10 s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 
 	// Connections is how many MQTT connections there may be. Default 65,536.
 	Connections int `yaml:"connections"`
@@ -58,6 +113,28 @@ func (l Limits) validate() error {
 		key   string
 		value int64
 	}{
+		{"memory", int64(l.Memory)},
+		{"frames_per_second", int64(l.FramesPerSecond)},
+		{"bytes_per_second", int64(l.BytesPerSecond)},
+		{"hellos_per_second", int64(l.HellosPerSecond)},
+		{"registrations_per_second", int64(l.RegistrationsPerSecond)},
+		{"unanswered", int64(l.Unanswered)},
+		{"unanswered_bytes", int64(l.UnansweredBytes)},
+		{"waiting_bytes", int64(l.WaitingBytes)},
+		{"output_bytes", int64(l.OutputBytes)},
+		{"arriving_bytes", int64(l.ArrivingBytes)},
+		{"clients_per_identity", int64(l.ClientsPerIdentity)},
+		{"peers", int64(l.Peers)},
+		{"forwarders", int64(l.Forwarders)},
+		{"subscriptions", int64(l.Subscriptions)},
+		{"topic_bytes", int64(l.TopicBytes)},
+		{"topic_levels", int64(l.TopicLevels)},
+		{"retained", int64(l.Retained)},
+		{"retained_bytes", int64(l.RetainedBytes)},
+		{"sessions", int64(l.Sessions)},
+		{"session_bytes", int64(l.SessionBytes)},
+		{"observers", int64(l.Observers)},
+		{"connect_timeout", int64(l.ConnectTimeout)},
 		{"connections", int64(l.Connections)},
 		{"connections_per_address", int64(l.ConnectionsPerAddress)},
 		{"connections_pending", int64(l.ConnectionsPending)},
@@ -74,7 +151,7 @@ func (l Limits) validate() error {
 			return &ConfigError{Key: "limits." + n.key, Problem: "it is negative", Fix: "remove it for the default, or choose a positive number"}
 		}
 	}
-	return nil
+	return l.checkMemory()
 }
 
 // bridge puts the limits into the router's configuration.
@@ -85,4 +162,9 @@ func (l Limits) bridge(c *bridge.Config) {
 	c.MaxAge = l.QueuedFor
 	c.ForwardersPerIdentity, c.ForwarderTTL = l.ForwardersPerIdentity, l.ForwarderUnseen
 	c.TraceRate = float64(l.TraceLines)
+	c.FrameRate, c.ByteRate = float64(cmp.Or(l.FramesPerSecond, defaultFrameRate)), float64(cmp.Or(l.BytesPerSecond, defaultByteRate))
+	c.HelloRate, c.HelloBurst = float64(l.HellosPerSecond), 4*l.HellosPerSecond
+	c.RegistrationRate, c.RegistrationBurst = float64(l.RegistrationsPerSecond), max(4*l.RegistrationsPerSecond, min(256, 256*l.RegistrationsPerSecond))
+	c.Window, c.WindowBytes, c.WaitingBytes = l.Unanswered, int(l.UnansweredBytes), int64(l.WaitingBytes)
+	c.PortsPerIdentity, c.MaxPorts, c.MaxForwarders = l.ClientsPerIdentity, l.Peers, l.Forwarders
 }

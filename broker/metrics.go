@@ -40,6 +40,7 @@ func (h *Hub) samples() []sample {
 		{name: "sealmq_frames_waiting_bytes", help: "Bytes of the frames received and not yet acknowledged.", gauge: true, n: float64(c.WaitingBytes)},
 		{name: "sealmq_notices_total", help: "Notices written to senders.", n: float64(c.Notices)},
 		{name: "sealmq_notices_held_total", help: "Notices kept back by a limit.", n: float64(c.NoticesHeld)},
+		{name: "sealmq_packets_throttled_total", help: "Packets whose acknowledgement was withheld because of their sender's rate.", n: float64(c.Throttled)},
 		{name: "sealmq_bad_acknowledgements_total", help: "Acknowledgements of what was never sent.", n: float64(c.BadAcks)},
 		{name: "sealmq_observer_copies_total", help: "Copies and trace lines handed to observers.", n: float64(c.Copies)},
 		{name: "sealmq_observer_copies_dropped_total", help: "Copies and trace lines that observers missed.", n: float64(c.CopiesDropped)},
@@ -61,6 +62,9 @@ func (h *Hub) samples() []sample {
 	conns, pending := h.limits.Open()
 	all = append(all,
 		sample{name: "sealmq_mqtt_connections", help: "Open MQTT connections.", gauge: true, n: float64(conns)},
+		sample{name: "sealmq_mqtt_output_bytes", help: "Output that MQTT clients have yet to take.", gauge: true, n: float64(h.limits.Buffered())},
+		sample{name: "sealmq_mqtt_arriving_bytes", help: "Long MQTT packets that have begun to arrive.", gauge: true, n: float64(h.limits.Arriving())},
+		sample{name: "sealmq_memory_limit_bytes", help: "Configured ceiling of the heap; 0: none.", gauge: true, n: float64(h.cfg.Limits.Memory)},
 		sample{name: "sealmq_mqtt_connections_pending", help: "MQTT connections before the end of CONNECT.", gauge: true, n: float64(pending)},
 	)
 	h.guarded.Each(func(e guard.Event, n uint64) {

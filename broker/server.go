@@ -37,15 +37,18 @@ func (h *Hub) newServer(open []net.Listener) (mqttServer, error) {
 			Authenticate: h.authenticate,
 			Outside:      outside,
 			OneAccount:   h.gate != nil,
+			Observers:    h.cfg.Limits.Observers,
 			Counters:     &h.hooked,
 			Logger:       h.logger.With("part", "mqtt"),
 		},
 		Limits:  h.limits,
 		Guarded: h.guarded,
+		Fixes:   h.cfg.Limits.fixes(),
 	}
 	for i, e := range h.endpoints {
 		cfg.Listeners = append(cfg.Listeners, guard.Config{
 			ID: fmt.Sprintf("%s-%d", e.scheme, i), Inherited: open[i], TLS: h.tlsFor(e), WebSocket: e.web(),
+			ConnectTimeout: h.cfg.Limits.ConnectTimeout,
 		})
 	}
 	server, err := mochibridge.NewServer(cfg)
