@@ -37,14 +37,29 @@ type Config struct {
 	OneShot bool
 
 	// Username and Password are what the hub's password file asks for. They
-	// override those of the URL. Sent in the clear without TLS.
+	// override those of the URL. Sent in the clear without TLS. Without them the
+	// device proves its identity to a sealmq hub, over TLS or on this machine.
 	Username, Password string
+	// InsecureProofWithoutTLS proves the identity also to a hub on another machine
+	// without TLS. Whoever is in between can then take over the connection, and hold
+	// a proof back and use it in this device's place. Without it no proof is sent
+	// there, and the hub lets the device in or not.
+	InsecureProofWithoutTLS bool
+	// HubCredential returns a credential for the hub, which is sent with the proof,
+	// for hubs that let in devices with a credential; nil sends none.
+	HubCredential func() ([]byte, error)
 	// Root is the hub's topic root. Default "sealmq".
 	Root topics.Root
 	// Hub is the hub's identifier, which it has to prove; "?hub=I…" in the URL
 	// does the same. Zero: the first hub that proves an identity is kept to as
-	// long as the node lives.
+	// long as the node lives, or, with KnownHubs, for good.
 	Hub identity.Identifier
+	// KnownHubs names a file that remembers which identity the hub at a host and
+	// port has proved, like SSH's known_hosts: "HOST:PORT IDENTIFIER" a line. A hub
+	// that is another one than remembered is refused. Hub comes before it. Hubs
+	// that say that their identity ends with their process are not remembered.
+	// Programs may share the file. Empty: nothing is remembered.
+	KnownHubs string
 	// TLS is used for mqtts:// and wss://. Default: the system's roots, TLS 1.2 at
 	// least, the URL's host as server name. It is cloned; a smaller MinVersion than
 	// TLS 1.2 is raised.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/route"
@@ -33,6 +34,12 @@ var (
 	// ErrBadCredentials is the ErrHubRefused of a wrong user name, password or
 	// proof.
 	ErrBadCredentials = fmt.Errorf("%w: bad user name or password", ErrHubRefused)
+	// ErrBadProof is the ErrHubRefused of a proof of identity that the hub does not
+	// accept although clock and hub are right, as after the identity's key has been
+	// rotated elsewhere.
+	ErrBadProof = fmt.Errorf("%w: the proof of this device's identity is not accepted", ErrHubRefused)
+	// ErrClock is the ErrHubRefused of a device whose clock is off; see ClockError.
+	ErrClock = fmt.Errorf("%w: this device's clock is off", ErrHubRefused)
 	// ErrWrongHub: the hub is not the one that was pinned.
 	ErrWrongHub = errors.New("device: the hub is not the pinned one")
 	// ErrHubAway: no connection to the hub could be made.
@@ -69,15 +76,47 @@ func (timeoutError) Is(target error) bool {
 // the pinned one.
 type HubMismatchError struct {
 	Pinned, Got identity.Identifier
+	// File and Line are where the pin is remembered (Config.KnownHubs); empty when
+	// it came from elsewhere.
+	File string
+	Line int
 }
 
 func (e *HubMismatchError) Error() string {
+	if e.File != "" {
+		return fmt.Sprintf("%v: THE HUB'S IDENTITY HAS CHANGED: %v is remembered in %s, line %d, it proved to be %v; "+
+			"if the hub was set up anew on purpose, remove that line, otherwise somebody is in the way",
+			ErrWrongHub, e.Pinned, e.File, e.Line, e.Got)
+	}
 	return fmt.Sprintf("%v: expected %v, it proved to be %v; if the hub was set up anew on purpose, "+
 		"change the pin, otherwise somebody is in the way", ErrWrongHub, e.Pinned, e.Got)
 }
 
 // Is makes errors.Is(err, ErrWrongHub) true.
 func (e *HubMismatchError) Is(target error) bool { return target == ErrWrongHub }
+
+// ClockError is the ErrClock of a hub that refuses this device's proofs of identity
+// because the two clocks are too far apart. The hub has proved its own identity, so
+// its word about the time is as good as it is. The node goes on trying, since
+// clocks get set; peers would refuse it as the hub does (spec identity 10.3), so the
+// hub's time is not used in place of the device's.
+type ClockError struct {
+	// Ahead is by how much this device's clock is ahead of the hub's; negative:
+	// behind.
+	Ahead time.Duration
+}
+
+func (e *ClockError) Error() string {
+	how := "ahead of"
+	if e.Ahead < 0 {
+		how = "behind"
+	}
+	return fmt.Sprintf("%v: it is %v %s the hub's, so the hub refuses this device's proof of identity, and peers would too; set it (NTP)",
+		ErrClock, e.Ahead.Abs(), how)
+}
+
+// Is makes errors.Is find ErrClock and ErrHubRefused.
+func (e *ClockError) Is(target error) bool { return target == ErrClock || target == ErrHubRefused }
 
 // hint for dials that name a forwarder alone; a stock peer's relay needs the
 // listener's name behind it (spec routing 6.3).

@@ -38,6 +38,7 @@ type hubIdentity struct {
 	pin     identity.Identifier // zero: take whoever proves an identity first
 	proxied bool                // TLS ends before the hub
 	known   *identity.Identity  // proved; nil before
+	seen    identity.Registry   // so that no hub shows a key that was rotated away; may be nil
 	epoch   [hubproto.EpochLen]byte
 }
 
@@ -76,6 +77,11 @@ func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.Co
 	case err == nil && !expected.IsZero() && who.Identifier() != expected:
 		return &HubMismatchError{Pinned: expected, Got: who.Identifier()}
 	case err == nil:
+		if h.seen != nil {
+			if err := h.seen.Update(who); errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict) {
+				return fmt.Errorf("%w: %w", ErrWrongHub, err)
+			}
+		}
 		h.known = who
 		return nil
 	case !expected.IsZero():

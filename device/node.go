@@ -128,7 +128,15 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 			return nil, fmt.Errorf("device: configuration: mailbox: %w", err)
 		}
 	}
-	n.link = newUplink(n.uplinkConfig(u))
+	up, err := n.uplinkConfig(u)
+	if err != nil {
+		_ = n.local.Close()
+		return nil, err
+	}
+	n.link = newUplink(up)
+	if d, ok := n.link.dialer.(*provingDialer); ok {
+		d.hub = &n.link.hub
+	}
 	n.endpoint, err = channel.NewEndpoint(channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{n}, Deliver: n.deliver,
 		Authorities: cfg.Authorities, Credential: cfg.Credential, Epoch: n.link.epoch,
@@ -143,30 +151,39 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	return n, nil
 }
 
-func (n *Node) uplinkConfig(u hubURL) uplinkConfig {
+func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	maxPacket := n.cfg.Limits.Frame + packetHeadroom
 	if n.cfg.Password != "" && !u.secure() && !u.loopback() {
 		n.log.Warn("the password goes to the hub in the clear; use mqtts:// or wss://", "hub", u.String())
 	}
 	limits := n.cfg.Limits
 	limits.Frame = min(limits.Frame+packetHeadroom, route.MaxFrame) // the hub adds to return routes
-	return uplinkConfig{
-		dialer: &mqttDialer{
-			cfg: mqttConfig{
-				hub: u.String(), clientID: n.clientID, root: n.cfg.Root,
-				keepAlive: n.cfg.KeepAlive, opening: n.cfg.ConnectTimeout, writeWait: n.cfg.WriteTimeout,
-				maxPacket: maxPacket, log: n.log,
-				login: func(context.Context, *tls.ConnectionState) (string, string, error) {
-					return n.cfg.Username, n.cfg.Password, nil
-				},
+	memory := n.cfg.hubMemory(u)
+	pin := n.cfg.Hub
+	if pin.IsZero() {
+		var err error
+		if pin, err = memory.pinned(); err != nil {
+			return uplinkConfig{}, err
+		}
+	}
+	plain := &mqttDialer{
+		cfg: mqttConfig{
+			hub: u.String(), clientID: n.clientID, root: n.cfg.Root,
+			keepAlive: n.cfg.KeepAlive, opening: n.cfg.ConnectTimeout, writeWait: n.cfg.WriteTimeout,
+			maxPacket: maxPacket, log: n.log,
+			login: func(context.Context, *tls.ConnectionState) (string, string, error) {
+				return n.cfg.Username, n.cfg.Password, nil
 			},
-			transport: newTransport(u, n.cfg.TLS, n.cfg.DialNetwork, maxPacket),
 		},
+		transport: newTransport(u, n.cfg.TLS, n.cfg.DialNetwork, maxPacket),
+	}
+	return uplinkConfig{
+		dialer:  n.proving(u, plain, memory, limits),
 		hubName: u.String(), out: n.out, in: &n.in, limits: limits, sendLimit: n.cfg.Limits.Frame,
 		helloWait: n.cfg.HelloTimeout, persist: n.cfg.KeepTrying,
-		hub: hubIdentity{pin: n.cfg.Hub, proxied: n.cfg.InsecureTLSProxy},
+		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry}, memory: memory,
 		log: n.log, receive: n.receive, noticed: n.calls.noticed, changed: n.changed,
-	}
+	}, nil
 }
 
 // changed follows the uplink's state. It runs on the uplink's goroutine.

@@ -43,6 +43,7 @@ type uplinkConfig struct {
 	helloWait time.Duration // longest wait for the answer to hello
 	persist   bool          // keep trying before the first connection too
 	hub       hubIdentity   // owned by run
+	memory    *hubMemory    // owned by run
 	log       *slog.Logger
 
 	// receive takes every frame but the answer to hello. The view is valid during
@@ -251,9 +252,11 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 	limit := u.sendLimit
 	if a != nil {
 		if err := u.hub.verify(&s.greeting, a, l.info().tls); errors.Is(err, ErrWrongHub) {
-			return permanent(err)
+			return permanent(u.memory.explain(err))
 		} else if err != nil {
 			u.log.Warn("the hub has not proved an identity", "claims", a.Hub, "err", err)
+		} else if err := u.memory.proved(a); err != nil {
+			return err
 		}
 		if skew := time.Since(a.Time); skew.Abs() > clockSkew {
 			u.log.Warn("this device's clock is off, as the hub sees it; handshakes will fail", "ahead_by", skew.Round(time.Second))

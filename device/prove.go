@@ -1,0 +1,234 @@
+package device
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// provingDialer makes links on which the device has proved who it is. Where it
+// does not know the hub yet it asks as a guest first: a proof is good for one hub
+// alone, and the hub has to say which one it is. It is used by one goroutine.
+type provingDialer struct {
+	mqtt       *mqttDialer
+	identity   *identity.Private
+	credential func() ([]byte, error) // for the hub; may be nil
+	hub        *hubIdentity           // what is known of the hub; the uplink's
+	proxied    bool                   // TLS ends before the hub
+	patience   time.Duration          // longest wait for the answer to hello
+	limits     route.Limits
+	log        *slog.Logger
+	memory     *hubMemory
+
+	plain bool // the hub is none of ours: there is nothing to prove
+}
+
+// dial implements linkDialer.
+func (d *provingDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
+	if !d.plain && d.hub.expected().IsZero() {
+		if err := d.introduce(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if d.plain {
+		return d.mqtt.dial(ctx, ev)
+	}
+	l, err := d.prove(ctx, ev)
+	if !errors.Is(err, ErrBadCredentials) {
+		return l, err
+	}
+	// Why? Perhaps the hub is another one, or one of the clocks is off.
+	skew, gerr := d.compare(ctx)
+	switch {
+	case gerr != nil:
+		return nil, gerr
+	case skew.Abs() > clockSkew:
+		return nil, &ClockError{Ahead: skew.Round(time.Second)}
+	}
+	// A hub that has just started and does not know which proofs were used takes
+	// those made afterwards only, and times are whole seconds.
+	timer := time.NewTimer(proofPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if l, err = d.prove(ctx, ev); errors.Is(err, ErrBadCredentials) {
+		return nil, permanent(fmt.Errorf("%w: if this identity's key was rotated by another program or on another machine, take the new key from there; "+
+			"otherwise the hub's log has the reason", ErrBadProof))
+	}
+	return l, err
+}
+
+// proving returns a dialer that proves this device's identity where it may: with
+// neither user name nor password, and over TLS or on this machine.
+func (n *Node) proving(u hubURL, plain *mqttDialer, memory *hubMemory, limits route.Limits) linkDialer {
+	switch {
+	case n.cfg.Username != "" || n.cfg.Password != "":
+		return plain
+	case !u.secure() && !u.loopback() && !n.cfg.InsecureProofWithoutTLS:
+		n.log.Info("this device does not prove its identity to the hub: the connection has no TLS; "+
+			"use mqtts:// or wss://, or Config.InsecureProofWithoutTLS", "hub", u.String())
+		return plain
+	}
+	return &provingDialer{
+		mqtt: plain, identity: n.cfg.Identity, credential: n.cfg.HubCredential, proxied: n.cfg.InsecureTLSProxy,
+		patience: n.cfg.HelloTimeout, limits: limits, log: n.log, memory: memory,
+	}
+}
+
+// proofPause is how long after a refused proof another one is made.
+const proofPause = 1100 * time.Millisecond
+
+// prove makes a link with a fresh proof.
+func (d *provingDialer) prove(ctx context.Context, ev linkEvents) (link, error) {
+	m := *d.mqtt
+	m.cfg.login = func(_ context.Context, state *tls.ConnectionState) (user, password string, err error) {
+		b := hubproto.ProofBinding{Hub: d.hub.expected(), ClientID: m.cfg.clientID}
+		if state != nil && !d.proxied {
+			if b.Exporter, err = state.ExportKeyingMaterial(exporterLabel, nil, exporterLen); err != nil {
+				return "", "", err
+			}
+		}
+		var shown [][]byte
+		if d.credential != nil {
+			c, err := d.credential()
+			if err != nil {
+				return "", "", fmt.Errorf("the credential for the hub: %w", err)
+			}
+			if len(c) > 0 {
+				shown = append(shown, c)
+			}
+		}
+		proof, err := hubproto.MakeProof(d.identity, b, shown...)
+		if err != nil {
+			return "", "", err
+		}
+		return hubproto.ProofUser, string(proof), nil
+	}
+	return m.dial(ctx, ev)
+}
+
+// introduce finds out which hub this is. A hub that lets no guest in, or does not
+// say who it is, is none of ours.
+func (d *provingDialer) introduce(ctx context.Context) error {
+	a, err := d.visit(ctx)
+	switch {
+	case errors.Is(err, ErrWrongHub):
+		return permanent(d.memory.explain(err))
+	case errors.Is(err, ErrHubRefused) && isPermanent(err), errors.Is(err, errNoAnswer):
+		d.plain = true
+		d.log.Info("the hub takes no guests, so it gets no proof of identity; taking it for a plain broker", "hub", d.mqtt.cfg.hub, "err", err)
+		return nil
+	case errors.Is(err, errUnproven):
+		d.plain = true
+		d.log.Warn("the hub has not proved an identity, so it gets no proof of ours", "hub", d.mqtt.cfg.hub, "err", err)
+		return nil
+	case err != nil:
+		return err
+	}
+	return d.memory.proved(a)
+}
+
+// compare returns by how much this device's clock is ahead of the hub's.
+func (d *provingDialer) compare(ctx context.Context) (time.Duration, error) {
+	a, err := d.visit(ctx)
+	switch {
+	case errors.Is(err, ErrWrongHub):
+		return 0, permanent(d.memory.explain(err))
+	case err != nil:
+		return 0, fmt.Errorf("%w; asking why as a guest: %w", ErrBadProof, err)
+	}
+	return time.Since(a.Time), nil
+}
+
+var (
+	errNoAnswer = errors.New("device: no answer to hello")
+	errUnproven = errors.New("device: the hub's answer to hello proves nothing")
+)
+
+// visit says hello as a guest, and returns the answer once the hub has proved who
+// it is. What it proved is in d.hub.
+func (d *provingDialer) visit(ctx context.Context) (*hubproto.HelloAnswer, error) {
+	m := *d.mqtt
+	m.cfg.clientID = hubproto.GuestName()
+	m.cfg.login = func(context.Context, *tls.ConnectionState) (string, string, error) {
+		return hubproto.GuestUser, "", nil
+	}
+	g := newGreeting()
+	answered := make(chan *hubproto.HelloAnswer, 1)
+	l, err := m.dial(ctx, linkEvents{
+		acked: func(uint64) {},
+		frames: func(payload []byte, _ bool, _ route.Class) {
+			if a := d.answer(payload, &g); a != nil {
+				select {
+				case answered <- a:
+				default:
+				}
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer l.close(true)
+	body, err := g.frame([hubproto.EpochLen]byte{}, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.send(&packet{class: route.Stored, frames: [][]byte{body}, size: len(body)}); err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(d.patience)
+	defer timer.Stop()
+	var a *hubproto.HelloAnswer
+	select {
+	case a = <-answered:
+	case <-timer.C:
+		return nil, errNoAnswer
+	case <-l.done():
+		return nil, fmt.Errorf("%w: it ended the connection before it answered hello: %w", ErrHubAway, l.err())
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if err := d.hub.verify(&g, a, l.info().tls); errors.Is(err, ErrWrongHub) {
+		return nil, err
+	} else if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnproven, err)
+	}
+	return a, nil
+}
+
+// answer returns the answer to hello in a message of the hub, if it is one.
+func (d *provingDialer) answer(payload []byte, g *greeting) *hubproto.HelloAnswer {
+	v, _, err := route.NextView(payload, d.limits)
+	if err != nil || v.FirstHop().Transport != route.LocalTransport || string(v.FirstHop().Value) != g.address {
+		return nil
+	}
+	if from, ok := fromHub(&v); !ok || from != helloService {
+		return nil
+	}
+	a, err := hubproto.ParseHelloAnswer(v.Payload())
+	if err != nil {
+		return nil
+	}
+	return a
+}
+
+// expected is who the hub has to be; zero: not known.
+func (h *hubIdentity) expected() identity.Identifier {
+	if h.known != nil {
+		return h.known.Identifier()
+	}
+	return h.pin
+}
+
+var _ linkDialer = (*provingDialer)(nil)
