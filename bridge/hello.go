@@ -83,6 +83,7 @@ func (b *Bridge) helloAnswer(l *Link, req *hubproto.HelloRequest) ([]byte, error
 	a := hubproto.HelloAnswer{
 		Hub: b.cfg.Identity.Identifier(), Epoch: b.epoch, Time: now,
 		FrameLimit: uint64(b.cfg.Limits.Frame), BundleLimit: uint64(b.cfg.BundleLimit), Window: uint64(b.cfg.Window),
+		Features:  b.features(),
 		Signature: sig, History: b.cfg.Identity.ChangeHistory(),
 	}
 	if l.port.kind != portGuest {

@@ -234,6 +234,7 @@ func (b *Bridge) registerServices() {
 	} {
 		b.table.put(s.addr, &worker{service: s})
 	}
+	b.registerClaimServices()
 }
 
 // stringService answers a BARE String with another (spec routing 8.1); anything
