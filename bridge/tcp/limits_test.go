@@ -14,17 +14,6 @@ import (
 	"github.com/sealmq/sealmq/route"
 )
 
-// ends reads until the hub ends the connection and returns how long that took.
-func (p *peer) ends(begin time.Time) time.Duration {
-	p.t.Helper()
-	p.SetReadDeadline(time.Time{})
-	_, _ = io.Copy(io.Discard, p.Conn)
-	return time.Since(begin)
-}
-
-// drain reads what the hub sends, in the background.
-func (p *peer) drain() { go func() { _, _ = io.Copy(io.Discard, p.Conn) }() }
-
 // TestSlowLoris: whoever sends too slowly is cut, whoever waits between frames is
 // not.
 func TestSlowLoris(t *testing.T) {
