@@ -161,7 +161,8 @@ func (r *registry) register(p *Port, g Registration) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	kind, addr := hubproto.Dynamic, ""
+	kind := hubproto.Dynamic
+	var addr string
 	switch {
 	case g.Alias != "":
 		if !r.validAlias(g.Alias) {

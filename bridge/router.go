@@ -114,7 +114,7 @@ func (l *Link) parse(payload []byte) ([]route.View, error) {
 // refuse ends a packet that is not frames, or frames beyond a limit.
 func (l *Link) refuse(in *inbound, payload []byte, err error) error {
 	p := l.port
-	why, ret := DropMalformed, error(ErrMalformed)
+	why, ret := DropMalformed, ErrMalformed
 	if errors.Is(err, route.ErrLimit) {
 		why, ret = DropTooLarge, nil
 	}

@@ -138,7 +138,7 @@ func writeNew(name string, content []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already when all is well
 	if _, err = tmp.Write(content); err == nil {
 		err = tmp.Sync()
 	}

@@ -101,7 +101,7 @@ func (t *transport) upgrade(ctx context.Context, conn net.Conn) (net.Conn, error
 		Proxy:        nil,
 	}
 	target := t.url.scheme + "://" + t.url.address + t.url.path
-	ws, resp, err := d.DialContext(ctx, target, http.Header{})
+	ws, resp, err := d.DialContext(ctx, target, http.Header{}) //nolint:bodyclose // the WebSocket library has read and closed it
 	if err != nil {
 		if resp != nil {
 			return nil, fmt.Errorf("device: the hub does not serve a WebSocket at %s: HTTP status %s", t.url.path, resp.Status)

@@ -63,7 +63,6 @@ type guard struct {
 	mu       sync.Mutex
 	buf      []byte // output not yet taken by the flusher
 	spare    []byte // the flusher's other buffer
-	flushing bool
 	closed   bool
 	lastByte bool // no more output will come: close once it is written
 	writeErr error

@@ -275,7 +275,7 @@ func firstHop(frame []byte) []byte {
 		return nil
 	}
 	b := frame[2:]
-	n := 0
+	var n int
 	switch h := b[2]; {
 	case h >= bytes && h <= bytes+23:
 		n = 3 + int(h-bytes)

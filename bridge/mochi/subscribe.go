@@ -155,7 +155,7 @@ func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pa
 	defer func() { h.failed("OnUnsubscribe", recover()) }()
 	s := sessionOf(cl)
 	if s == nil {
-		return pk
+		return out
 	}
 	for i := range pk.Filters {
 		switch f := pk.Filters[i].Filter; {
@@ -167,5 +167,5 @@ func (h *Hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pa
 			h.forget(s, f)
 		}
 	}
-	return pk
+	return out
 }

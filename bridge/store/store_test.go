@@ -260,10 +260,10 @@ func TestEveryPrefix(t *testing.T) {
 }
 
 func FuzzRecord(f *testing.F) {
-	f.Add(byte(recName), []byte("\x00\x00\x00\x01bob"))
-	f.Add(byte(recFrames), []byte("\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x01\x01x"))
-	f.Add(byte(recDone), []byte("\x00\x00\x00\x01\xff\xff\xff\xff\xff\xff\xff\xff"))
-	f.Add(byte(recTable), []byte("\x01kvalue"))
+	f.Add(recName, []byte("\x00\x00\x00\x01bob"))
+	f.Add(recFrames, []byte("\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x01\x01x"))
+	f.Add(recDone, []byte("\x00\x00\x00\x01\xff\xff\xff\xff\xff\xff\xff\xff"))
+	f.Add(recTable, []byte("\x01kvalue"))
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		rc := &recovery{s: &Store{tables: make(map[string]*entry)}, boxes: make(map[uint32]*recovered)}
 		if rc.record(1, kind, body) != nil {
