@@ -53,6 +53,7 @@ type Hub struct {
 	ports   []net.Listener
 	status  *statusServer
 	httpURL string
+	memory  func()        // takes the memory limit back
 	failed  chan error    // what ended a server; room for each
 	stopped chan struct{} // closed when Shutdown is done
 }
@@ -96,7 +97,7 @@ func New(cfg Config) (_ *Hub, err error) {
 	if err != nil {
 		return nil, err
 	}
-	born := false
+	var born bool
 	if h.identity, born, err = hubIdentity(h.cfg.Data, h.logger); err != nil {
 		return nil, err
 	}
@@ -142,15 +143,15 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	cfg.Limits = cfg.Limits.fit()
 	h := &Hub{
 		cfg:     cfg,
 		logger:  cfg.logger(),
 		failed:  make(chan error, 2),
 		stopped: make(chan struct{}),
 		guarded: new(guard.Counters),
-		limits: &guard.Limits{
-			Conns: cfg.Limits.Connections, PerAddress: cfg.Limits.ConnectionsPerAddress, Pending: cfg.Limits.ConnectionsPending,
-		},
+		limits:  cfg.Limits.guard(),
+		memory:  func() {},
 	}
 	var err error
 	if h.root, err = cfg.root(); err != nil {
@@ -191,6 +192,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		return ErrStarted
 	}
 	h.state = stateStarting
+	h.memory = h.cfg.Limits.holdMemory()
 	h.mu.Unlock()
 
 	if err := h.open(ctx); err != nil {
@@ -370,6 +372,7 @@ func (h *Hub) stop(ctx context.Context) {
 	}
 	h.mu.Lock()
 	h.state = stateStopped
+	h.memory()
 	h.mu.Unlock()
 	h.logger.Info("the hub has ended")
 }
