@@ -3,7 +3,6 @@ package device
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -85,7 +84,7 @@ type Config struct {
 	// WriteTimeout bounds one write to the network. Default 10 s.
 	WriteTimeout time.Duration
 	// HelloTimeout is how long to wait for the hub's answer to hello; a plain Ockam
-	// hub gives none. Default 3 s.
+	// hub gives none. Default 3 s, and 1 s for tcp:// hubs.
 	HelloTimeout time.Duration
 
 	// Limits bound what is accepted from the hub, and, with what the hub says, what
@@ -128,6 +127,7 @@ const (
 	defaultConnect      = 15 * time.Second
 	defaultWrite        = 10 * time.Second
 	defaultHello        = 3 * time.Second
+	stockHello          = time.Second // where a hub that does not answer is usual
 	defaultQueuedFrames = 8192
 	defaultQueuedBytes  = 32 << 20
 	defaultKnownPeers   = 4096
@@ -181,6 +181,9 @@ func (c Config) resolved(u hubURL) (Config, error) {
 		{"WriteTimeout", &c.WriteTimeout, 10 * time.Millisecond, defaultWrite},
 		{"HelloTimeout", &c.HelloTimeout, 10 * time.Millisecond, defaultHello},
 	} {
+		if d.value == &c.HelloTimeout && u.scheme == "tcp" {
+			d.standard = stockHello
+		}
 		setDefault(d.value, d.standard)
 		if *d.value < d.low || *d.value > 10*time.Minute {
 			return bad("%s is %v; it must be between %v and 10m", d.name, *d.value, d.low)
@@ -208,9 +211,6 @@ func (c Config) resolved(u hubURL) (Config, error) {
 	c.ChannelLimits.Frame = c.Limits.Frame
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if u.scheme == "tcp" {
-		return Config{}, errors.New("device: tcp:// hubs are not supported yet; use mqtt://")
 	}
 	return c, nil
 }

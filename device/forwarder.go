@@ -167,16 +167,37 @@ func (f *Forwarder) renew() {
 	}
 }
 
+// registeredAtStock handles answers to registrations of a hub whose own frames
+// cannot be told from others': what comes to an address M that a registration
+// waits at, and reads as its answer (spec routing 6.3). The return route may be
+// longer than one hop; its last is the relay's address.
+func (n *Node) registeredAtStock(v *route.View) bool {
+	last, ok := v.LastReturn()
+	if !ok || v.OnwardLen() != 1 || last.Transport != route.LocalTransport || len(last.Value) == 0 {
+		return false
+	}
+	first := v.FirstHop()
+	return n.registered(string(first.Value), string(last.Value), v.Payload(), false)
+}
+
 // registered handles what the hub itself sends to an address M: the answers to
-// registrations (spec routing 6.3). It reports whether addr is one.
-func (n *Node) registered(addr, from string, payload []byte) bool {
+// registrations (spec routing 6.3). It reports whether addr is one, and, where it
+// is not certain that the hub is the sender, also the frame an answer.
+func (n *Node) registered(addr, from string, payload []byte, certain bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	all := n.byAddress[addr]
 	if len(all) == 0 {
 		return false
 	}
-	text, err := bare.String(payload)
+	read := bare.String
+	if !certain {
+		read = bare.StringExact
+	}
+	text, err := read(payload)
+	if err != nil && !certain {
+		return false
+	}
 	var match *Forwarder
 	for _, f := range all {
 		switch {
@@ -186,6 +207,9 @@ func (n *Node) registered(addr, from string, payload []byte) bool {
 		case f.alias != "" && err == nil && strings.HasSuffix(text, f.alias) && strings.HasSuffix(from, f.alias):
 			match = f
 		}
+	}
+	if match == nil && !certain {
+		return false
 	}
 	if match == nil {
 		n.in.dropped[dropUnexpected].Add(1)

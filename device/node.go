@@ -178,7 +178,7 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 		transport: newTransport(u, n.cfg.TLS, n.cfg.DialNetwork, maxPacket),
 	}
 	return uplinkConfig{
-		dialer:  n.proving(u, plain, memory, limits),
+		dialer:  n.overTCP(u, limits, func() linkDialer { return n.proving(u, plain, memory, limits) }),
 		hubName: u.String(), out: n.out, in: &n.in, limits: limits, sendLimit: n.cfg.Limits.Frame,
 		helloWait: n.cfg.HelloTimeout, persist: n.cfg.KeepTrying,
 		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry}, memory: memory,
@@ -218,10 +218,16 @@ func (n *Node) spawn(fn func()) bool {
 // receive takes a frame from the link. It does not block.
 func (n *Node) receive(v *route.View, class route.Class) {
 	from, hub := fromHub(v)
+	if n.link.stock.Load() {
+		// Only a sealmq hub's own frames can be told by their form.
+		if hub = false; n.registeredAtStock(v) {
+			return
+		}
+	}
 	if hub && v.OnwardLen() == 1 {
 		// The hub's answers to registrations are told apart before the address is
 		// looked up: to everybody else it is a name of the listener.
-		if first := v.FirstHop(); n.registered(string(first.Value), from, v.Payload()) {
+		if first := v.FirstHop(); n.registered(string(first.Value), from, v.Payload(), true) {
 			return
 		}
 	}

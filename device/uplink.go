@@ -65,6 +65,7 @@ type uplink struct {
 	ended chan struct{} // closed when run has returned
 
 	frameLimit atomic.Int64
+	stock      atomic.Bool // a TCP hub that did not answer hello: none of ours
 	connects   atomic.Uint64
 
 	mu      sync.Mutex
@@ -270,6 +271,7 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 		}
 	}
 	u.frameLimit.Store(int64(limit))
+	u.stock.Store(a == nil && !l.info().acks)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answer = a
