@@ -150,7 +150,9 @@ func TestRefusals(t *testing.T) {
 		if !errors.Is(err, ErrRefused) {
 			t.Errorf("%v, want ErrRefused", err)
 		}
-		if s := b.ep.Stats(); s.Refused != 1 || s.Channels != 0 || s.HalfOpen != 0 {
+		// He forgets the handshake once he has said no.
+		waitFor(t, func() bool { return b.ep.Stats().HalfOpen == 0 })
+		if s := b.ep.Stats(); s.Refused != 1 || s.Channels != 0 {
 			t.Errorf("bob's stats %+v", s)
 		}
 	})
