@@ -76,8 +76,7 @@ func (d *tcpDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	}
 	go l.read()
 	if err := l.write([]byte{route.Preamble}); err != nil {
-		l.close(false)
-		return nil, openError(ctx, d.hub, err)
+		l.end(err) // unless the reader knows better
 	}
 	select {
 	case <-l.greets:
