@@ -99,7 +99,7 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	for _, opt := range opts {
 		opt(&c.opts)
 	}
-	cur, err := n.dial(ctx, c.to, policy, &c.opts)
+	cur, err := n.dialOwner(ctx, c.to, policy, &c.opts)
 	if err != nil {
 		return nil, err
 	}

@@ -104,6 +104,10 @@ type Config struct {
 
 	// Registry keeps the identities met. Default: in memory, 4,096 of them.
 	Registry identity.Registry
+	// KnownPeers remembers who is behind a forwarding address, and the newest claim
+	// seen of that identity, beyond this node's life. Optional; see
+	// KnownPeers.Policy.
+	KnownPeers *KnownPeers
 	// Authorities are those whose credentials are accepted from peers.
 	Authorities []*identity.Identity
 	// Credential returns our own credential for peers when a handshake needs it;

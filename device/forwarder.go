@@ -36,6 +36,9 @@ type Forwarder struct {
 	pending int // registrations sent and not answered
 	first   chan struct{}
 	closed  bool
+	// claimed is the number of the last claim that the hub took, at claimedAt.
+	claimed   uint64
+	claimedAt time.Time
 }
 
 // ForwarderOption changes how CreateForwarder asks.
@@ -94,6 +97,7 @@ func (f *Forwarder) create(ctx context.Context) error {
 	}
 	select {
 	case <-f.first:
+		f.claim(ctx)
 		return nil
 	case <-ctx.Done():
 	}
@@ -156,6 +160,7 @@ func (f *Forwarder) renew() {
 	if err := f.register(ctx); err == nil {
 		select {
 		case <-answered:
+			f.claim(ctx)
 			return
 		case <-ctx.Done():
 		}
@@ -243,8 +248,8 @@ func (f *Forwarder) Alias() string { return f.alias }
 // Listener returns the name of the listener behind the forwarder.
 func (f *Forwarder) Listener() string { return f.listener.name }
 
-// Close stops registering the forwarder. The hub forgets it in time; Ockam has no
-// message for that.
+// Close stops registering the forwarder. The hub forgets it in time; Release has it
+// do so at once.
 func (f *Forwarder) Close() {
 	f.n.mu.Lock()
 	defer f.n.mu.Unlock()

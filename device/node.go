@@ -12,6 +12,7 @@ import (
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/pinfile"
 	"github.com/sealmq/sealmq/node"
 	"github.com/sealmq/sealmq/route"
 )
@@ -46,6 +47,8 @@ type Node struct {
 	events   *events
 	calls    calls
 	graves   tombstones
+	numbers  *pinfile.File // of claims seen; in memory
+	renewing sync.Once     // starts renewClaims
 
 	cancel context.CancelFunc // ends the uplink
 	tasks  sync.WaitGroup     // goroutines; Add only under mu while not closed
@@ -112,6 +115,7 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 		byAddress:  make(map[string][]*Forwarder),
 		channels:   make(map[*Channel]struct{}),
 		closeDone:  make(chan struct{}),
+		numbers:    pinfile.Open(""),
 	}
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
 	var err error

@@ -168,3 +168,14 @@ func (k *KnownPeers) remember(address string, id identity.Identifier, number uin
 	}
 	return nil
 }
+
+// Expected implements channel.ExpectingPolicy.
+func (p knownPeer) Expected() ([]identity.Identifier, bool) {
+	e, ok, err := p.known.file.Lookup(p.address)
+	if err != nil || !ok {
+		return nil, false
+	}
+	return []identity.Identifier{e.Identifier}, true
+}
+
+var _ channel.ExpectingPolicy = knownPeer{}

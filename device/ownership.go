@@ -1,0 +1,291 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/pinfile"
+	"github.com/sealmq/sealmq/route"
+)
+
+// ErrBadClaim means that the hub shows a claim to a forwarding address that its
+// claimant has not signed, or one older than it has shown before. It counts as
+// ErrWrongIdentity: the hub, or whoever is in between, tries something.
+var ErrBadClaim = fmt.Errorf("%w: the claim to the address is forged or out of date", ErrWrongIdentity)
+
+// Ownership is what the hub says about a forwarding address, and what of it is
+// proved.
+type Ownership struct {
+	// Address is the forwarding address.
+	Address string
+	// Owner is who registered it; zero for a stock Ockam node, which says not who
+	// it is. Unless Signed it is the hub's word alone.
+	Owner identity.Identifier
+	// Device is the owner's client id, Since when the address was registered and
+	// Online whether the device was connected: the hub's word.
+	Device string
+	Since  time.Time
+	Online bool
+	// Signed says that Owner has signed a claim to the address that holds now,
+	// with the newest key that this node knows of it.
+	Signed bool
+	// Until and Number are those of the claim.
+	Until  time.Time
+	Number uint64
+	// FirstUse says that this node has not met the owner before, so that it only
+	// knows from the claim itself which key is the owner's newest.
+	FirstUse bool
+}
+
+// lookupTime bounds a lookup, and the registration of a claim.
+const lookupTime = 5 * time.Second
+
+// Lookup asks the hub about a forwarding address and verifies the owner's claim.
+// That an address is claimed says who has to be at its end; the handshake proves
+// who is.
+//
+// Errors: ErrUnknownAddress, ErrBadClaim, ErrTimeout, or that of ctx.
+func (n *Node) Lookup(ctx context.Context, address string) (Ownership, error) {
+	o := Ownership{Address: address}
+	ctx, cancel := context.WithTimeoutCause(ctx, lookupTime, fmt.Errorf("%w: no answer to the lookup of %s", ErrTimeout, address))
+	defer cancel()
+	r, err := n.record(ctx, (&hubproto.LookupRequest{Address: address}).Marshal, lookupService)
+	switch {
+	case err != nil:
+		return o, err
+	case r == nil:
+		return o, fmt.Errorf("%w: %s", ErrUnknownAddress, address)
+	case r.Address != address:
+		return o, fmt.Errorf("%w: asked for %s, answered about %s", ErrBadClaim, address, r.Address)
+	}
+	o.Owner, o.Device, o.Since, o.Online = r.Owner, r.Device, r.Since, r.Online
+	if len(r.Claim) == 0 {
+		return o, nil
+	}
+	return o, n.verifyClaim(&o, r.Claim)
+}
+
+// verifyClaim fills in what a claim proves. One that has merely ended proves
+// nothing, and is no error: its owner may have been away.
+func (n *Node) verifyClaim(o *Ownership, raw []byte) error {
+	c, err := hubproto.ParseClaim(raw)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrBadClaim, err)
+	case c.Address != o.Address:
+		return fmt.Errorf("%w: it is for %s", ErrBadClaim, c.Address)
+	case c.Claimant != o.Owner:
+		return fmt.Errorf("%w: the hub says %v and the claim %v", ErrBadClaim, o.Owner, c.Claimant)
+	}
+	known, met := n.cfg.Registry.Get(c.Claimant)
+	if !met {
+		known = nil
+	}
+	switch _, err := c.Verify(known, time.Now()); {
+	case errors.Is(err, hubproto.ErrClaimExpired), errors.Is(err, hubproto.ErrClaimHistory):
+		n.log.Info("the claim to a forwarding address proves nothing", "address", o.Address, "err", err)
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrBadClaim, err)
+	}
+	if err := n.seenClaim(c); err != nil {
+		return err
+	}
+	o.Signed, o.FirstUse, o.Until, o.Number = true, !met, c.Until, c.Number
+	return nil
+}
+
+// seenClaim remembers the number of a claim and refuses an older one than seen.
+func (n *Node) seenClaim(c *hubproto.Claim) error {
+	err := n.numbers.Remember(c.Address+"="+c.Claimant.String(), c.Claimant, c.Number)
+	if err == nil && n.cfg.KnownPeers != nil {
+		if id, ok, lerr := n.cfg.KnownPeers.Lookup(c.Address); lerr == nil && ok && id == c.Claimant {
+			err = n.cfg.KnownPeers.file.Remember(c.Address, c.Claimant, c.Number)
+		}
+	}
+	if errors.Is(err, pinfile.ErrOlder) {
+		return fmt.Errorf("%w: %w", ErrBadClaim, err)
+	}
+	return err
+}
+
+// lookupService is where the hub answers lookups.
+const lookupService = "lookup"
+
+// record asks one of the hub's services for a forwarder record.
+func (n *Node) record(ctx context.Context, body func() ([]byte, error), service string) (*hubproto.ForwarderRecord, error) {
+	b, err := body()
+	if err != nil {
+		return nil, err
+	}
+	m, err := n.Request(ctx, route.To(service), b)
+	if err != nil {
+		return nil, err
+	}
+	if !m.Origin.FromHub || len(m.ReturnRoute) != 1 || m.ReturnRoute[0].Value != service {
+		return nil, fmt.Errorf("%w: the answer is not from the hub's %s", ErrBadClaim, service)
+	}
+	a, err := hubproto.ParseLookupAnswer(m.Payload)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBadClaim, err)
+	}
+	return a.Record, nil
+}
+
+// hubKeepsClaims reports whether the hub keeps claims.
+func (n *Node) hubKeepsClaims() bool {
+	n.link.mu.Lock()
+	defer n.link.mu.Unlock()
+	return n.link.answer != nil && n.link.answer.Features&hubproto.FeatureClaims != 0
+}
+
+// forwarding reports whether a route begins with a forwarding address.
+func forwarding(to route.Route) (string, bool) {
+	first, ok := to.First()
+	if !ok || !first.IsLocal() {
+		return "", false
+	}
+	return first.Value, strings.HasPrefix(first.Value, "FWD_") || strings.HasPrefix(first.Value, "forward_to_")
+}
+
+// dialOwner is dial for a policy that names identifiers: beside the handshake it
+// looks up who claims the address. A claim of somebody else, a forged one or an
+// old one ends the attempt; without a claim the handshake decides alone.
+func (n *Node) dialOwner(ctx context.Context, to route.Route, policy channel.Policy, opts *dialOptions) (*channel.Channel, error) {
+	expected, listed := channel.Expected(policy)
+	address, fwd := forwarding(to)
+	if !listed || !fwd || !n.hubKeepsClaims() {
+		return n.dial(ctx, to, policy, opts)
+	}
+	dialling, stop := context.WithCancelCause(ctx)
+	looking, enough := context.WithCancel(ctx)
+	defer enough()
+	verdict := make(chan error, 1)
+	go func() {
+		err := n.judge(looking, address, expected)
+		if err != nil {
+			stop(err)
+		}
+		verdict <- err
+	}()
+	cur, err := n.dial(dialling, to, policy, opts)
+	if err != nil {
+		enough() // unless it was the verdict that ended the dialling
+	}
+	bad := <-verdict
+	stop(nil)
+	switch {
+	case bad != nil && cur != nil:
+		_ = cur.Close()
+		return nil, bad
+	case bad != nil:
+		return nil, bad
+	}
+	return cur, err
+}
+
+// judge looks up an address of which it is known whose it may be.
+func (n *Node) judge(ctx context.Context, address string, expected []identity.Identifier) error {
+	o, err := n.Lookup(ctx, address)
+	switch {
+	case errors.Is(err, ErrBadClaim):
+		n.log.Warn("the hub shows a bad claim to a forwarding address", "address", address, "err", err)
+		return err
+	case err != nil:
+		return nil // the handshake will tell
+	case o.Signed && !slices.Contains(expected, o.Owner):
+		return fmt.Errorf("%w: %s is claimed by %v", ErrWrongIdentity, address, o.Owner)
+	case o.Signed && o.FirstUse:
+		n.log.Info("the claim to the forwarding address is the first one seen of this identity", "address", address, "identifier", o.Owner)
+	case !o.Signed:
+		n.log.Info("nobody has signed a claim to the forwarding address", "address", address)
+	}
+	return nil
+}
+
+// claim signs that the forwarder's address is ours and leaves the claim with the
+// hub. A hub that does not take it serves the address all the same.
+func (f *Forwarder) claim(ctx context.Context) {
+	n := f.n
+	if !n.hubKeepsClaims() {
+		return
+	}
+	n.mu.Lock()
+	address, last, closed := f.address, f.claimed, f.closed
+	n.mu.Unlock()
+	if closed || address == "" {
+		return
+	}
+	now := time.Now()
+	number := max(uint64(max(now.UnixMilli(), 0)), last+1)
+	c, err := hubproto.MakeClaim(n.cfg.Identity, address, number, now.Add(hubproto.ClaimTTL))
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, lookupTime)
+		defer cancel()
+		_, err = n.record(ctx, c.Marshal, hubproto.ServiceClaim)
+	}
+	if err != nil {
+		n.log.Warn("the hub does not keep our claim to a forwarding address", "address", address, "err", err)
+		return
+	}
+	n.mu.Lock()
+	f.claimed, f.claimedAt = number, now
+	n.mu.Unlock()
+	n.renewing.Do(func() { n.spawn(n.renewClaims) })
+}
+
+// claimRound is how often claims are looked through for those that have run half
+// their time.
+const claimRound = hubproto.ClaimTTL / 14
+
+// renewClaims signs claims again before they end.
+func (n *Node) renewClaims() {
+	tick := time.NewTicker(claimRound)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-n.stopped.Done():
+			return
+		}
+		if n.State() != Online {
+			continue // they are signed again with the next connection
+		}
+		n.mu.Lock()
+		var due []*Forwarder
+		for f := range n.forwarders {
+			if f.address != "" && time.Since(f.claimedAt) > hubproto.ClaimTTL/2 {
+				due = append(due, f)
+			}
+		}
+		n.mu.Unlock()
+		for _, f := range due {
+			f.claim(n.stopped)
+		}
+	}
+}
+
+// Release gives the forwarding address up and closes the forwarder: the hub
+// forgets it at once, and an alias is free for others. On a hub that has no such
+// service it is as Close.
+//
+// Errors: ErrHubRefused, ErrTimeout, or that of ctx; the forwarder is closed in
+// any case.
+func (f *Forwarder) Release(ctx context.Context) error {
+	address := f.Address()
+	f.Close()
+	if address == "" || !f.n.hubKeepsClaims() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, lookupTime, fmt.Errorf("%w: no answer to the release of %s", ErrTimeout, address))
+	defer cancel()
+	_, err := f.n.record(ctx, (&hubproto.ReleaseRequest{Address: address}).Marshal, hubproto.ServiceRelease)
+	return err
+}
