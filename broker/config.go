@@ -40,6 +40,20 @@ type Config struct {
 	// InsecurePlaintext allows passwords and proofs on listeners that are neither
 	// on the loopback interface nor TLS.
 	InsecurePlaintext bool `yaml:"insecure_plaintext"`
+	// TCP is the host:port for peers that speak the Ockam TCP transport, by
+	// convention port 4000. Empty: none. On the loopback interface it is open.
+	TCP string `yaml:"tcp"`
+	// TCPOpen lets anybody who reaches TCP use services and forwarders and register
+	// dynamic forwarders. Without it a TCP address that other machines reach needs
+	// APIAuthority, and strangers reach only the hub's secure channel listener.
+	TCPOpen bool `yaml:"tcp_open"`
+	// TCPAliases lets TCP peers take aliases without proof: the newest wins, and
+	// never against an identity.
+	TCPAliases bool `yaml:"tcp_aliases"`
+	// APIAuthority names a file with the change history (hex) of the authority whose
+	// credentials let peers register forwarders through the hub's secure channel
+	// listener "api": those with the attribute ockam-relay equal to "*" or the alias.
+	APIAuthority string `yaml:"api_authority"`
 	// TLS is the certificate of the mqtts and wss listeners.
 	TLS TLS `yaml:"tls"`
 
@@ -199,6 +213,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	if err := c.checkDurability(); err != nil {
+		return err
+	}
+	if err := c.checkTCP(); err != nil {
 		return err
 	}
 	if c.ShutdownTimeout < 0 {

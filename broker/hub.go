@@ -36,6 +36,7 @@ type Hub struct {
 	proofs   *verifier
 	cert     *certificate // nil without TLS
 	bridge   *bridge.Bridge
+	ockam    *ockam
 	store    *store.Store  // nil when queues are kept in memory
 	found    *store.Report // what was in it
 
@@ -111,6 +112,7 @@ func New(cfg Config) (_ *Hub, err error) {
 		Logger:   h.logger.With("part", "bridge"),
 	}
 	h.cfg.Limits.bridge(&bc)
+	bc.StaticOverStream = h.cfg.TCPAliases
 	if h.store != nil {
 		bc.Outboxes, bc.Journal = h.store.Outbox, h.store
 	}
@@ -147,7 +149,7 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 	h := &Hub{
 		cfg:     cfg,
 		logger:  cfg.logger(),
-		failed:  make(chan error, 2),
+		failed:  make(chan error, 3),
 		stopped: make(chan struct{}),
 		guarded: new(guard.Counters),
 		limits:  cfg.Limits.guard(),
@@ -171,6 +173,9 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		h.gate = newGate(p)
 	}
 	if h.devices, err = cfg.loadDevices(); err != nil {
+		return nil, err
+	}
+	if h.ockam, err = cfg.loadOckam(); err != nil {
 		return nil, err
 	}
 	if cfg.TLS.Cert != "" {
@@ -202,7 +207,10 @@ func (h *Hub) Start(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.state, h.started = stateReady, time.Now()
-	for _, u := range h.urls {
+	for _, u := range append(h.urls[:len(h.urls):len(h.urls)], h.ockam.url) {
+		if u == "" {
+			continue
+		}
 		h.logger.Info("listening", "url", u)
 	}
 	h.logger.Info("the hub is ready", "identifier", h.identity.Identifier().String(), "root", string(h.root), "policy", h.policy())
@@ -249,6 +257,13 @@ func (h *Hub) open(ctx context.Context) (err error) {
 		}
 		opened = append(opened, web)
 	}
+	var ockamPort net.Listener
+	if h.cfg.TCP != "" {
+		if ockamPort, err = listen(ctx, "tcp", h.cfg.TCP); err != nil {
+			return err
+		}
+		opened = append(opened, ockamPort)
+	}
 	server, err := h.newServer(opened[:len(h.endpoints)])
 	if err != nil {
 		return err
@@ -264,6 +279,9 @@ func (h *Hub) open(ctx context.Context) (err error) {
 	}
 	if err := server.Serve(); err != nil {
 		return fmt.Errorf("broker: %w", err)
+	}
+	if err := h.openOckam(ockamPort); err != nil {
+		return err
 	}
 	if web != nil {
 		h.httpURL = "http://" + shown(h.cfg.HTTP, web.Addr())
@@ -349,6 +367,9 @@ func (h *Hub) stop(ctx context.Context) {
 		_ = ln.Close() // no new connections
 	}
 	h.drain()
+	end, cancel := context.WithTimeout(ctx, h.cfg.shutdownTimeout()/4)
+	h.ockam.close(end)
+	cancel()
 	if server != nil {
 		if err := server.Close(); err != nil {
 			h.logger.Warn("closing the MQTT server", "err", err)
@@ -490,7 +511,7 @@ func (h *Hub) Status() Status {
 	h.mu.Lock()
 	s := Status{
 		Version: StatusVersion, State: h.state.String(), Identifier: h.identity.Identifier().String(),
-		Root: string(h.root), MQTT: append([]string(nil), h.urls...), Started: h.started.UTC(),
+		Root: string(h.root), MQTT: append([]string(nil), h.urls...), TCP: h.ockam.url, Started: h.started.UTC(),
 		Memory: h.cfg.Data == "", Store: h.storeStatus(), Counters: make(map[string]float64),
 	}
 	h.mu.Unlock()

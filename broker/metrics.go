@@ -76,6 +76,7 @@ func (h *Hub) samples() []sample {
 			label: "event", value: e.String(), n: float64(n)})
 	})
 	all = append(all, h.storeSamples()...)
+	all = append(all, h.ockam.samples()...)
 	for r := range numLogins {
 		all = append(all, sample{name: "sealmq_logins_total", help: "Logins, by result.",
 			label: "result", value: r.String(), n: float64(h.logins[r].Load())})

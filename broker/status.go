@@ -21,6 +21,8 @@ type Status struct {
 	Root string `json:"root"`
 	// MQTT lists the URLs the hub listens at.
 	MQTT []string `json:"mqtt"`
+	// TCP is the URL of the Ockam TCP listener; empty without one.
+	TCP string `json:"tcp,omitempty"`
 	// Started is when the hub started.
 	Started time.Time `json:"started"`
 	// Uptime is how long ago that was, in seconds.

@@ -19,6 +19,7 @@ import (
 type hubInfo struct {
 	Identifier string   `json:"identifier"`
 	MQTT       []string `json:"mqtt"`
+	TCP        string   `json:"tcp,omitempty"`
 	HTTP       string   `json:"http,omitempty"`
 	Root       string   `json:"root"`
 }
@@ -75,6 +76,10 @@ func hubFlags(f *pflag.FlagSet, c *broker.Config) {
 	f.BoolVar(&c.MQTTOpen, "mqtt-open", false, "let anybody connect, on every interface")
 	f.StringVar(&c.PasswordFile, "password-file", "", "accounts, one user:bcrypt:role[:identifier] a line (see sealmq passwd)")
 	f.BoolVar(&c.InsecurePlaintext, "insecure-plaintext", false, "let passwords travel unencrypted off this machine")
+	f.StringVar(&c.TCP, "tcp", "", "listen at host:port, by convention port 4000, for peers that speak the Ockam TCP transport")
+	f.BoolVar(&c.TCPOpen, "tcp-open", false, "let anybody who reaches --tcp use forwarders and register dynamic ones")
+	f.BoolVar(&c.TCPAliases, "tcp-aliases", false, "let --tcp peers take aliases without proof; the newest wins, never against an identity")
+	f.StringVar(&c.APIAuthority, "api-authority", "", "change history of the authority whose credentials register aliases through the listener \"api\"")
 	f.StringVar(&c.TLS.Cert, "tls-cert", "", "certificate chain for mqtts and wss (PEM)")
 	f.StringVar(&c.TLS.Key, "tls-key", "", "its private key (PEM)")
 	f.StringVar(&c.Data, "data", "", "folder for what outlives the process (default: nothing does)")
@@ -105,6 +110,10 @@ func hubConfig(file string, f *pflag.FlagSet, flags *broker.Config) (broker.Conf
 		"mqtt-open":          func() { cfg.MQTTOpen = flags.MQTTOpen },
 		"password-file":      func() { cfg.PasswordFile = flags.PasswordFile },
 		"insecure-plaintext": func() { cfg.InsecurePlaintext = flags.InsecurePlaintext },
+		"tcp":                func() { cfg.TCP = flags.TCP },
+		"tcp-open":           func() { cfg.TCPOpen = flags.TCPOpen },
+		"tcp-aliases":        func() { cfg.TCPAliases = flags.TCPAliases },
+		"api-authority":      func() { cfg.APIAuthority = flags.APIAuthority },
 		"tls-cert":           func() { cfg.TLS.Cert = flags.TLS.Cert },
 		"tls-key":            func() { cfg.TLS.Key = flags.TLS.Key },
 		"data":               func() { cfg.Data = flags.Data },
@@ -153,7 +162,7 @@ func (a *app) runHub(ctx context.Context, cfg broker.Config) error {
 	}
 	stopReload := reloadOnHUP(hub, a.stderr)
 	defer stopReload()
-	info := hubInfo{Identifier: hub.Identifier().String(), Root: hub.Root(), HTTP: hub.HTTPURL()}
+	info := hubInfo{Identifier: hub.Identifier().String(), Root: hub.Root(), TCP: hub.TCPURL(), HTTP: hub.HTTPURL()}
 	info.MQTT = hub.MQTTURLs()
 	if err := a.printHub(info); err != nil {
 		return err
@@ -168,6 +177,11 @@ func (a *app) printHub(info hubInfo) error {
 	}
 	for _, u := range info.MQTT {
 		if err := a.result(nil, "Listening at "+u); err != nil {
+			return err
+		}
+	}
+	if info.TCP != "" {
+		if err := a.result(nil, "Listening at "+info.TCP); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,148 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/sealmq/sealmq/bridge/api"
+	"github.com/sealmq/sealmq/bridge/tcp"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/route"
+)
+
+// ockam is what a hub has for peers that speak the Ockam TCP transport, and for
+// those that dial its own secure channel listener.
+type ockam struct {
+	authority *identity.Identity // whose credentials count at the listener; nil: none
+	limits    *connlimit.Limits
+	front     *tcp.Server // nil without a port
+	api       *api.Server // nil without a port and an authority
+	addr      net.Addr    // of the port; guarded by Hub.mu
+	url       string      // likewise
+
+	frontCounts tcp.Counters
+	apiCounts   api.Counters
+}
+
+// tcpClosed reports whether strangers reach nothing but the hub's own secure
+// channel listener at the TCP port.
+func (c *Config) tcpClosed() bool { return !loopback(c.TCP) && !c.TCPOpen }
+
+func (c *Config) checkTCP() error {
+	if c.TCP == "" {
+		if c.TCPOpen || c.TCPAliases {
+			return &ConfigError{Key: "tcp", Problem: "tcp_open or tcp_aliases is set, and there is no TCP port", Fix: "set tcp (--tcp), for example 127.0.0.1:4000"}
+		}
+		return nil
+	}
+	host, port, err := net.SplitHostPort(c.TCP)
+	if _, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || strings.ContainsAny(host, "/ ") {
+		return &ConfigError{Key: "tcp", Problem: fmt.Sprintf("%q is not a host and port", c.TCP), Fix: "write for example 127.0.0.1:4000"}
+	}
+	switch {
+	case c.tcpClosed() && c.APIAuthority == "":
+		return &ConfigError{Key: "tcp", Problem: fmt.Sprintf("%s can be reached from other machines, and nothing says who may use the hub there", c.TCP),
+			Fix: "set api_authority (--api-authority) to let in peers with its credential, through the listener \"api\" alone, or tcp_open (--tcp-open) to let anybody register forwarders"}
+	case c.tcpClosed() && c.TCPAliases:
+		return &ConfigError{Key: "tcp_aliases", Problem: fmt.Sprintf("nobody registers in plain at %s", c.TCP),
+			Fix: "set tcp_open (--tcp-open), or remove tcp_aliases: through the listener \"api\" aliases always work"}
+	}
+	return nil
+}
+
+// loadOckam reads the files of the settings for Ockam peers.
+func (c *Config) loadOckam() (*ockam, error) {
+	o := &ockam{limits: &connlimit.Limits{
+		Conns: c.Limits.Connections, PerAddress: c.Limits.ConnectionsPerAddress, Pending: c.Limits.ConnectionsPending,
+	}}
+	if c.APIAuthority == "" {
+		return o, nil
+	}
+	var err error
+	o.authority, err = LoadAuthority(c.APIAuthority)
+	return o, err
+}
+
+// openOckam starts what the hub has for Ockam peers; ln may be nil. h.mu is held.
+func (h *Hub) openOckam(ln net.Listener) (err error) {
+	o := h.ockam
+	if ln == nil && o.authority == nil {
+		return nil
+	}
+	frames := route.Limits{Frame: int(h.cfg.Limits.Frame), Hops: h.cfg.Limits.Hops}
+	closed := ln != nil && h.cfg.tcpClosed()
+	o.api, err = api.New(api.Config{
+		Bridge: h.bridge, Identity: h.identity, Authority: o.authority, MembersOnly: closed, Limits: frames,
+		Counters: &o.apiCounts, Logger: h.logger.With("part", "api"),
+	})
+	if err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
+	if ln == nil {
+		return nil
+	}
+	o.front, err = tcp.New(tcp.Config{
+		Bridge: h.bridge, Frames: frames, Closed: closed, Limits: o.limits,
+		Counters: &o.frontCounts, Logger: h.logger.With("part", "tcp"),
+	})
+	if err != nil {
+		return fmt.Errorf("broker: %w", err)
+	}
+	o.addr, o.url = ln.Addr(), "tcp://"+shown(h.cfg.TCP, ln.Addr())
+	h.ports = append(h.ports, ln)
+	go func() {
+		// A hub that stops closes its ports first.
+		if err := o.front.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) {
+			h.failed <- fmt.Errorf("broker: %w", err)
+		}
+	}()
+	return nil
+}
+
+// close ends every channel and connection; what was buffered leaves until ctx ends.
+func (o *ockam) close(ctx context.Context) {
+	if o.api != nil {
+		o.api.Close()
+	}
+	if o.front != nil {
+		_ = o.front.Close(ctx) // never fails
+	}
+}
+
+// samples reads the counters and gauges.
+func (o *ockam) samples() []sample {
+	conns, pending := o.limits.Open()
+	all := []sample{
+		{name: "sealmq_tcp_connections", help: "Open Ockam TCP connections.", gauge: true, n: float64(conns)},
+		{name: "sealmq_tcp_connections_pending", help: "Ockam TCP connections that have not sent a frame yet.", gauge: true, n: float64(pending)},
+	}
+	o.frontCounts.Each(func(e tcp.Event, n uint64) {
+		all = append(all, sample{name: "sealmq_tcp_events_total", help: "What became of Ockam TCP connections and their frames, by event.",
+			label: "event", value: e.String(), n: float64(n)})
+	})
+	o.apiCounts.Each(func(e api.Event, n uint64) {
+		all = append(all, sample{name: "sealmq_api_events_total", help: "What happened at the hub's own secure channel listener, by event.",
+			label: "event", value: e.String(), n: float64(n)})
+	})
+	return all
+}
+
+// TCPAddr is the address of the Ockam TCP listener; nil without one or before
+// Start.
+func (h *Hub) TCPAddr() net.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ockam.addr
+}
+
+// TCPURL is the URL of the Ockam TCP listener; "" without one or before Start.
+func (h *Hub) TCPURL() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ockam.url
+}
