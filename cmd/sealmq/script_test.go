@@ -28,12 +28,17 @@ func TestMain(m *testing.M) {
 // How long a script waits for something that happens on its own.
 const patience = 20 * time.Second
 
+// raceExit has the race detector not hold up the end of each process for a
+// second.
+const raceExit = "atexit_sleep_ms=10"
+
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SEALMQ_HOME", filepath.Join(env.WorkDir, "vault"))
 			env.Setenv("SEALMQ_HUB", "")
+			env.Setenv("GORACE", raceExit)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -81,13 +86,16 @@ func oneLine(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // hub [FLAG…] starts a hub in this process, open on the loopback interface or
-// with the password file of its first argument, and sets HUB and HUBID.
+// with the password file of its first argument, and sets HUB, HUBID and, with the
+// argument tcp, TCPHUB.
 func startHub(ts *testscript.TestScript, neg bool, args []string) {
 	cfg := broker.Config{MQTT: []string{"127.0.0.1:0"}}
 	for _, a := range args {
 		switch a {
 		case "small":
 			cfg.Limits.Frame = 4 << 10
+		case "tcp":
+			cfg.TCP = "127.0.0.1:0"
 		default:
 			cfg.PasswordFile = ts.MkAbs(a)
 		}
@@ -104,6 +112,7 @@ func startHub(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	ts.Setenv("HUB", h.MQTTURL())
 	ts.Setenv("HUBID", h.Identifier().String())
+	ts.Setenv("TCPHUB", h.TCPURL())
 }
 
 // heard is what a listener in this process has printed.
