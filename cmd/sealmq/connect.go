@@ -37,7 +37,7 @@ type peerFlags struct {
 // add defines the flags.
 func (p *peerFlags) add(a *app, c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&p.hub, "hub", "", "URL of the hub: mqtt://, mqtts://, ws:// or wss://, with ?hub=IDENTIFIER to pin it (default $"+envHub+" or "+defaultHub+")")
+	f.StringVar(&p.hub, "hub", "", "URL of the hub: mqtt://, mqtts://, ws://, wss://, or tcp:// for any Ockam hub, with ?hub=IDENTIFIER to pin it (default $"+envHub+" or "+defaultHub+")")
 	f.StringVar(&p.identity, "identity", defaultIdentity, "name of the identity to use; \"default\" is created at first use")
 	f.StringVar(&p.trust, "trust", "", "whom to talk to: everyone, or identifiers separated by commas (required)")
 	f.StringVar(&p.user, "user", "", "MQTT user name (default $"+envUser+")")
