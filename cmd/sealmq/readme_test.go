@@ -27,6 +27,10 @@ func masked(text string) string {
 	for _, m := range masks {
 		text = m.re.ReplaceAllString(text, m.with)
 	}
+	// Alice asks for the owner of the address beside her handshake: when is chance.
+	if lookup := regexp.MustCompile(`(?m)^  to lookup .*\n`).FindString(text); lookup != "" {
+		text = strings.Replace(text, lookup, "", 1) + lookup
+	}
 	return strings.TrimSpace(text)
 }
 
