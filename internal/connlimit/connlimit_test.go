@@ -5,47 +5,67 @@ import (
 	"testing"
 )
 
-func addr(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 1} }
+func tcp(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 1} }
 
 func TestLimits(t *testing.T) {
-	l := &Limits{Conns: 4, PerAddress: 2, Pending: 3}
-	take := func(ip string, want Verdict) *Ticket {
-		t.Helper()
-		ticket, got := l.Take(addr(ip))
-		if got != want || (ticket != nil) != (want == Admitted) {
-			t.Fatalf("%s: verdict %d, want %d", ip, got, want)
-		}
-		return ticket
+	for _, tt := range []struct {
+		name   string
+		limits *Limits
+		from   []string // all admitted
+		next   string
+		want   Verdict
+	}{
+		{"total", &Limits{Conns: 2}, []string{"10.0.0.1", "10.0.0.2"}, "10.0.0.3", RefusedTotal},
+		{"one address", &Limits{PerAddress: 2}, []string{"10.0.0.1", "10.0.0.1", "10.0.0.2"}, "10.0.0.1", RefusedAddress},
+		{"mapped address", &Limits{PerAddress: 1}, []string{"::ffff:10.0.0.1"}, "10.0.0.1", RefusedAddress},
+		{"one network", &Limits{PerAddress: 1}, []string{"2001:db8::1", "2001:db8:0:1::1"}, "2001:db8::2", RefusedAddress},
+		{"loopback is an address", &Limits{PerAddress: 1}, []string{"::1"}, "::2", Admitted},
+		{"pending", &Limits{Pending: 2}, []string{"10.0.0.1", "10.0.0.2"}, "10.0.0.3", RefusedPending},
+		{"none", &Limits{Conns: -1, PerAddress: -1, Pending: -1}, []string{"10.0.0.1", "10.0.0.1"}, "10.0.0.1", Admitted},
+		{"defaults", &Limits{}, []string{"10.0.0.1"}, "10.0.0.1", Admitted},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var tickets []*Ticket
+			for _, from := range tt.from {
+				k, v := tt.limits.Take(tcp(from))
+				if v != Admitted {
+					t.Fatalf("%s: %v", from, v)
+				}
+				tickets = append(tickets, k)
+			}
+			if conns, pending := tt.limits.Open(); conns != len(tt.from) || pending != len(tt.from) {
+				t.Errorf("%d open, %d pending", conns, pending)
+			}
+			k, v := tt.limits.Take(tcp(tt.next))
+			if v != tt.want || (k == nil) != (v != Admitted) {
+				t.Fatalf("verdict %v, want %v", v, tt.want)
+			}
+			k.Release() // nil is fine
+			if tt.want == RefusedPending {
+				tickets[0].Settle()
+				tickets[0].Settle()
+				if k, v := tt.limits.Take(tcp(tt.next)); v != Admitted {
+					t.Errorf("after one has settled: %v", v)
+				} else {
+					k.Release()
+				}
+			}
+			for _, k := range tickets {
+				k.Release()
+				k.Release()
+				k.Settle()
+			}
+			if conns, pending := tt.limits.Open(); conns != 0 || pending != 0 || len(tt.limits.from) != 0 {
+				t.Errorf("left: %d open, %d pending, %d addresses", conns, pending, len(tt.limits.from))
+			}
+		})
 	}
-	a := take("192.0.2.1", Admitted)
-	b := take("::ffff:192.0.2.1", Admitted) // the same address
-	take("192.0.2.1", RefusedAddress)
-	c := take("2001:db8::1", Admitted)
-	take("192.0.2.9", RefusedPending)
-	a.Settle()
-	a.Settle()
-	d := take("2001:db8::2", Admitted) // the same /64 network
-	c.Settle()
-	take("2001:db8::3", RefusedTotal)
-	b.Release()
-	b.Release()
-	b.Settle()
-	take("2001:db8::3", RefusedAddress)
-	take("192.0.2.1", Admitted).Release()
-	for _, ticket := range []*Ticket{a, c, d, nil} {
-		ticket.Settle()
-		ticket.Release()
+	// Peers without an IP address share one place.
+	l := &Limits{PerAddress: 1}
+	if _, v := l.Take(&net.UnixAddr{Name: "a"}); v != Admitted {
+		t.Error(v)
 	}
-	if conns, pending := l.Open(); conns != 0 || pending != 0 || len(l.from) != 0 {
-		t.Fatalf("%d open, %d pending, %v", conns, pending, l.from)
-	}
-}
-
-func TestUnlimited(t *testing.T) {
-	l := &Limits{Conns: -1, PerAddress: -1, Pending: -1}
-	for range DefaultPending + 1 {
-		if _, v := l.Take(&net.UnixAddr{Name: "x"}); v != Admitted {
-			t.Fatal(v)
-		}
+	if _, v := l.Take(&net.UnixAddr{Name: "b"}); v != RefusedAddress {
+		t.Error(v)
 	}
 }

@@ -174,7 +174,7 @@ func (c *Conn) end() {
 	for i := len(fs) - 1; i >= 0; i-- {
 		fs[i]()
 	}
-	c.ticket.release()
+	c.ticket.Release()
 }
 
 // Gone returns a channel that is closed once the network connection is closed,
@@ -428,7 +428,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 		// mochi sets its first deadline when OnConnect has let the client in.
 		c.settled.Store(true)
 		c.v5.Store(c.frames.level == 5)
-		c.ticket.settled()
+		c.ticket.Settle()
 	}
 	var want int64
 	if !t.IsZero() {

@@ -3,16 +3,17 @@ package guard
 import (
 	"cmp"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/sealmq/sealmq/internal/connlimit"
 )
 
 // Defaults of [Limits].
 const (
-	DefaultConns      = 65_536
-	DefaultPerAddress = 16_384
-	DefaultPending    = 4_096
+	DefaultConns      = connlimit.DefaultConns
+	DefaultPerAddress = connlimit.DefaultPerAddress
+	DefaultPending    = connlimit.DefaultPending
 	DefaultOutput     = 1 << 30
 	DefaultInput      = 256 << 20
 )
@@ -46,19 +47,18 @@ type Limits struct {
 
 	output, input atomic.Int64
 
-	mu      sync.Mutex
-	conns   int
-	pending int
-	from    map[netip.Prefix]int
+	once  sync.Once
+	conns connlimit.Limits // of the three above
+}
+
+func (l *Limits) connections() *connlimit.Limits {
+	l.once.Do(func() { l.conns.Conns, l.conns.PerAddress, l.conns.Pending = l.Conns, l.PerAddress, l.Pending })
+	return &l.conns
 }
 
 // Open returns the number of open connections and how many of them have not
 // been accepted by the server yet.
-func (l *Limits) Open() (conns, pending int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.conns, l.pending
-}
+func (l *Limits) Open() (conns, pending int) { return l.connections().Open() }
 
 // Buffered returns how many bytes of output are buffered.
 func (l *Limits) Buffered() int64 { return l.output.Load() }
@@ -73,90 +73,18 @@ func (l *Limits) buffer(limit int) int {
 }
 
 // ticket is one connection's place under the limits.
-type ticket struct {
-	l       *Limits
-	from    netip.Prefix
-	pending bool // under l.mu
-	gone    bool // under l.mu
-}
-
-func within(n, limit, def int) bool {
-	if limit == 0 {
-		limit = def
-	}
-	return limit < 0 || n < limit
-}
+type ticket = connlimit.Ticket
 
 // take admits a connection from addr, or says which limit refuses it.
 func (l *Limits) take(addr net.Addr) (*ticket, Event) {
-	t := &ticket{l: l, from: network(addr), pending: true}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case !within(l.conns, l.Conns, DefaultConns):
+	t, verdict := l.connections().Take(addr)
+	switch verdict {
+	case connlimit.RefusedTotal:
 		return nil, RefusedTotal
-	case !within(l.from[t.from], l.PerAddress, DefaultPerAddress):
+	case connlimit.RefusedAddress:
 		return nil, RefusedAddress
-	case !within(l.pending, l.Pending, DefaultPending):
+	case connlimit.RefusedPending:
 		return nil, RefusedPending
 	}
-	if l.from == nil {
-		l.from = make(map[netip.Prefix]int)
-	}
-	l.conns++
-	l.pending++
-	l.from[t.from]++
 	return t, Accepted
-}
-
-// settled says that the server has accepted the connection.
-func (t *ticket) settled() {
-	if t == nil {
-		return
-	}
-	t.l.mu.Lock()
-	defer t.l.mu.Unlock()
-	if t.pending && !t.gone {
-		t.pending = false
-		t.l.pending--
-	}
-}
-
-// release gives the place back, once.
-func (t *ticket) release() {
-	if t == nil {
-		return
-	}
-	t.l.mu.Lock()
-	defer t.l.mu.Unlock()
-	if t.gone {
-		return
-	}
-	t.gone = true
-	t.l.conns--
-	if t.pending {
-		t.l.pending--
-	}
-	if t.l.from[t.from]--; t.l.from[t.from] <= 0 {
-		delete(t.l.from, t.from)
-	}
-}
-
-// network is the address or IPv6 network that a peer's connections are counted
-// under. Peers without an IP address (Unix sockets) share one place.
-func network(addr net.Addr) netip.Prefix {
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok {
-		return netip.Prefix{}
-	}
-	ip := tcp.AddrPort().Addr().Unmap().WithZone("")
-	bits := 64
-	if ip.Is4() || ip.IsLoopback() {
-		bits = ip.BitLen()
-	}
-	p, err := ip.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
 }

@@ -233,7 +233,7 @@ func (l *Listener) Serve(establish listeners.EstablishFn) {
 			return
 		}
 		if !l.add() {
-			t.release()
+			t.Release()
 			_ = nc.Close()
 			return
 		}
@@ -310,7 +310,7 @@ func (l *Listener) serve(nc net.Conn, t *ticket) {
 	if err != nil {
 		l.cfg.Counters.add(HandshakeFailed)
 		_ = nc.Close()
-		t.release()
+		t.Release()
 		return
 	}
 	st := tc.ConnectionState()
@@ -363,7 +363,7 @@ func (l *Listener) guarded(establish listeners.EstablishFn, c *Conn) (err error)
 
 // finish runs the functions given to AtEnd, and survives them.
 func (l *Listener) finish(c *Conn) {
-	defer c.ticket.release()
+	defer c.ticket.Release()
 	defer func() {
 		if v := recover(); v != nil {
 			l.cfg.Counters.add(Panicked)
