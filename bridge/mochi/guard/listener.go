@@ -206,7 +206,7 @@ func (l *Listener) Init(*slog.Logger) error {
 			ErrorLog:          slog.NewLogLogger(l.cfg.Logger.Handler(), slog.LevelDebug),
 			ConnState: func(nc net.Conn, s http.ConnState) {
 				if s == http.StateClosed {
-					l.claim(nc).release()
+					l.claim(nc).Release()
 				}
 			},
 		}
