@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,10 +219,10 @@ func TestLyingHub(t *testing.T) {
 		}
 		return b
 	}
-	var shown *hubproto.ForwarderRecord
+	var shown atomic.Pointer[hubproto.ForwarderRecord]
 	h.Bridge().UnregisterService(bridge.ServiceLookup)
 	err := h.Bridge().RegisterService(bridge.ServiceLookup, true, func(r *bridge.Request) {
-		body, err := (&hubproto.LookupAnswer{Address: f.Address(), Record: shown}).Marshal()
+		body, err := (&hubproto.LookupAnswer{Address: f.Address(), Record: shown.Load()}).Marshal()
 		if err != nil {
 			t.Error(err)
 		}
@@ -251,7 +252,7 @@ func TestLyingHub(t *testing.T) {
 		alice := connect(t, h.MQTTURL(), device.Config{})
 		r := *honest
 		r.Owner, r.Claim = tt.owner, tt.claim
-		shown = &r
+		shown.Store(&r)
 		ch, err := alice.Dial(within(t), route.To(f.Address()), channel.TrustIdentifiers(bob.Identifier()))
 		if !errors.Is(err, tt.err) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.err)
@@ -275,7 +276,7 @@ func TestLyingHub(t *testing.T) {
 		}
 		return err
 	}
-	show := func(number uint64) { r := *honest; r.Claim = claim(bobID, f.Address(), number); shown = &r }
+	show := func(number uint64) { r := *honest; r.Claim = claim(bobID, f.Address(), number); shown.Store(&r) }
 	show(5)
 	if err := dial(alice); err != nil { // remembers bob
 		t.Fatal(err)
