@@ -19,6 +19,13 @@ type Meta struct {
 	// Ack is called when the program acknowledges the message; nil when nobody
 	// waits for that. An error is handed to the program, which may try again.
 	Ack func() error
+	// Bounded says that the caller bounds how many such messages wait: they don't
+	// count against the limits of the queue and always fit.
+	Bounded bool
+	// Dropped is called when the message was taken and will nevertheless not reach
+	// the program, because its queue was closed. It must not block nor call the
+	// node.
+	Dropped func()
 }
 
 // Inject hands a frame that came from outside to the worker at its first onward
@@ -59,9 +66,25 @@ func (n *Node) InjectMessage(o Origin, f route.Frame, c route.Class, meta Meta) 
 
 // guard closes the address of an encryptor.
 func (n *Node) guard(addr string) {
-	if w, a := n.lookup(addr); w != nil && !a.closed() {
-		n.SetAccess(addr, Access{})
+	n.mu.RLock()
+	w := n.workers[addr]
+	done := w == nil || w.channel && w.access.closed()
+	n.mu.RUnlock()
+	if done {
+		return
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w := n.workers[addr]; w != nil {
+		w.access, w.channel = Access{}, true
+	}
+}
+
+// ended reports whether addr was that of a channel.
+func (n *Node) ended(addr string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.graves.has(addr)
 }
 
 // resolve finds the worker that f is for. Aliases are followed and taken out of the
@@ -96,9 +119,12 @@ func (n *Node) resolve(o *Origin, f *route.Frame) (*worker, Drop) {
 // hand gives f to the worker.
 func (n *Node) hand(w *worker, o Origin, f route.Frame, c route.Class, meta Meta) Drop {
 	var d Drop
-	if w.direct != nil {
+	switch {
+	case w.direct != nil && meta.Ack != nil:
+		d = DropRefused // a registered function acknowledges nothing
+	case w.direct != nil:
 		d = w.direct.put(arrival{f, c, o})
-	} else {
+	default:
 		d = w.box.put(n.message(w.addr, o, f, c, meta))
 	}
 	if d == 0 {
@@ -118,6 +144,8 @@ func (n *Node) message(addr string, o Origin, f route.Frame, c route.Class, meta
 		Origin:      o,
 		ID:          meta.ID,
 		Redelivered: meta.Redelivered,
+		bounded:     meta.Bounded,
+		dropped:     meta.Dropped,
 	}
 	if m.ID.IsZero() {
 		m.ID = MessageID{Sender: o.Peer, Outbox: n.epoch, Count: n.count.Add(1)}
@@ -132,7 +160,8 @@ func (n *Node) message(addr string, o Origin, f route.Frame, c route.Class, meta
 // node at that address, else to the uplink, waiting for room there until ctx ends.
 // It fails with ErrNoRoute, ErrUnknownAddress, ErrRefused (a first hop that is not
 // local: a node does not dial what a route names), ErrFull when the worker's queue
-// is full, or the uplink's error. The payload may be reused after it has returned;
+// is full, or the uplink's error. What is addressed to a channel that has ended
+// fails with ErrUnknownAddress: it would leave in plain. The payload may be reused after it has returned;
 // the routes must not be changed any more.
 func (n *Node) Send(ctx context.Context, f route.Frame, c route.Class) error {
 	if err := ctx.Err(); err != nil {
@@ -142,6 +171,8 @@ func (n *Node) Send(ctx context.Context, f route.Frame, c route.Class) error {
 	w, d := n.resolve(&o, &f)
 	switch {
 	case d != 0:
+	case w == nil && n.ended(f.Onward[0].Value):
+		d = DropUnknown
 	case w == nil:
 		return n.sendUp(ctx, f, c)
 	default:

@@ -64,7 +64,9 @@ type Message struct {
 	// a *LostError instead and leaves it 0.
 	Lost uint64
 
-	ack *ackState
+	ack     *ackState
+	bounded bool   // somebody else bounds how many there are
+	dropped func() // or nil
 }
 
 // ackState is shared by copies of a message.

@@ -120,6 +120,7 @@ type Node struct {
 	workers map[string]*worker // guarded by mu
 	uplink  Uplink             // guarded by mu
 	closed  bool               // guarded by mu
+	graves  graves             // guarded by mu
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -267,6 +268,9 @@ func (n *Node) remove(addr string, only *worker) bool {
 		return false
 	}
 	delete(n.workers, addr)
+	if w.channel {
+		n.graves.add(addr)
+	}
 	n.mu.Unlock()
 	w.stop()
 	return true

@@ -61,6 +61,15 @@ func (n *Node) Reply(ctx context.Context, m *Message, payload []byte) error {
 	case m.Origin.Via == Channel && first != route.Local(m.Origin.Encryptor):
 		n.stats.drop(DropRefused, 1)
 		return fmt.Errorf("%w: return route %s does not lead through the channel", ErrRefused, m.ReturnRoute)
+	case m.Origin.Via == Channel:
+		// Through the channel or not at all: never to the uplink in plain.
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if w, _ := n.lookup(first.Value); w == nil {
+			n.stats.drop(DropUnknown, 1)
+			return fmt.Errorf("%w: the channel that the message came through has ended", ErrUnknownAddress)
+		}
 	}
 	return n.Send(ctx, f, m.Class)
 }

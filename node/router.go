@@ -20,7 +20,11 @@ func (n *Node) Register(addr string, h func(channel.Inbound)) error {
 // RegisterLocal is Register for an address that only local code may reach, such as
 // a channel's encryptor: whatever reaches that is sealed and sent as our own words.
 func (n *Node) RegisterLocal(addr string, h func(channel.Inbound)) error {
-	return n.RegisterFunc(addr, Access{}, inbound(h))
+	if err := n.RegisterFunc(addr, Access{}, inbound(h)); err != nil {
+		return err
+	}
+	n.guard(addr)
+	return nil
 }
 
 func inbound(h func(channel.Inbound)) func(route.Frame, route.Class, Origin) {

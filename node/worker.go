@@ -17,6 +17,7 @@ type worker struct {
 	receive bool     // box may be read with Receive
 	direct  *direct  // registered function
 	target  string   // alias
+	channel bool     // guarded by Node.mu: the encryptor of a secure channel
 
 	run    func()             // goroutine of a callback, started when the worker is added
 	cancel context.CancelFunc // of a callback's context
@@ -45,7 +46,8 @@ type mailbox struct {
 	mu     sync.Mutex
 	queue  []*Message // guarded by mu; head is the next to be taken
 	head   int        // guarded by mu
-	bytes  int        // guarded by mu
+	count  int        // guarded by mu: messages in queue that the limits are for
+	bytes  int        // guarded by mu: of those
 	lost   uint64     // guarded by mu: dropped since the last message was put
 	closed bool       // guarded by mu
 	wake   chan struct{}
@@ -67,10 +69,11 @@ func (b *mailbox) put(m *Message) Drop {
 	size := len(m.Payload) + perMessage
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := len(b.queue) - b.head
+	n := b.count
 	switch {
 	case b.closed:
 		return DropUnknown
+	case m.bounded:
 	case n > 0 && (n >= b.maxMessages || b.bytes+size > b.maxBytes):
 		b.lost++
 		b.signal()
@@ -83,7 +86,10 @@ func (b *mailbox) put(m *Message) Drop {
 		b.queue, b.head = b.queue[:k], 0
 	}
 	b.queue = append(b.queue, m)
-	b.bytes += size
+	if !m.bounded {
+		b.count++
+		b.bytes += size
+	}
 	b.signal()
 	return 0
 }
@@ -118,7 +124,10 @@ func (b *mailbox) take(report bool) (m *Message, lost uint64, closed bool) {
 	}
 	b.queue[b.head] = nil
 	b.head++
-	b.bytes -= len(m.Payload) + perMessage
+	if !m.bounded {
+		b.count--
+		b.bytes -= len(m.Payload) + perMessage
+	}
 	if b.head == len(b.queue) {
 		b.queue, b.head = b.queue[:0], 0
 		if cap(b.queue) > 64 {
@@ -155,14 +164,21 @@ func (b *mailbox) next(ctx context.Context, report bool) (*Message, uint64, erro
 
 func (b *mailbox) close() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.closed {
+		b.mu.Unlock()
 		return
 	}
 	b.closed = true
-	b.stats.drop(DropClosed, uint64(len(b.queue)-b.head))
-	b.queue, b.head, b.bytes = nil, 0, 0
+	rest := b.queue[b.head:]
+	b.stats.drop(DropClosed, uint64(len(rest)))
+	b.queue, b.head, b.bytes, b.count = nil, 0, 0, 0
 	close(b.gone)
+	b.mu.Unlock()
+	for _, m := range rest {
+		if m.dropped != nil {
+			m.dropped()
+		}
+	}
 }
 
 // arrival is a frame on its way to a registered function.
