@@ -30,14 +30,16 @@ const (
 // Channel is one end of a secure channel. All methods are safe for concurrent
 // use.
 type Channel struct {
-	e         *Endpoint
-	initiator bool
-	listener  string
-	peerID    identity.Identifier
-	verifier  *verifier
-	dr, enc   string // our decryptor and encryptor addresses
-	src       *source
-	removed   bool // guarded by the endpoint's lock
+	e          *Endpoint
+	initiator  bool
+	listener   string
+	peerID     identity.Identifier
+	verifier   *verifier
+	dr, enc    string           // our decryptor and encryptor addresses
+	lineage    [lineageLen]byte // of an initiator; zero: none
+	turnNumber uint64           // of an initiator
+	src        *source
+	removed    bool // guarded by the endpoint's lock
 
 	peer   atomic.Pointer[Peer]
 	remote atomic.Pointer[route.Route] // never written through
@@ -119,12 +121,15 @@ type channelSetup struct {
 	verifier  *verifier
 	class     route.Class
 	shown     []byte
+	lineage   [lineageLen]byte
+	turn      uint64
 }
 
 // newChannel makes a channel whose turn is taken: its hello goes first.
 func newChannel(e *Endpoint, res Result, s channelSetup) *Channel {
 	c := &Channel{
 		e: e, initiator: s.initiator, listener: s.listener, peerID: res.Peer.Identifier,
+		lineage: s.lineage, turnNumber: s.turn,
 		verifier: s.verifier, dr: s.dr, enc: e.cfg.hooks.address(), src: s.src,
 		turn: make(chan struct{}, 1), sealer: res.Sealer, opener: res.Opener, shown: s.shown,
 		gapLimit: rate.NewLimiter(2, 2), refreshes: rate.NewLimiter(1, 4),
@@ -214,6 +219,9 @@ func (c *Channel) helloMessage(kind helloKind, reason byeReason) outgoing {
 	h := hello{
 		Version: helloVersion, Epoch: c.e.epoch[:], Features: c.e.cfg.HelloFeatures, Kind: kind, Reason: reason,
 	}
+	if kind == helloGreeting && c.lineage != [lineageLen]byte{} {
+		h.Lineage, h.Turn = c.lineage[:], c.turnNumber
+	}
 	return outgoing{onward: route.To(HelloAddress), payload: h.encode(), unanswered: kind != helloPing}
 }
 
@@ -234,6 +242,9 @@ func (c *Channel) EncryptorAddress() string { return c.enc }
 // Confirmed reports whether the peer has said hello: it is a sealmq peer and has
 // accepted us. A stock peer never does.
 func (c *Channel) Confirmed() bool { return c.greeting.Load() != nil }
+
+// Greeted is closed once the peer has said hello, see Confirmed.
+func (c *Channel) Greeted() <-chan struct{} { return c.confirmed }
 
 // Features returns what the peer announced; 0 until it has said hello.
 func (c *Channel) Features() Features {
@@ -272,7 +283,7 @@ func (c *Channel) UpdateRoute(via route.Route) {
 func (c *Channel) Done() <-chan struct{} { return c.done }
 
 // Err returns why the channel has ended: ErrClosed, ErrPeerClosed, ErrRefused,
-// ErrGap, ErrSilent or ErrNonceExhausted. nil while it lives.
+// ErrGap, ErrSilent, ErrSuperseded or ErrNonceExhausted. nil while it lives.
 func (c *Channel) Err() error {
 	c.endMu.Lock()
 	defer c.endMu.Unlock()

@@ -23,6 +23,11 @@ type DialOptions struct {
 	Timeout time.Duration
 	// HideCredential shows the peer no credential of ours.
 	HideCredential bool
+	// Lineage names the row of channels that this one continues: a sealmq peer that
+	// has an earlier one of it ends that with ErrSuperseded. Of two channels of one
+	// process the later dialled stays, of different processes the later to arrive.
+	// The zero Lineage continues nothing.
+	Lineage [16]byte
 	// NoConfirm returns as soon as message 3 is sent, without waiting for the
 	// peer's hello, as a stock initiator does. A refusal then shows in
 	// Channel.Err.
@@ -133,6 +138,7 @@ func (e *Endpoint) handshake(ctx context.Context, to route.Route, policy Policy,
 	if err != nil {
 		return nil, 0, err
 	}
+	turn := e.turns.Add(1)
 	dr := e.cfg.hooks.address()
 	d := &dialling{e: e, replies: make(chan Inbound, maxTries)}
 	if err := e.cfg.Router.Register(dr, d.receive); err != nil {
@@ -168,7 +174,7 @@ func (e *Endpoint) handshake(ctx context.Context, to route.Route, policy Policy,
 	}
 	c, err = e.opened(sending, hs, reply, channelSetup{
 		initiator: true, dr: dr, remote: reply.Frame.Return.Clone(), verifier: verify,
-		class: opts.Class, shown: own.shown,
+		class: opts.Class, shown: own.shown, lineage: opts.Lineage, turn: turn,
 	}, d, msg3)
 	return c, trip, err
 }

@@ -50,7 +50,8 @@ type Endpoint struct {
 	gaps       atomic.Uint64
 	silent     atomic.Uint64
 	downgrades atomic.Uint64
-	earlyBytes atomic.Int64 // held by half-open handshakes
+	turns      atomic.Uint64 // channels dialled, in order
+	earlyBytes atomic.Int64  // held by half-open handshakes
 
 	mu         sync.Mutex // guards what follows
 	closed     bool

@@ -26,6 +26,9 @@ var (
 	ErrGap = errors.New("channel: more frames in a row were lost than the channel can bridge")
 	// ErrSilent means that the peer stopped answering.
 	ErrSilent = errors.New("channel: the peer stopped answering")
+	// ErrSuperseded means that the peer has dialled another channel in place of
+	// this one.
+	ErrSuperseded = errors.New("channel: the peer continued on another channel")
 	// ErrBusy means that a limit of this endpoint is reached.
 	ErrBusy = errors.New("channel: too many channels or handshakes at once")
 	// ErrTooLarge means that a message does not fit the frame limit.

@@ -28,6 +28,10 @@ const epochLen = 16
 // Bits that a receiver does not know have no meaning to it.
 type Features uint64
 
+// FeatureDelivery says that the peer takes acknowledged messages at
+// DeliveryAddress.
+const FeatureDelivery Features = 1 << 0
+
 // helloKind tells the messages at HelloAddress apart.
 type helloKind uint64
 
@@ -55,6 +59,8 @@ type hello struct {
 	Features Features  `cbor:"2,keyasint,omitempty"` // see Features
 	Kind     helloKind `cbor:"3,keyasint,omitempty"`
 	Reason   byeReason `cbor:"4,keyasint,omitempty"` // of a bye
+	Lineage  []byte    `cbor:"5,keyasint,omitempty"` // of an initiator: see DialOptions.Lineage
+	Turn     uint64    `cbor:"6,keyasint,omitempty"` // rises with each channel of a lineage
 }
 
 var (
@@ -71,6 +77,7 @@ var (
 	errHelloVersion = errors.New("unknown version")
 	errHelloEpoch   = errors.New("epoch is not 16 bytes")
 	errHelloLong    = errors.New("longer than 4 KiB")
+	errHelloLineage = errors.New("lineage is not 16 bytes")
 )
 
 func mustMode[M any](m M, err error) M {
@@ -100,6 +107,9 @@ func parseHello(b []byte) (h hello, err error) {
 	}
 	if err == nil && len(h.Epoch) != epochLen {
 		err = errHelloEpoch
+	}
+	if err == nil && len(h.Lineage) != 0 && len(h.Lineage) != lineageLen {
+		err = errHelloLineage
 	}
 	if err != nil {
 		return hello{}, fmt.Errorf("channel: hello: %w", err)

@@ -211,7 +211,9 @@ func (c *Channel) gotHello(it *orderItem) {
 	}
 	if c.greeting.Load() == nil {
 		h.Epoch = append([]byte(nil), h.Epoch...)
+		h.Lineage = append([]byte(nil), h.Lineage...)
 		c.greeting.Store(&h)
+		c.e.supersede(c, &h)
 		c.graceTimer.Stop()
 		c.e.saysHello(c.peerID)
 		c.live.start(c)
