@@ -16,19 +16,41 @@ const (
 	// hubSlack is how many frames past its limit an outbox takes of what the
 	// hub's own services answer, which nobody could hold back.
 	hubSlack = 256
+	// fairFrames and fairBytes are what every outbox may hold as long as the hub
+	// has any room at all.
+	fairFrames = 64
+	fairBytes  = 64 << 10
 )
 
 var batches = sync.Pool{New: func() any { return new([pumpBatch]Entry) }}
 
 // full reports whether the outbox may take no further packet. p.mu is held.
 func (p *Port) full() bool {
-	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull() ||
+	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull() || p.crowded() ||
 		p.kind == portDevice && !p.oneShot && p.b.storingFull()
 }
 
 // storingFull reports whether there is no room for more that a store has not
 // written yet.
 func (b *Bridge) storingFull() bool { return b.storing.Load() > b.cfg.WaitingBytes/4 }
+
+// crowded reports whether the outbox holds more than its part of what the hub has
+// left: a quarter of it. So however many targets don't read, there is room for
+// others. p.mu is held.
+func (p *Port) crowded() bool {
+	if p.frames < fairFrames && p.bytes < fairBytes {
+		return false
+	}
+	b := p.b
+	return 4*int64(p.frames) > b.cfg.TotalFrames-b.queued.frames.Load() || 4*int64(p.bytes) > b.cfg.TotalBytes-b.queued.bytes.Load()
+}
+
+// mayAnswer reports whether the outbox takes an answer of a service though it is
+// full. p.mu is held.
+func (p *Port) mayAnswer() bool {
+	cfg := &p.b.cfg
+	return p.frames < cfg.OutboxFrames+hubSlack && p.bytes < cfg.OutboxBytes+cfg.Limits.Frame && !p.b.totalFull() && !p.crowded()
+}
 
 func (b *Bridge) totalFull() bool {
 	return b.queued.frames.Load() >= b.cfg.TotalFrames || b.queued.bytes.Load() >= b.cfg.TotalBytes
@@ -68,7 +90,7 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		p.hold(in, pk, n)
 		return
 	case len(p.parked) > 0 || p.full():
-		if in.hub && pk.Class == route.Stored && p.frames < p.b.cfg.OutboxFrames+hubSlack && p.bytes < p.b.cfg.OutboxBytes+p.b.cfg.Limits.Frame {
+		if in.hub && pk.Class == route.Stored && p.mayAnswer() {
 			break
 		}
 		if in.hub || pk.Class == route.Transient {

@@ -186,3 +186,29 @@ func TestPortsOfOneIdentityAreLimited(t *testing.T) {
 		t.Errorf("another identity: %v", err)
 	}
 }
+
+// However many targets don't read, there is room for a bystander's.
+func TestStalledTargetsLeaveRoomForOthers(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) { c.TotalFrames, c.Window = 4000, 4000 })
+	a, carol := attach(t, b, "alice", true), attach(t, b, "carol", true)
+	for i := range 8 {
+		stalled := attach(t, b, string(rune('k'+i)), false)
+		flooder := attach(t, b, string(rune('K'+i)), true)
+		for n := range 2000 {
+			flooder.number(stalled.Port().Address(), n)
+		}
+		for range 300 {
+			stalled.send(route.To("echo"), route.To("x"), []byte("an answer that nobody can hold back"))
+		}
+	}
+	c := b.Counters()
+	if c.Queued >= 4000 {
+		t.Errorf("%d frames queued: none left", c.Queued)
+	}
+	before := len(a.conn.acked())
+	for i := range 500 {
+		a.number(carol.Port().Address(), i)
+	}
+	equal(t, "acknowledged", len(a.conn.acked())-before, 500)
+	equal(t, "delivered", len(carol.numbers()), 500)
+}

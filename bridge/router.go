@@ -74,8 +74,13 @@ func (l *Link) overWindow(bytes int) bool {
 		return false
 	}
 	cfg := &l.port.b.cfg
-	return n >= int64(cfg.Window) || l.waitBytes.Load()+int64(bytes) > int64(cfg.WindowBytes) ||
-		l.port.b.waiting.bytes.Load() > cfg.WaitingBytes
+	mine := l.waitBytes.Load() + int64(bytes)
+	if n >= int64(cfg.Window) || mine > int64(cfg.WindowBytes) {
+		return true
+	}
+	// Who has most unanswered goes first when the hub runs out of room.
+	left := cfg.WaitingBytes - l.port.b.waiting.bytes.Load()
+	return left < 0 || mine > fairBytes && 4*mine > left
 }
 
 // Admits reports whether Receive would take one more stored packet of that many

@@ -309,7 +309,8 @@ func (b *Bridge) unstarve(p *Port) {
 // relieve lets packets in that waited for room in the hub. The caller holds no
 // lock.
 func (b *Bridge) relieve() {
-	for b.starved.n.Load() > 0 && !b.totalFull() && !b.storingFull() {
+	const tries = 4 // ports that still have no room
+	for misses := 0; misses < tries && b.starved.n.Load() > 0 && !b.totalFull() && !b.storingFull(); {
 		var p *Port
 		b.starved.mu.Lock()
 		for p = range b.starved.m {
@@ -328,6 +329,10 @@ func (b *Bridge) relieve() {
 			continue
 		}
 		p.unpark()
+		if len(p.parked) > 0 && p.frames < b.cfg.OutboxFrames && p.bytes < b.cfg.OutboxBytes {
+			b.starve(p)
+			misses++
+		}
 		p.unlockAndAck()
 		p.pump()
 	}
