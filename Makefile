@@ -5,6 +5,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # How long each fuzz target runs with `make fuzz`, and which benchmarks `make bench` runs.
 FUZZTIME ?= 30s
 BENCH ?= .
+# Where cargo builds the Rust peer: once for all checkouts of this user.
+export CARGO_TARGET_DIR ?= $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/sealmq/rust
 
 .DEFAULT_GOAL := help
 
@@ -67,4 +69,4 @@ down: ## stop them and forget their data
 
 .PHONY: clean
 clean: ## remove what was built here
-	rm -rf bin dist integration/rust/target
+	rm -rf bin dist

@@ -11,6 +11,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
+# Where cargo builds the Rust peer, which takes minutes: once for all checkouts of this user.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/sealmq/rust}"
+
 passed=0 failed=0 skipped=0
 bad=()                 # names of what failed
 out=$(mktemp -d)

@@ -62,9 +62,10 @@ var build struct {
 }
 
 // Binary returns the path of the node's program, built if need be. The first
-// build takes minutes, later ones a moment: cargo keeps its output in
-// integration/rust/target. Without cargo the test ends as [peer.Missing] says;
-// a build that fails is always a failure.
+// build takes minutes, later ones a moment: cargo keeps its output in the folder
+// CARGO_TARGET_DIR, by default sealmq/rust in the user's cache folder. Without
+// cargo the test ends as [peer.Missing] says; a build that fails is always a
+// failure.
 func Binary(t testing.TB) string {
 	t.Helper()
 	cargo, err := exec.LookPath("cargo")
@@ -73,13 +74,22 @@ func Binary(t testing.TB) string {
 	}
 	dir := filepath.Join(peer.ModuleRoot(t), "integration", "rust")
 	build.once.Do(func() {
-		cmd := exec.Command(cargo, "build", "--release", "--locked", "--quiet")
+		target := os.Getenv("CARGO_TARGET_DIR")
+		if target == "" {
+			cache, err := os.UserCacheDir()
+			if err != nil {
+				build.err = fmt.Errorf("no folder to build the Rust node in, set CARGO_TARGET_DIR: %w", err)
+				return
+			}
+			target = filepath.Join(cache, "sealmq", "rust")
+		}
+		cmd := exec.Command(cargo, "build", "--release", "--locked", "--quiet", "--target-dir", target)
 		cmd.Dir = dir
 		if out, err := cmd.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("cargo build in integration/rust: %w\n%s", err, out)
 			return
 		}
-		build.binary = filepath.Join(dir, "target", "release", "peer")
+		build.binary = filepath.Join(target, "release", "peer")
 	})
 	if build.err != nil {
 		t.Fatal(build.err)
