@@ -1,0 +1,333 @@
+package restart
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// signals are the ways in which a hub ends.
+var signals = []syscall.Signal{syscall.SIGKILL, syscall.SIGKILL, syscall.SIGTERM}
+
+func random(t *testing.T) *rand.Rand {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// connect makes one MQTT connection of a device; a nil client means that the hub
+// went away.
+func connect(h *hub, clientID string, lost func()) paho.Client {
+	c := paho.NewClient(paho.NewClientOptions().AddBroker(h.url()).SetClientID(clientID).SetProtocolVersion(4).
+		SetAutoReconnect(false).SetConnectTimeout(patience).SetWriteTimeout(time.Second).SetOrderMatters(true).
+		SetConnectionLostHandler(func(paho.Client, error) { lost() }))
+	if token := c.Connect(); !token.WaitTimeout(patience) || token.Error() != nil {
+		return nil
+	}
+	return c
+}
+
+func newID(t *testing.T) string {
+	t.Helper()
+	p, err := identity.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Identifier().String()
+}
+
+// Whatever the hub acknowledged is there after it was killed, in order, although
+// the device that it is for was away all the time.
+func TestAcknowledgedIsStored(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			rnd := random(t)
+			h := newHub(t, "--durability", string(mode), "--segment-size", "1MiB", "--sync-interval", "50ms")
+			alice, bob := newID(t), newID(t)
+			h.start()
+			// Known to the hub, and then away.
+			first := connect(h, bob, func() {})
+			first.Disconnect(100)
+			to := h.address(bob)
+
+			var next uint64
+			acked := make(map[uint64]bool)
+			for range 6 {
+				next = publishUntilKilled(h, alice, to, next, acked, rnd)
+				h.start()
+			}
+			maps.DeleteFunc(acked, func(_ uint64, ok bool) bool { return !ok })
+			if len(acked) == 0 {
+				t.Fatal("nothing was acknowledged")
+			}
+			st := h.status()
+			if st.Store.Found == nil || st.Store.Found.Frames < len(acked) || st.Store.Durability != mode {
+				t.Fatalf("%d acknowledged, the hub found %+v", len(acked), st.Store)
+			}
+			t.Logf("acknowledged %d of %d; the hub found %+v", len(acked), next, *st.Store.Found)
+			h.sums()
+			receiveAll(h, bob, acked)
+			h.sums()
+		})
+	}
+}
+
+// publishUntilKilled sends numbered frames until the hub has ended, and notes those
+// that it acknowledged.
+func publishUntilKilled(h *hub, from, to string, next uint64, acked map[uint64]bool, rnd *rand.Rand) uint64 {
+	h.t.Helper()
+	gone := make(chan struct{})
+	c := connect(h, from, func() { close(gone) })
+	if c == nil {
+		h.t.Fatal("cannot connect")
+	}
+	killed := make(chan struct{})
+	after := rnd.IntN(1500)
+	sig := signals[rnd.IntN(len(signals))]
+	type sent struct {
+		n     uint64
+		token paho.Token
+	}
+	window := make(chan sent, 64)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		done := 0
+		for s := range window {
+			select {
+			case <-s.token.Done():
+				acked[s.n] = s.token.Error() == nil
+			case <-gone: // the library may leave a token of a lost connection alone
+			}
+			if done++; done == after {
+				go func() {
+					defer close(killed)
+					h.end(sig)
+				}()
+			}
+		}
+		if done < after {
+			h.end(sig)
+			close(killed)
+		}
+	})
+	for i := 0; i < after+5000; i++ {
+		select {
+		case <-gone:
+			i = after + 5000
+			continue
+		default:
+		}
+		payload := binary.BigEndian.AppendUint64(make([]byte, 0, 300), next)
+		f := route.Frame{Onward: route.To(to, "app"), Payload: payload[:8+int(next%200)]}
+		window <- sent{next, c.Publish("sealmq/"+from+"/out", 1, false, route.AppendFrame(nil, &f))}
+		next++
+	}
+	close(window)
+	wg.Wait()
+	if after > 0 {
+		<-killed
+	}
+	c.Disconnect(0)
+	return next
+}
+
+// receiveAll attaches a device and takes what is queued for it until every
+// acknowledged number was there; numbers may repeat but not fall back otherwise.
+func receiveAll(h *hub, clientID string, acked map[uint64]bool) {
+	h.t.Helper()
+	got := make(chan []byte, 1<<16)
+	c := connect(h, clientID, func() {})
+	if c == nil {
+		h.t.Fatal("cannot connect")
+	}
+	defer c.Disconnect(100)
+	in := "sealmq/" + clientID + "/in"
+	if token := c.Subscribe(in, 1, func(_ paho.Client, m paho.Message) { got <- m.Payload() }); !token.WaitTimeout(patience) || token.Error() != nil {
+		h.t.Fatal("cannot subscribe")
+	}
+	hello, err := (&hubproto.HelloRequest{}).Marshal()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	f := route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: hello}
+	c.Publish("sealmq/"+clientID+"/out", 1, false, route.AppendFrame(nil, &f))
+	missing := len(acked)
+	seen := make(map[uint64]bool)
+	var last uint64
+	end := time.After(patience)
+	for missing > 0 {
+		select {
+		case payload := <-got:
+			views, err := route.ParseBundle(payload, route.Limits{}, nil)
+			if err != nil {
+				h.t.Fatal(err)
+			}
+			for i := range views {
+				f := views[i].Frame()
+				if f.Onward[0].Value == "h" {
+					continue
+				}
+				n := binary.BigEndian.Uint64(f.Payload)
+				if n < last && !seen[n] {
+					h.t.Fatalf("number %d came after %d", n, last)
+				}
+				if len(f.Payload) != 8+int(n%200) {
+					h.t.Fatalf("number %d has %d bytes", n, len(f.Payload))
+				}
+				last = max(last, n)
+				if acked[n] && !seen[n] {
+					missing--
+				}
+				seen[n] = true
+			}
+		case <-end:
+			h.t.Fatalf("%d of %d acknowledged frames are missing; the last was %d", missing, len(acked), last)
+		}
+	}
+	h.until("the queue is empty", func() (bool, string) {
+		c := h.counters()
+		return c["sealmq_frames_queued"] == 0, fmt.Sprint(c)
+	})
+}
+
+// messages is how many a live channel carries.
+const messages = 3000
+
+// A live channel between two devices goes on across hubs that end in the middle:
+// every message arrives, once and in order, without a new handshake, and the
+// forwarding address stays the same.
+func TestLiveChannel(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			rnd := random(t)
+			h := newHub(t, "--durability", string(mode))
+			h.start()
+			ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+			defer cancel()
+			alice, bob := node(t, h), node(t, h)
+			if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
+				t.Fatal(err)
+			}
+			fwd, err := bob.CreateForwarder(ctx, "bob", device.Alias("bobs-door"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			address := fwd.Address()
+			ch, err := alice.Dial(ctx, route.To(address), channel.TrustIdentifiers(bob.Identifier()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			const restarts = 4
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for n := range uint64(messages) {
+					if err := ch.Send(ctx, "app", binary.BigEndian.AppendUint64(nil, n)); err != nil {
+						t.Errorf("send %d: %v", n, err)
+						return
+					}
+				}
+			})
+			due := make(map[uint64]bool)
+			for len(due) < restarts {
+				due[rnd.Uint64N(messages*3/4)] = true
+			}
+			var restarted sync.WaitGroup
+			for n := range uint64(messages) {
+				m, err := bob.Receive(ctx, "app")
+				if err != nil {
+					t.Fatalf("message %d: %v", n, err)
+				}
+				if got := binary.BigEndian.Uint64(m.Payload); got != n || m.From != alice.Identifier() {
+					t.Fatalf("message %d from %s, want %d", got, m.From, n)
+				}
+				if due[n] {
+					restarted.Wait() // one at a time
+					sig := signals[rnd.IntN(len(signals))]
+					restarted.Go(func() { h.end(sig); h.start() })
+				}
+			}
+			restarted.Wait()
+			wg.Wait()
+			if err := ch.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if n := ch.Restarts(); n != 0 || ch.Err() != nil {
+				t.Errorf("the channel was made again %d times, %v", n, ch.Err())
+			}
+			if fwd.Address() != address {
+				t.Errorf("the forwarding address is %s now, it was %s", fwd.Address(), address)
+			}
+			// And back.
+			ch2, err := alice.Dial(ctx, route.To(address), channel.TrustIdentifiers(bob.Identifier()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = ch2.Close()
+			h.sums()
+		})
+	}
+}
+
+func node(t *testing.T, h *hub) *device.Node {
+	t.Helper()
+	id, err := identity.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	n, err := device.Connect(ctx, h.url(), device.Config{Identity: id, MailboxMessages: messages})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+// A device that has not come back since the restart is offline, and an alias stays
+// its owner's meanwhile.
+func TestAbsentOwner(t *testing.T) {
+	h := newHub(t)
+	h.start()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	bob := node(t, h)
+	if _, err := bob.Listen("bob", channel.TrustEveryone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bob.CreateForwarder(ctx, "bob", device.Alias("door")); err != nil {
+		t.Fatal(err)
+	}
+	if err := bob.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.end(syscall.SIGKILL)
+	h.start()
+	if c := h.counters(); c["sealmq_peers"] != 1 || c["sealmq_peers_attached"] != 0 || c["sealmq_forwarders"] != 1 {
+		t.Fatalf("%v", c)
+	}
+	mallory := node(t, h)
+	if _, err := mallory.Listen("m", channel.TrustEveryone); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := mallory.CreateForwarder(ctx, "m", device.Alias("door")); err == nil {
+		t.Fatalf("another identity took the alias: %s", f.Address())
+	}
+	h.sums()
+}
