@@ -233,7 +233,7 @@ func mayTake(old, now Principal) bool {
 }
 
 func (r *registry) validAlias(a string) bool {
-	if len(a) > maxAlias || a == payloadRegister || reservedPrefix(a) {
+	if len(a) > maxAlias || a == payloadRegister || a == hubproto.NoticeSource || reservedPrefix(a) {
 		return false
 	}
 	for _, c := range []byte(a) {
