@@ -239,8 +239,9 @@ func TestEndsOfANode(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.bob.WaitChannels("responder", 1)
-	s.alice.Quit() // sends Close
+	s.alice.Close("ch") // the Close that Quit sends may not get out in time
 	s.bob.WaitChannels("", 0)
+	s.alice.Quit()
 	s.hub.Kill()
 	if err := s.hub.Call(t.Context(), "channels", nil, nil); !errors.Is(err, rustpeer.ErrGone) {
 		t.Errorf("a call to a killed node: %v", err)
