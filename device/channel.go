@@ -342,6 +342,15 @@ func (c *Channel) Restarts() uint64 {
 	return c.restart
 }
 
+// Address returns the channel's address on this node: what is sent or dialled along
+// a route that begins with it goes through the channel. It is another one after the
+// channel has been made again.
+func (c *Channel) Address() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cur.EncryptorAddress()
+}
+
 // Route returns the route that was dialled.
 func (c *Channel) Route() route.Route { return c.to.Clone() }
 
@@ -402,7 +411,7 @@ func (c *Channel) Request(ctx context.Context, address string, payload []byte) (
 		if err != nil {
 			return nil, err
 		}
-		m, sent, err := c.request(joined, cur, address, payload)
+		m, sent, err := c.n.requestThrough(joined, cur, address, payload)
 		switch {
 		case err == nil:
 			return m, nil
@@ -417,14 +426,14 @@ func (c *Channel) Request(ctx context.Context, address string, payload []byte) (
 	}
 }
 
-// request asks once, through cur. The end of cur ends the wait: the answer could
-// not come any more.
-func (c *Channel) request(ctx context.Context, cur *channel.Channel, address string, payload []byte) (m *Message, sent bool, err error) {
+// requestThrough asks once, through cur. The end of cur ends the wait: the answer
+// could not come any more.
+func (n *Node) requestThrough(ctx context.Context, cur *channel.Channel, address string, payload []byte) (m *Message, sent bool, err error) {
 	box := randomAddress()
-	if err := c.n.local.OpenMailbox(box, Access{Encryptors: []string{cur.EncryptorAddress()}}); err != nil {
+	if err := n.local.OpenMailbox(box, Access{Encryptors: []string{cur.EncryptorAddress()}}); err != nil {
 		return nil, false, err
 	}
-	defer c.n.local.Remove(box)
+	defer n.local.Remove(box)
 	if err := cur.Send(ctx, route.To(address), route.To(box), payload); err != nil {
 		return nil, false, err
 	}
@@ -437,7 +446,7 @@ func (c *Channel) request(ctx context.Context, cur *channel.Channel, address str
 		case <-ctx.Done():
 		}
 	}()
-	m, err = c.n.local.Receive(ctx, box)
+	m, err = n.local.Receive(ctx, box)
 	return m, true, err
 }
 

@@ -1,0 +1,266 @@
+package matrix
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/integration/internal/rustpeer"
+)
+
+// sizes are those of a run, cut off here and there by a block or a length's next
+// byte: 0 to 200 KiB.
+var sizes = []int{0, 1, 15, 16, 64, 1000, 4096, 32<<10 + 7, 200 << 10}
+
+// run is the body: everything that a cell has to show.
+func (c cell) run(t *testing.T) {
+	for name, test := range map[string]func(*table){
+		"messages":    (*table).messages,
+		"close":       (*table).closes,
+		"refusals":    (*table).refusals,
+		"credentials": (*table).credentials,
+		"rotated":     (*table).rotated,
+		"nested":      (*table).nested,
+	} {
+		t.Run(name, func(t *testing.T) { test(c.table(t)) })
+	}
+	if !c.relay {
+		t.Run("restart", func(t *testing.T) { c.table(t).restart() })
+	}
+}
+
+// table is a cell set up for one test: left listens, right dials.
+type table struct {
+	*testing.T
+	cell
+	hub         hub
+	left, right party
+	to          []string
+}
+
+func (c cell) table(t *testing.T) *table {
+	t.Helper()
+	return &table{T: t, cell: c, hub: c.hub(t), left: c.left(t), right: c.right(t)}
+}
+
+// connect connects both and has left listen.
+func (x *table) connect(who trust) {
+	x.Helper()
+	x.left.connect(x.hub)
+	x.right.connect(x.hub)
+	alias := ""
+	if x.alias {
+		alias = "matrix"
+	}
+	x.to = x.left.listen(who, alias)
+}
+
+// open opens the channel, and sees that each knows who the other is.
+func (x *table) open() {
+	x.Helper()
+	if err := x.right.dial(x.to, trust{x.left.identifier()}); err != nil {
+		x.Fatalf("dial: %v", err)
+	}
+	x.meet()
+}
+
+func (x *table) meet() {
+	x.Helper()
+	if got := x.right.up(); got != x.left.identifier() {
+		x.Fatalf("the peer of who dialled is %s, want %s", got, x.left.identifier())
+	}
+	if got := x.left.up(); got != x.right.identifier() {
+		x.Fatalf("the peer of who listens is %s, want %s", got, x.right.identifier())
+	}
+}
+
+// pass asks each side's echo, which also shows that everything sent before on the
+// channel has been handled.
+func (x *table) pass() {
+	x.Helper()
+	for _, p := range []party{x.right, x.left} {
+		for _, size := range []int{0, 7, 70_000} {
+			payload := rustpeer.Content(1, uint64(size), size)
+			if got, err := p.request(payload); err != nil || !bytes.Equal(got, payload) {
+				x.Fatalf("echo of %d bytes gave %d: %v", size, len(got), err)
+			}
+		}
+	}
+}
+
+// arrive checks that a run arrives whole, unchanged and in order.
+func (x *table) arrive(at, from party, run rustpeer.Run) {
+	x.Helper()
+	for i := range run.Count {
+		want := run.At(i)
+		got := at.next()
+		if got.size != len(want) || got.digest != rustpeer.Digest(want) || got.from != from.identifier() {
+			x.Fatalf("message %d (%d bytes) arrived with %d bytes from %s", i, len(want), got.size, got.from)
+		}
+	}
+}
+
+// messages: 1,000 each way of 0 bytes to 200 KiB, which crosses more than thirty
+// rekeys, and answers along return routes.
+func (x *table) messages() {
+	x.connect(nil)
+	x.open()
+	for _, way := range []struct{ from, to party }{{x.right, x.left}, {x.left, x.right}} {
+		run := rustpeer.Run{Seed: 4, Count: 1000, Sizes: sizes}
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			way.from.send(run)
+		}()
+		x.arrive(way.to, way.from, run)
+		<-sent
+	}
+	x.pass()
+	for _, way := range []struct{ from, to party }{{x.right, x.left}, {x.left, x.right}} {
+		one := rustpeer.Run{Seed: 5, Count: 1, Sizes: []int{5000}}
+		way.from.send(one)
+		m := way.to.next()
+		answer := []byte("answer along the return route")
+		if err := m.answer(answer); err != nil {
+			x.Fatalf("answering: %v", err)
+		}
+		if got := way.from.next(); got.digest != rustpeer.Digest(answer) || got.from != way.to.identifier() {
+			x.Errorf("the answer has %d bytes, from %s", got.size, got.from)
+		}
+	}
+}
+
+// closes: Close from each side.
+func (x *table) closes() {
+	x.connect(nil)
+	x.open()
+	x.pass() // a Close before any other word would mean a refusal
+	x.right.hang()
+	x.left.hungUp()
+	x.open()
+	x.pass()
+	x.left.hang()
+	x.right.hungUp()
+}
+
+// refusals: a policy on each side that the other does not satisfy. Nothing is
+// delivered, and no channel stays.
+func (x *table) refusals() {
+	stranger, err := identity.Create()
+	if err != nil {
+		x.Fatal(err)
+	}
+	nobody := trust{stranger.Identifier().String()}
+	x.connect(nobody)
+	err = x.right.dial(x.to, nil)
+	if !x.stock && err == nil {
+		x.Error("who was refused is not told")
+	}
+	if err == nil {
+		// A stock listener tells nobody: a dialler looks connected, and gets nothing.
+		x.right.up()
+		x.right.send(rustpeer.Run{Count: 3, Sizes: []int{10}})
+	}
+	if n := x.left.channels(); n != 0 {
+		x.Errorf("%d channels with a peer that was refused", n)
+	}
+	if !x.left.nothing() {
+		x.Error("a message of a peer that was refused was delivered")
+	}
+
+	y := x.cell.table(x.T)
+	y.connect(nil)
+	if err := y.right.dial(y.to, nobody); err == nil {
+		y.Error("dialled somebody that the policy refuses")
+	}
+	if n := y.right.channels(); n != 0 {
+		y.Errorf("%d channels with a peer that the policy refuses", n)
+	}
+}
+
+// credentials: each side shows one of an authority of its own kind, which the other
+// accepts, and later another one in a RefreshCredentials.
+func (x *table) credentials() {
+	ofLeft, ofRight := x.cell.left(x.T), x.cell.right(x.T)
+	x.left.accept(ofRight.history())
+	x.right.accept(ofLeft.history())
+	x.left.show(ofLeft.issue(x.left.history(), "gateway"))
+	x.right.show(ofRight.issue(x.right.history(), "sensor"))
+	x.connect(nil)
+	x.open()
+	x.pass()
+	check := func(left, right string) {
+		x.Helper()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		var gotLeft, gotRight string
+		for limit := time.Now().Add(patience); time.Now().Before(limit); <-tick.C {
+			gotLeft = x.right.roleOf(x.left.identifier(), ofLeft.identifier())
+			gotRight = x.left.roleOf(x.right.identifier(), ofRight.identifier())
+			if gotLeft == left && gotRight == right {
+				return
+			}
+		}
+		x.Fatalf("roles are known as %q and %q, want %q and %q", gotLeft, gotRight, left, right)
+	}
+	check("gateway", "sensor")
+	x.left.show(ofLeft.issue(x.left.history(), "hub"))
+	x.right.show(ofRight.issue(x.right.history(), "camera"))
+	x.pass()
+	check("hub", "camera")
+}
+
+// rotated: identities with more than one key, and keys rotated between channels.
+func (x *table) rotated() {
+	x.left.rotate()
+	x.right.rotate()
+	x.connect(nil)
+	for range 2 {
+		x.open()
+		x.pass()
+		x.right.hang()
+		x.left.hungUp()
+		x.left.rotate()
+		x.right.rotate()
+	}
+}
+
+// nested: a channel inside the channel.
+func (x *table) nested() {
+	x.connect(nil)
+	x.open()
+	x.left.listenInside()
+	if err := x.right.dialInside(); err != nil {
+		x.Fatalf("the inner channel: %v", err)
+	}
+	run := rustpeer.Run{Seed: 6, Count: 100, Sizes: []int{3, 0, 5000}}
+	x.right.sendInside(run)
+	x.arrive(x.left, x.right, run)
+	x.pass() // the outer one works as before
+}
+
+// restart: the hub goes and comes back in the middle.
+func (x *table) restart() {
+	x.connect(nil)
+	x.open()
+	x.pass()
+	x.hub.restart()
+	x.left.reconnect(x.hub)
+	x.right.reconnect(x.hub)
+	x.right.hang()
+	x.left.hang()
+	limit := time.Now().Add(patience)
+	for {
+		x.to = x.left.again()
+		err := x.right.dial(x.to, trust{x.left.identifier()})
+		if err == nil {
+			break
+		}
+		if time.Now().After(limit) {
+			x.Fatalf("dialling after the hub was restarted: %v", err)
+		}
+	}
+	x.meet()
+	x.pass()
+}
