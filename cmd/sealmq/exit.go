@@ -30,7 +30,7 @@ const (
 	exitInterrupted = 130 // a signal ended a command that had not finished
 )
 
-// exitTable documents the codes; docs/exit-codes.md is made of it.
+// exitTable documents the codes, for `sealmq help exit-codes`.
 var exitTable = []struct {
 	code    int
 	meaning string
