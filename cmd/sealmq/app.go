@@ -30,9 +30,10 @@ type app struct {
 	stderr    io.Writer
 	lookupEnv func(string) (string, bool)
 
-	json    bool // --json
-	verbose bool // --verbose
-	started bool // the command line was accepted
+	keys    keyFlags // --passphrase-file and --key-file
+	json    bool     // --json
+	verbose bool     // --verbose
+	started bool     // the command line was accepted
 }
 
 // output is a writer that remembers its first failure, so that a full disk or
@@ -156,7 +157,7 @@ neither read nor forge a message.`,
 		}
 	}
 	add("run", a.demoCommand(), a.hubCommand(), a.listenCommand(), a.sendCommand())
-	add("manage", a.identityCommand(), a.passwdCommand(), a.healthCommand(), a.versionCommand())
+	add("manage", a.identityCommand(), a.authorityCommand(), a.passwdCommand(), a.healthCommand(), a.versionCommand())
 	root.AddCommand(exitCodesTopic(), environmentTopic())
 	root.SetHelpCommandGroupID("manage")
 	root.SetCompletionCommandGroupID("manage")
@@ -183,10 +184,16 @@ func environmentTopic() *cobra.Command {
 		Long: strings.TrimSpace(`
 Environment variables
 
-  SEALMQ_HOME      folder with the identities (default: sealmq in the user's
-                   configuration folder)
+  SEALMQ_HOME      folder with the identities, authorities, and what is known of
+                   hubs and peers (default: sealmq in the user's configuration
+                   folder)
   SEALMQ_HUB       the hub's URL where --hub is not given
   SEALMQ_USER      MQTT user name where --user is not given
-  SEALMQ_PASSWORD  its password where --password-file is not given`),
+  SEALMQ_PASSWORD  its password where --password-file is not given
+
+  SEALMQ_PASSPHRASE       passphrase of keys at rest, SEALMQ_PASSPHRASE_FILE a
+  SEALMQ_PASSPHRASE_FILE  file with it, SEALMQ_KEY_FILE a key file: one of the
+  SEALMQ_KEY_FILE         three, where neither --passphrase-file nor --key-file
+                          is given. New identities are encrypted with it, too`),
 	}
 }

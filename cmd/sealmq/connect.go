@@ -15,9 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
-	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/topics"
 )
 
@@ -29,9 +27,10 @@ const maxSecretFile = 1 << 20
 
 // peerFlags are what listen and send have in common.
 type peerFlags struct {
-	hub, identity, trust       string
+	hub, identity              string
 	user, passwordFile, caFile string
 	root                       string
+	trustFlags
 }
 
 // add defines the flags.
@@ -39,11 +38,12 @@ func (p *peerFlags) add(a *app, c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&p.hub, "hub", "", "URL of the hub: mqtt://, mqtts://, ws://, wss://, or tcp:// for any Ockam hub, with ?hub=IDENTIFIER to pin it (default $"+envHub+" or "+defaultHub+")")
 	f.StringVar(&p.identity, "identity", defaultIdentity, "name of the identity to use; \"default\" is created at first use")
-	f.StringVar(&p.trust, "trust", "", "whom to talk to: everyone, or identifiers separated by commas (required)")
+	p.trustFlags.add(f)
 	f.StringVar(&p.user, "user", "", "MQTT user name (default $"+envUser+")")
 	f.StringVar(&p.passwordFile, "password-file", "", "file with the MQTT password (default: the password is in $"+envPassword+")")
 	f.StringVar(&p.caFile, "ca-file", "", "certificates (PEM) to trust for the hub's TLS instead of the system's")
 	f.StringVar(&p.root, "root", string(topics.DefaultRoot), "topic root of the hub")
+	a.addKeyFlags(f)
 	f.SortFlags = false
 	for name, complete := range map[string]cobra.CompletionFunc{
 		"identity": a.completeIdentity,
@@ -53,26 +53,6 @@ func (p *peerFlags) add(a *app, c *cobra.Command) {
 			panic(err) // the flag is defined above
 		}
 	}
-}
-
-// trustPolicy reads --trust.
-func trustPolicy(text string) (channel.Policy, error) {
-	const hint = "--trust everyone, or --trust IDENTIFIER[,IDENTIFIER…]; the peer prints its identifier with sealmq identity show"
-	switch text {
-	case "":
-		return nil, usagef(hint, "--trust is missing: say whom to talk to")
-	case "everyone":
-		return channel.TrustEveryone, nil
-	}
-	var ids []identity.Identifier
-	for _, part := range strings.Split(text, ",") {
-		id, err := identity.ParseIdentifier(strings.TrimSpace(part))
-		if err != nil {
-			return nil, usagef(hint, "--trust: %q is not an identifier", strings.TrimSpace(part))
-		}
-		ids = append(ids, id)
-	}
-	return channel.TrustIdentifiers(ids...), nil
 }
 
 // hubURL is where to connect to.
@@ -103,6 +83,9 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 		return nil, err
 	}
 	if cfg.Identity, err = a.useIdentity(p.identity); err != nil {
+		return nil, err
+	}
+	if err := p.apply(a, &cfg); err != nil {
 		return nil, err
 	}
 	cfg.Logger = a.quiet()

@@ -21,6 +21,8 @@ var explanations = []struct {
 	hint string
 }{
 	{device.ErrURL, exitUsage, "for example --hub mqtt://127.0.0.1:1883"},
+	{device.ErrClock, exitNoPerm, "set this machine's clock, for example with NTP"},
+	{device.ErrBadProof, exitNoPerm, "if the key was rotated on another machine, import its backup; the hub's log has the reason"},
 	{device.ErrBadCredentials, exitNoPerm, "check --user and --password-file (or SEALMQ_USER and SEALMQ_PASSWORD)"},
 	{device.ErrWrongHub, exitNoPerm, "somebody may be in the way; if the hub was set up anew, change the pin"},
 	{device.ErrHubRefused, exitNoPerm, "ask the hub's operator for an account that fits this identity: sealmq identity show"},
@@ -28,6 +30,8 @@ var explanations = []struct {
 	{device.ErrUnknownAddress, exitNoUser, "ask the peer for its present forwarding address, and check that both use the same hub"},
 	{device.ErrPeerOffline, exitTempFail, "try again when the peer is connected"},
 	{device.ErrPeerRefused, exitNoPerm, "the peer's --trust must name this identity: sealmq identity show"},
+	{device.ErrUnknownPeer, exitNoPerm, "--trust first-use remembers who is there now; --trust IDENTIFIER is better"},
+	{device.ErrBadClaim, exitNoPerm, "the hub, or somebody in between, shows what the peer has not signed; reach the peer another way"},
 	{device.ErrWrongIdentity, exitNoPerm, "check the identifier in --trust with the peer; if it is right, somebody else answered"},
 	{channel.ErrWrongIdentity, exitNoPerm, "check the identifier in --trust with the peer; if it is right, somebody else answered"},
 	{device.ErrTooLarge, exitData, "send less at a time, or raise the hub's limits.frame"},

@@ -75,7 +75,13 @@ func hubFlags(f *pflag.FlagSet, c *broker.Config) {
 	f.StringSliceVar(&c.MQTT, "mqtt", nil, "listen at host:port, mqtt://, mqtts://, ws:// or wss:// host:port; may be repeated (default "+broker.DefaultMQTT+")")
 	f.BoolVar(&c.MQTTOpen, "mqtt-open", false, "let anybody connect, on every interface")
 	f.StringVar(&c.PasswordFile, "password-file", "", "accounts, one user:bcrypt:role[:identifier] a line (see sealmq passwd)")
-	f.BoolVar(&c.InsecurePlaintext, "insecure-plaintext", false, "let passwords travel unencrypted off this machine")
+	f.StringSliceVar(&c.Devices.Allow, "allow-device", nil, "let in the device with this identifier when it proves it; may be repeated")
+	f.StringVar(&c.Devices.AllowFile, "allow-devices-file", "", "file with such identifiers, one a line")
+	f.StringSliceVar(&c.Devices.Authorities, "device-authority", nil, "let in devices with a credential of this authority: a file made by sealmq authority show; may be repeated")
+	f.StringToStringVar(&c.Devices.Attributes, "device-attribute", nil, "NAME=VALUE that such a credential has to say; may be repeated")
+	f.BoolVar(&c.Devices.AnyoneProven, "anyone-proven", false, "let in every device that proves an identity, on every interface")
+	f.DurationVar(&c.Devices.ClockSkew, "clock-skew", 0, fmt.Sprintf("how far a device's clock may be off, 1s to 10m (default %v)", broker.DefaultClockSkew))
+	f.BoolVar(&c.InsecurePlaintext, "insecure-plaintext", false, "let passwords and proofs travel unencrypted off this machine")
 	f.StringVar(&c.TCP, "tcp", "", "listen at host:port, by convention port 4000, for peers that speak the Ockam TCP transport")
 	f.BoolVar(&c.TCPOpen, "tcp-open", false, "let anybody who reaches --tcp use forwarders and register dynamic ones")
 	f.BoolVar(&c.TCPAliases, "tcp-aliases", false, "let --tcp peers take aliases without proof; the newest wins, never against an identity")
@@ -109,6 +115,12 @@ func hubConfig(file string, f *pflag.FlagSet, flags *broker.Config) (broker.Conf
 		"mqtt":               func() { cfg.MQTT = flags.MQTT },
 		"mqtt-open":          func() { cfg.MQTTOpen = flags.MQTTOpen },
 		"password-file":      func() { cfg.PasswordFile = flags.PasswordFile },
+		"allow-device":       func() { cfg.Devices.Allow = flags.Devices.Allow },
+		"allow-devices-file": func() { cfg.Devices.AllowFile = flags.Devices.AllowFile },
+		"device-authority":   func() { cfg.Devices.Authorities = flags.Devices.Authorities },
+		"device-attribute":   func() { cfg.Devices.Attributes = flags.Devices.Attributes },
+		"anyone-proven":      func() { cfg.Devices.AnyoneProven = flags.Devices.AnyoneProven },
+		"clock-skew":         func() { cfg.Devices.ClockSkew = flags.Devices.ClockSkew },
 		"insecure-plaintext": func() { cfg.InsecurePlaintext = flags.InsecurePlaintext },
 		"tcp":                func() { cfg.TCP = flags.TCP },
 		"tcp-open":           func() { cfg.TCPOpen = flags.TCPOpen },

@@ -24,23 +24,20 @@ type identityInfo struct {
 	ChangeHistory string `json:"change_history,omitempty"`
 }
 
-func infoOf(name string, p *identity.Private) identityInfo {
-	return identityInfo{
-		Name:          name,
-		Identifier:    p.Identifier().String(),
-		ChangeHistory: hex.EncodeToString(p.Identity().ChangeHistory()),
-	}
+func infoOf(name string, id *identity.Identity) identityInfo {
+	return identityInfo{Name: name, Identifier: id.String(), ChangeHistory: hex.EncodeToString(id.ChangeHistory())}
 }
 
 func (a *app) identityCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "identity",
 		Aliases: []string{"id"},
-		Short:   "Create and show identities",
+		Short:   "Create, show, protect and back up identities",
 		Long: `An identity is a key pair and its history; its identifier is what peers name in
 --trust. Identities are kept in the folder $SEALMQ_HOME (by default in the
-user's configuration folder), in files that only their owner can read.`,
-		Example: "  sealmq identity create alice\n  sealmq identity show alice",
+user's configuration folder), in files that only their owner can read, encrypted
+where --passphrase-file or --key-file says so.`,
+		Example: "  sealmq identity create alice\n  sealmq identity show alice\n  sealmq identity create alice --passphrase-file secret",
 		Args:    noSuchCommand,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -52,24 +49,7 @@ user's configuration folder), in files that only their owner can read.`,
 			Args:    exactArgs("a name"),
 			RunE:    func(_ *cobra.Command, args []string) error { return a.createIdentity(args[0]) },
 		},
-		&cobra.Command{
-			Use:               "show [NAME]",
-			Short:             "Print an identity's identifier; with --json its change history too",
-			Example:           "  sealmq identity show alice\n  sealmq identity show --json alice",
-			Args:              cobra.MaximumNArgs(1),
-			ValidArgsFunction: a.completeIdentity,
-			RunE: func(_ *cobra.Command, args []string) error {
-				name := defaultIdentity
-				if len(args) == 1 {
-					name = args[0]
-				}
-				p, err := a.loadIdentity(name)
-				if err != nil {
-					return err
-				}
-				return a.result(infoOf(name, p), p.Identifier().String())
-			},
-		},
+		a.showCommand(),
 		&cobra.Command{
 			Use:     "list",
 			Short:   "List the identities of this vault",
@@ -78,6 +58,8 @@ user's configuration folder), in files that only their owner can read.`,
 			RunE:    func(*cobra.Command, []string) error { return a.listIdentities() },
 		},
 	)
+	c.AddCommand(a.keyCommands()...)
+	a.addKeyFlags(c.PersistentFlags())
 	return c
 }
 
@@ -95,11 +77,7 @@ func (a *app) vault() (*identity.Vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := identity.OpenVault(dir)
-	if err != nil {
-		return nil, vaultError("", dir, err)
-	}
-	return v, nil
+	return a.openVault(dir)
 }
 
 func (a *app) createIdentity(name string) error {
@@ -111,7 +89,7 @@ func (a *app) createIdentity(name string) error {
 	if err != nil {
 		return vaultError(name, "", err)
 	}
-	return a.result(infoOf(name, p), p.Identifier().String())
+	return a.result(infoOf(name, p.Identity()), p.Identifier().String())
 }
 
 func (a *app) loadIdentity(name string) (*identity.Private, error) {
@@ -157,11 +135,11 @@ func (a *app) listIdentities() error {
 		return vaultError("", "", err)
 	}
 	for _, name := range names {
-		p, err := v.Load(name)
+		id, err := v.Identity(name)
 		if err != nil {
 			return vaultError(name, "", err)
 		}
-		info := infoOf(name, p)
+		info := infoOf(name, id)
 		info.ChangeHistory = ""
 		if err := a.result(info, info.Identifier+"  "+name); err != nil {
 			return err
@@ -172,6 +150,9 @@ func (a *app) listIdentities() error {
 
 // vaultError gives an error of the vault its exit code.
 func vaultError(name, dir string, err error) error {
+	if sealed := sealedError(name, err); sealed != nil {
+		return sealed
+	}
 	var permission *identity.PermissionError
 	switch {
 	case errors.As(err, &permission):

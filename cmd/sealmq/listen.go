@@ -49,7 +49,7 @@ gets. Ends at INT or TERM.`,
   sealmq listen --trust everyone --alias bob   # the address is forward_to_bob`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			policy, err := trustPolicy(p.trust)
+			policy, err := p.policy(a, "")
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -96,24 +97,45 @@ func startHub(ts *testscript.TestScript, neg bool, args []string) {
 			cfg.Limits.Frame = 4 << 10
 		case "tcp":
 			cfg.TCP = "127.0.0.1:0"
+		case "proven":
+			cfg.Devices.AnyoneProven = true
+		case "data":
+			cfg.Data = ts.MkAbs("hubdata" + ts.Getenv("HUBNO"))
 		default:
+			if file, ok := strings.CutPrefix(a, "authority="); ok {
+				cfg.Devices.Authorities = []string{ts.MkAbs(file)}
+				cfg.Devices.Attributes = map[string]string{"role": "pump"}
+				break
+			}
+			if addr, ok := strings.CutPrefix(a, "at="); ok {
+				cfg.MQTT = []string{strings.TrimPrefix(addr, "mqtt://")}
+				break
+			}
 			cfg.PasswordFile = ts.MkAbs(a)
 		}
 	}
-	h, err := broker.New(cfg)
-	ts.Check(err)
-	ts.Check(h.Start(context.Background()))
-	ts.Defer(func() {
+	end := func(h *broker.Hub) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := h.Shutdown(ctx); err != nil {
 			ts.Logf("hub: %v", err)
 		}
-	})
+	}
+	if old, ok := hubs.LoadAndDelete(strings.Join(cfg.MQTT, "")); ok {
+		end(old.(*broker.Hub))
+	}
+	h, err := broker.New(cfg)
+	ts.Check(err)
+	ts.Check(h.Start(context.Background()))
+	hubs.Store(h.MQTTAddr().String(), h)
+	ts.Defer(func() { end(h) })
 	ts.Setenv("HUB", h.MQTTURL())
 	ts.Setenv("HUBID", h.Identifier().String())
 	ts.Setenv("TCPHUB", h.TCPURL())
 }
+
+// hubs are the hubs of all scripts, by address.
+var hubs sync.Map
 
 // heard is what a listener in this process has printed.
 type heard struct {

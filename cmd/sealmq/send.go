@@ -41,7 +41,7 @@ too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
   sealmq send --to FWD_0123… --trust everyone --address echoer 'Is there an echo?'`,
 		Args: exactArgs("the message"),
 		RunE: func(c *cobra.Command, args []string) error {
-			policy, err := trustPolicy(p.trust)
+			policy, err := p.policy(a, to)
 			if err != nil {
 				return err
 			}
@@ -96,6 +96,9 @@ func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to 
 		return err
 	}
 	out := sent{To: ch.Peer().Identifier.String()}
+	if p.unknown {
+		a.note("warning: %s is remembered behind this address from now on; that nobody was in between just now is not certain", out.To)
+	}
 	if ch.Confirmed() && wait > 0 {
 		if err := a.sendAndWait(ctx, ch, address, text, wait, &out); err != nil {
 			return err

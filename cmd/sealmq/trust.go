@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/sealmq/sealmq/broker"
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+)
+
+// noFile is what a flag for a file takes to do without.
+const noFile = "none"
+
+// trustFlags say whom to believe: peers and the hub.
+type trustFlags struct {
+	trust       string
+	authorities []string
+	attributes  []string
+	knownPeers  string
+	knownHubs   string
+	credential  string
+	insecure    bool
+
+	peers   *device.KnownPeers // set by policy where the file is used
+	unknown bool               // --trust first-use, and nobody is known yet
+}
+
+func (t *trustFlags) add(f *pflag.FlagSet) {
+	f.StringVar(&t.trust, "trust", "", "whom to talk to: everyone, or identifiers separated by commas; for send also known (--known-peers) or first-use")
+	f.StringSliceVar(&t.authorities, "authority", nil, "talk to peers with a credential of this authority: a file made by sealmq authority show; may be repeated; with --trust, both have to fit")
+	f.StringArrayVar(&t.attributes, "attribute", nil, "NAME=VALUE that the credential has to say; may be repeated")
+	f.StringVar(&t.credential, "credential", "", "file with our own credential, for peers and for the hub")
+	f.StringVar(&t.knownHubs, "known-hubs", "", "file that remembers the hubs' identifiers; none to do without (default $"+envHome+"/known_hubs)")
+	f.StringVar(&t.knownPeers, "known-peers", "", "file that remembers who is behind a forwarding address (default $"+envHome+"/known_peers)")
+	f.BoolVar(&t.insecure, "insecure-proof-without-tls", false, "prove the identity to the hub without TLS, too; whoever is in between can use it")
+}
+
+const trustHint = "--trust everyone, or --trust IDENTIFIER[,IDENTIFIER…], or --authority FILE; the peer prints its identifier with sealmq identity show"
+
+// policy reads --trust and --authority. address is what is dialled, "" when peers
+// dial us.
+func (t *trustFlags) policy(a *app, address string) (channel.Policy, error) {
+	var parts []channel.Policy
+	byCredential, err := t.credentialPolicy()
+	switch {
+	case err != nil:
+		return nil, err
+	case byCredential != nil:
+		parts = append(parts, byCredential)
+	}
+	switch t.trust {
+	case "":
+		if byCredential == nil {
+			return nil, usagef(trustHint, "--trust is missing: say whom to talk to")
+		}
+	case "everyone":
+		parts = append(parts, channel.TrustEveryone)
+	case "known", "first-use":
+		if address == "" {
+			return nil, usagef(trustHint, "--trust %s is for whom we send to, not for who sends to us", t.trust)
+		}
+		if t.peers, err = t.openPeers(a); err != nil {
+			return nil, err
+		}
+		_, known, err := t.peers.Lookup(address)
+		if err != nil {
+			return nil, coded(exitConfig, err, hintOf(err))
+		}
+		t.unknown = !known && t.trust == "first-use"
+		// Last, so that nobody is remembered whom the others refuse.
+		parts = append(parts, t.peers.Policy(address, t.trust == "first-use"))
+	default:
+		var ids []identity.Identifier
+		for _, part := range strings.Split(t.trust, ",") {
+			id, err := identity.ParseIdentifier(strings.TrimSpace(part))
+			if err != nil {
+				return nil, usagef(trustHint, "--trust: %q is not an identifier", strings.TrimSpace(part))
+			}
+			ids = append(ids, id)
+		}
+		parts = append(parts, channel.TrustIdentifiers(ids...))
+	}
+	if len(parts) == 1 {
+		return parts[0], nil
+	}
+	return channel.And(parts...), nil
+}
+
+// credentialPolicy reads --authority and --attribute; nil without either.
+func (t *trustFlags) credentialPolicy() (channel.Policy, error) {
+	attrs, err := attributes(t.attributes)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.authorities) == 0 {
+		if len(attrs) > 0 {
+			return nil, usagef("add --authority FILE", "--attribute: nobody is named who could vouch for it")
+		}
+		return nil, nil
+	}
+	var any []channel.Policy
+	for _, name := range t.authorities {
+		authority, err := broker.LoadAuthority(name)
+		if err != nil {
+			return nil, err
+		}
+		any = append(any, channel.TrustCredential(authority, attrs))
+	}
+	return channel.Or(any...), nil
+}
+
+// attributes reads NAME=VALUE pairs.
+func attributes(pairs []string) (map[string]string, error) {
+	if len(pairs) == 0 {
+		return nil, nil
+	}
+	m := make(map[string]string, len(pairs))
+	for _, p := range pairs {
+		name, value, ok := strings.Cut(p, "=")
+		if _, twice := m[name]; !ok || name == "" || twice {
+			return nil, usagef("for example --attribute role=pump, each name once", "--attribute: %q", p)
+		}
+		m[name] = value
+	}
+	return m, nil
+}
+
+func (t *trustFlags) openPeers(a *app) (*device.KnownPeers, error) {
+	path := t.knownPeers
+	if path == "" {
+		home, err := a.home()
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(home, "known_peers")
+	}
+	k, err := device.OpenKnownPeers(path)
+	if err != nil {
+		return nil, coded(exitConfig, err, hintOf(err))
+	}
+	return k, nil
+}
+
+// hubs is the file of known hubs; "" for none.
+func (t *trustFlags) hubs(a *app) (string, error) {
+	switch t.knownHubs {
+	case noFile:
+		return "", nil
+	case "":
+		home, err := a.home()
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(home, "known_hubs"), nil
+	}
+	return t.knownHubs, nil
+}
+
+// apply puts what is said about hub and credentials into a configuration.
+func (t *trustFlags) apply(a *app, cfg *device.Config) (err error) {
+	if cfg.KnownHubs, err = t.hubs(a); err != nil {
+		return err
+	}
+	cfg.KnownPeers = t.peers
+	cfg.InsecureProofWithoutTLS = t.insecure
+	if t.credential == "" {
+		return nil
+	}
+	c, err := readHex(t.credential, "the credential")
+	if err != nil {
+		return err
+	}
+	in, err := identity.InspectCredential(c)
+	if err != nil {
+		return coded(exitData, fmt.Errorf("%s: %w", t.credential, err), "make one with: sealmq authority issue")
+	}
+	if id := cfg.Identity.Identifier(); in.Subject != id {
+		return coded(exitData, fmt.Errorf("the credential in %s is about %v, and this is %v", t.credential, in.Subject, id), "choose another --identity or --credential")
+	}
+	cfg.Credential = func() ([]byte, error) { return c, nil }
+	cfg.HubCredential = cfg.Credential
+	return nil
+}
+
+// readHex reads a file of hexadecimal digits; lines that begin with # are
+// comments.
+func readHex(name, what string) ([]byte, error) {
+	text, err := readSmall(name, what)
+	if err != nil {
+		return nil, err
+	}
+	return decodeHex(text, name)
+}
+
+func decodeHex(text []byte, name string) ([]byte, error) {
+	var digits []byte
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); !bytes.HasPrefix(line, []byte("#")) {
+			digits = append(digits, line...)
+		}
+	}
+	b, err := hex.DecodeString(string(digits))
+	if err == nil && len(b) == 0 {
+		err = errors.New("empty")
+	}
+	if err != nil {
+		return nil, coded(exitData, fmt.Errorf("%s holds no hexadecimal digits, or other things too", name), "")
+	}
+	return b, nil
+}
