@@ -507,7 +507,7 @@ func TestBadURLsAndConfigurations(t *testing.T) {
 	id := newIdentity(t)
 	for _, url := range []string{
 		"", "hub", "hub:1883", "http://hub", "mqtt://", "mqtt:hub", "mqtt://hub/path", "mqtt://hub?x=1", "mqtt://hub?hub=I12",
-		"mqtt://hub#x", "mqtt://user:secret@hub:port", "mqtt://hub?hub=I1&hub=I2",
+		"mqtt://hub#x", "mqtt://user:secret@hub:port", "mqtt://hub?hub=I1&hub=I2", "mqtt://hub?hub=" + identity.Identifier{}.String(),
 	} {
 		_, err := device.Connect(t.Context(), url, device.Config{Identity: id})
 		if !errors.Is(err, device.ErrURL) {

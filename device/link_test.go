@@ -502,6 +502,28 @@ func TestStalledHub(t *testing.T) {
 	})
 }
 
+// A hub that takes nothing more holds up whoever sends, but not Close.
+func TestCloseWhileTheHubTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		n, c := online(t, h, h.config(), 1024)
+		for range 64 { // far more than fits into the connection's buffer
+			if err := n.Send(t.Context(), route.To("x"), make([]byte, 60<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait() // what sends is stuck now
+		begun := time.Now()
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(begun); d > 2*closeFlush {
+			t.Errorf("Close took %v", d)
+		}
+		_ = c.Close()
+	})
+}
+
 // A hub that falls silent is noticed by the keep-alive.
 func TestSilentHub(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

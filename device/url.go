@@ -75,7 +75,8 @@ func parseURL(text string) (hubURL, error) {
 		if key != "hub" || len(values) != 1 {
 			return fail("the only parameter is one hub=IDENTIFIER")
 		}
-		if h.pin, err = identity.ParseIdentifier(values[0]); err != nil {
+		// Nobody has the zero identifier; as a pin it would pin nothing.
+		if h.pin, err = identity.ParseIdentifier(values[0]); err != nil || h.pin.IsZero() {
 			return fail("hub=%q is not an identifier", values[0])
 		}
 	}
