@@ -1,8 +1,10 @@
 package matrix
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -302,20 +304,27 @@ func (p *goParty) next() message {
 }
 
 func (p *goParty) nothing() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), quiet)
 	defer cancel()
 	_, err := p.node.Receive(ctx, app)
 	return errors.Is(err, device.ErrTimeout)
 }
 
-func (p *goParty) request(payload []byte) ([]byte, error) {
+func (p *goParty) try() {
+	p.up()
+	ctx, cancel := p.ctx()
+	defer cancel()
+	_ = p.cur.Send(ctx, app, []byte("refused"))
+}
+
+func (p *goParty) request(payload []byte) error {
 	ctx, cancel := p.ctx()
 	defer cancel()
 	m, err := p.cur.Request(ctx, echo, payload)
-	if err != nil {
-		return nil, err
+	if err == nil && !bytes.Equal(m.Payload, payload) {
+		err = fmt.Errorf("echo of %d bytes gave %d others", len(payload), len(m.Payload))
 	}
-	return m.Payload, nil
+	return err
 }
 
 func (p *goParty) hang() {

@@ -14,6 +14,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience is how long a test waits for what must happen.
 const patience = 30 * time.Second
 
+// quiet is how long a test watches that nothing happens.
+const quiet = 200 * time.Millisecond
+
 // Addresses that every party serves behind its channels: app keeps what arrives
 // for next, echo sends raw bytes back.
 const (
@@ -83,8 +86,10 @@ type party interface {
 	next() message
 	// nothing reports whether nothing arrives at app.
 	nothing() bool
-	// request asks the peer's echo.
-	request(payload []byte) ([]byte, error)
+	// try sends something on a channel that may be none, and does not care.
+	try()
+	// request asks the peer's echo, and compares what comes back.
+	request(payload []byte) error
 	// hang closes the channel from this side.
 	hang()
 	// hungUp waits until the channel has ended.
