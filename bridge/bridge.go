@@ -43,6 +43,7 @@ type Bridge struct {
 	streams map[*Port]struct{}
 	closed  bool
 
+	drains  drains
 	starved struct {
 		mu sync.Mutex
 		m  map[*Port]struct{}
@@ -81,6 +82,7 @@ func New(cfg Config) (*Bridge, error) {
 	}
 	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
 	b.starved.m = make(map[*Port]struct{})
+	b.drains.b = b
 	b.registry.init(b)
 	b.records.init(&b.ring)
 	b.ring.init(b)

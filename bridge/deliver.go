@@ -12,7 +12,7 @@ const (
 	pumpBatch = route.MaxBundleFrames
 	// pumpRounds is how often a sender's goroutine delivers to one target before
 	// a goroutine of the bridge goes on.
-	pumpRounds = 8
+	pumpRounds = 2
 	// hubSlack is how many frames past its limit an outbox takes of what the
 	// hub's own services answer, which nobody could hold back.
 	hubSlack = 256
@@ -324,6 +324,10 @@ func (p *Port) pump() {
 		return
 	}
 	p.pumping = true
+	if p.frames > pumpBatch && p.box.Next()-p.cursor > pumpBatch {
+		p.deliver(0) // in turn with other backlogs
+		return
+	}
 	p.deliver(pumpRounds)
 }
 
@@ -341,7 +345,7 @@ func (p *Port) deliver(rounds int) {
 			p.box.Settle()
 			clear(batch)
 			p.mu.Unlock() // Bridge.mu comes before it
-			if p.b.spawn(func() { p.mu.Lock(); p.deliver(1 << 30) }) {
+			if p.b.drains.add(p) {
 				batches.Put(buf)
 				return
 			}

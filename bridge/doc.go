@@ -38,8 +38,9 @@
 // All exported methods are safe for concurrent use, except that one connection's
 // Link.Receive is called by one goroutine at a time. The bridge runs one
 // goroutine for timers, one for observers while there are any, one for each
-// worker of a Local, and for the moment helpers that go on delivering to a
-// connection whose backlog is long. Close ends them all.
+// worker of a Local, and for the moment a few that deliver backlogs, a part of
+// each in turn, so that thousands of them do not delay what is live. Close ends
+// them all.
 //
 // Locks, in the order in which they may be taken; whoever holds one may take
 // only those after it:
@@ -49,7 +50,7 @@
 //  3. Port.mu         link, outbox, waiting packets of one target; never two at once
 //  4. Link.mu         where a connection has packets waiting
 //  5. Port.linksMu
-//  6. leaves: table shards, records.mu, ring.mu, timers.mu, starved.mu
+//  6. leaves: table shards, records.mu, ring.mu, timers.mu, starved.mu, drains.mu
 //
 // No lock is held while a method of Conn, Acker or Observer, or the handler of
 // a service, is called. An Outbox is called under its target's Port.mu and must

@@ -166,7 +166,10 @@ func stockPairs(b *testing.B, count, payload int) []*benchPair {
 
 // devicePairs are devices of a hub.
 func devicePairs(b *testing.B, count, payload int, change func(*setup)) []*benchPair {
-	h := newHub(b, change)
+	return pairsOf(b, newHub(b, change), count, payload)
+}
+
+func pairsOf(b *testing.B, h *hub, count, payload int) []*benchPair {
 	pairs := make([]*benchPair, count)
 	for i := range pairs {
 		sub, pub := h.device(b, fmt.Sprintf("s%02d", i), false), h.device(b, fmt.Sprintf("p%02d", i), false)

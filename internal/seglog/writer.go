@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -18,8 +19,15 @@ func (l *Log) run() {
 	defer wg.Wait()
 	for {
 		l.mu.Lock()
-		for len(l.queue) == 0 && !l.closed && !l.sweep {
-			l.wake.Wait()
+		if len(l.queue) == 0 {
+			for len(l.queue) == 0 && !l.closed && !l.sweep {
+				l.wake.Wait()
+			}
+			// Who is about to append gets into the same write: fewer, larger writes
+			// when there is much to do, and no delay when there is not.
+			l.mu.Unlock()
+			runtime.Gosched()
+			l.mu.Lock()
 		}
 		queue, closed, sweep := l.queue, l.closed, l.sweep
 		l.queue, l.sweep = nil, false

@@ -1,0 +1,322 @@
+package mochibridge
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge/store"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
+	"github.com/sealmq/sealmq/route"
+)
+
+// durability is what a benchmark keeps frames in.
+type durability struct {
+	name string
+	mode store.Mode
+	disk bool
+}
+
+var durabilities = []durability{
+	{name: "memory"},
+	{name: "interval", mode: store.SyncInterval, disk: true},
+	{name: "always", mode: store.SyncAlways, disk: true},
+}
+
+// setup changes a hub to keep its frames so. The store outlives the hub.
+func (d durability) setup(b testing.TB) func(*setup) {
+	return func(s *setup) {
+		if !d.disk {
+			return
+		}
+		st, _, err := store.Open(b.TempDir(), store.Options{Mode: d.mode})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			if err := st.Close(); err != nil {
+				b.Error(err)
+			}
+		})
+		s.bridge.Outboxes, s.bridge.Journal = st.Outbox, st
+	}
+}
+
+// BenchmarkDurability is BenchmarkForward for the modes of durability: "x-stock" is
+// the rate against stock mochi without forwarding, "x-memory" that against queues
+// in memory, each measured in the same run.
+func BenchmarkDurability(b *testing.B) {
+	for _, tc := range []struct{ payload, pairs int }{{64, 50}, {1024, 50}} {
+		var stock, memory float64
+		run := func(name string, pairs func(b *testing.B) []*benchPair) {
+			b.Run(fmt.Sprintf("qos=1/bytes=%d/pairs=%d/%s", tc.payload, tc.pairs, name), func(b *testing.B) {
+				p := pairs(b)
+				b.ResetTimer()
+				before := cpu()
+				rate := drive(b, p, b.N)
+				b.StopTimer()
+				switch name {
+				case "stock":
+					stock = rate
+				case "memory":
+					memory = rate
+				}
+				b.ReportMetric(rate, "msg/s")
+				b.ReportMetric(float64(cpu()-before)/float64(b.N), "cpu-ns/msg")
+				if stock > 0 {
+					b.ReportMetric(rate/stock, "x-stock")
+				}
+				if memory > 0 {
+					b.ReportMetric(rate/memory, "x-memory")
+				}
+				for _, c := range p {
+					_ = c.pub.Close()
+					_ = c.sub.Close()
+				}
+			})
+		}
+		run("stock", func(b *testing.B) []*benchPair { return stockPairs(b, tc.pairs, tc.payload) })
+		for _, d := range durabilities {
+			run(d.name, func(b *testing.B) []*benchPair { return devicePairs(b, tc.pairs, tc.payload, d.setup(b)) })
+		}
+	}
+}
+
+// BenchmarkLatency sends 2,000 messages a second, 64 bytes, QoS 1, spread over 50
+// pairs: "p50-us" and "p99-us" are from the publish to the arrival, "ack-p99-us" to
+// the PUBACK, which waits for the disk where there is one.
+func BenchmarkLatency(b *testing.B) {
+	const pairs, rate, payload = 50, 2000, 64
+	run := func(name string, make func(b *testing.B) []*benchPair) {
+		b.Run(name, func(b *testing.B) {
+			p := make(b)
+			b.ResetTimer()
+			before, start := cpu(), time.Now()
+			m := paced(b, p, b.N, rate)
+			took := time.Since(start)
+			b.StopTimer()
+			b.ReportMetric(float64(cpu()-before)/float64(b.N), "cpu-ns/msg")
+			b.ReportMetric(float64(b.N)/took.Seconds(), "msg/s")
+			for _, q := range []struct {
+				name string
+				list []time.Duration
+				at   float64
+			}{{"p50-us", m.arrive, .5}, {"p99-us", m.arrive, .99}, {"ack-p50-us", m.ack, .5}, {"ack-p99-us", m.ack, .99}} {
+				slices.Sort(q.list)
+				b.ReportMetric(float64(q.list[int(float64(len(q.list)-1)*q.at)].Nanoseconds())/1000, q.name)
+			}
+			for _, c := range p {
+				_ = c.pub.Close()
+				_ = c.sub.Close()
+			}
+		})
+	}
+	run("stock", func(b *testing.B) []*benchPair { return stockPairs(b, pairs, payload) })
+	for _, d := range durabilities {
+		run(d.name, func(b *testing.B) []*benchPair { return devicePairs(b, pairs, payload, d.setup(b)) })
+	}
+}
+
+type latencies struct{ arrive, ack []time.Duration }
+
+// paced sends n messages at a rate, one after the other from pair to pair, and
+// returns how long each took.
+func paced(b *testing.B, pairs []*benchPair, n int, rate float64) latencies {
+	b.Helper()
+	sent := make([]time.Time, n)
+	out := latencies{make([]time.Duration, n), make([]time.Duration, n)}
+	per := func(i int) int { return (n - i + len(pairs) - 1) / len(pairs) }
+	var wg sync.WaitGroup
+	fail := func(err error) {
+		if err != nil {
+			b.Error(err)
+		}
+	}
+	for i, p := range pairs {
+		wg.Go(func() {
+			var ack [4]byte
+			for k := range per(i) {
+				if _, err := io.ReadFull(p.pub, ack[:]); err != nil {
+					fail(err)
+					return
+				}
+				out.ack[k*len(pairs)+i] = time.Since(sent[k*len(pairs)+i])
+			}
+		})
+		wg.Go(func() {
+			k := 0
+			fail(p.each(per(i), func() {
+				out.arrive[k*len(pairs)+i] = time.Since(sent[k*len(pairs)+i])
+				k++
+			}))
+		})
+	}
+	start := time.Now()
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	for k := range n {
+		<-wait.C
+		p := pairs[k%len(pairs)]
+		binary.BigEndian.PutUint16(p.packet[p.idAt:], uint16(k/len(pairs)%60000+1))
+		sent[k] = time.Now()
+		if _, err := p.pub.Write(p.packet); err != nil {
+			fail(err)
+			break
+		}
+		wait.Reset(time.Until(start.Add(time.Duration(float64(k+1) / rate * float64(time.Second)))))
+	}
+	wg.Wait()
+	return out
+}
+
+// each calls f for each of n messages, and acknowledges packet by packet.
+func (p *benchPair) each(n int, f func()) error {
+	r := bufio.NewReaderSize(p.sub, 64<<10)
+	for got := 0; got < n; {
+		first, err := r.ReadByte()
+		if err != nil {
+			return err
+		}
+		length, err := binary.ReadUvarint(r)
+		if err != nil {
+			return err
+		}
+		head := 2 + p.topic
+		if first&6 == 0 { // the answer to hello
+			if _, err := r.Discard(int(length)); err != nil {
+				return err
+			}
+			continue
+		}
+		b, err := r.Peek(head + 2)
+		if err != nil {
+			return err
+		}
+		ack := []byte{0x40, 2, b[head], b[head+1]}
+		head += 2
+		if _, err := r.Discard(int(length)); err != nil {
+			return err
+		}
+		for range (int(length) - head) / p.size {
+			f()
+			got++
+		}
+		if _, err := p.sub.Write(ack); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// BenchmarkDrain fills the queues of 1,000 devices that are away with 1,000 frames
+// each, connects them all, and measures what a pair beside them sees meanwhile:
+// "worst-ms" is its longest round trip.
+func BenchmarkDrain(b *testing.B) {
+	for _, d := range durabilities {
+		b.Run(d.name, func(b *testing.B) {
+			for b.Loop() {
+				drainOnce(b, d)
+			}
+		})
+	}
+}
+
+func drainOnce(b *testing.B, d durability) {
+	b.StopTimer()
+	const devices, each, payload = 1000, 1000, 64
+	h := newHub(b, d.setup(b), func(s *setup) {
+		s.bridge.HelloRate, s.bridge.HelloBurst = 1e6, 1e6
+	})
+	names := make([]string, devices)
+	for i := range names {
+		names[i] = fmt.Sprintf("sleeper%04d", i)
+		_ = h.device(b, names[i], false).Close()
+	}
+	pub := h.device(b, "filler", false)
+	_ = pub.SetDeadline(time.Time{})
+	pub.auto = false
+	size := 0
+	for _, name := range names {
+		f := route.Frame{Onward: route.To(h.b.HubAddress(name), "app"), Payload: make([]byte, payload)}
+		body := route.AppendFrame(nil, &f)
+		out := route.Frame{Onward: route.To("app"), Return: route.To(h.b.HubAddress("filler")), Payload: f.Payload}
+		size = out.EncodedLen()
+		p := &benchPair{pub: pub.Conn, packet: rawmqtt.Publish(false, 1<<1, "sealmq/filler/out", 1, body)}
+		p.idAt = len(p.packet) - len(body) - 2
+		if err := p.publish(each); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if c := h.b.Counters(); c.Queued != devices*each {
+		b.Fatalf("%d queued", c.Queued)
+	}
+	live := pairsOf(b, h, 1, payload)[0]
+	sleepers := make([]net.Conn, devices)
+	for i, name := range names {
+		c := h.login(b, false, rawmqtt.Options{ID: name, User: "device"})
+		if _, err := c.Sub(1, 1, "sealmq/"+name+"/in"); err != nil {
+			b.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Time{})
+		sleepers[i] = c.Conn
+	}
+	hello, err := (&hubproto.HelloRequest{}).Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stop, trips := make(chan struct{}), make(chan []time.Duration)
+	go func() { trips <- roundTrips(live, stop) }()
+	b.StartTimer()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i, name := range names {
+		body := route.AppendFrame(nil, &route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: hello})
+		wg.Go(func() {
+			if _, err := sleepers[i].Write(rawmqtt.Publish(false, 0, "sealmq/"+name+"/out", 0, body)); err != nil {
+				b.Error(err)
+				return
+			}
+			p := &benchPair{sub: sleepers[i], size: size, topic: len("sealmq/" + name + "/in")}
+			if err := p.each(each, func() {}); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(start)
+	b.StopTimer()
+	close(stop)
+	list := <-trips
+	slices.Sort(list)
+	b.ReportMetric(float64(list[len(list)-1].Microseconds())/1000, "worst-ms")
+	b.ReportMetric(float64(list[len(list)*99/100].Microseconds())/1000, "p99-ms")
+	b.ReportMetric(devices*each/took.Seconds(), "frames/s")
+	for _, c := range sleepers {
+		_ = c.Close()
+	}
+	b.StartTimer()
+}
+
+// roundTrips sends one message after the other, each once the one before has
+// arrived and was acknowledged, until stop, and returns how long each took.
+func roundTrips(p *benchPair, stop <-chan struct{}) (list []time.Duration) {
+	for {
+		select {
+		case <-stop:
+			return list
+		default:
+		}
+		start := time.Now()
+		if p.publish(1) != nil || p.each(1, func() {}) != nil {
+			return list
+		}
+		list = append(list, time.Since(start))
+	}
+}
