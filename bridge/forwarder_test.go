@@ -195,3 +195,21 @@ func TestAddressesAreSeparate(t *testing.T) {
 	var zero identity.Identifier
 	equal(t, "owner", b.Forwarder(x.register(ServiceForwarding, "register", "cM")).Owner == zero, false)
 }
+
+// TestLinksAreBounded: a stream that many others have sent to forgets addresses
+// that are gone before it forgets one that lives.
+func TestLinksAreBounded(t *testing.T) {
+	b := newTestBridge(t, nil)
+	live, s := stream(t, b, true), stream(t, b, true)
+	p := s.Port()
+	p.allow([]byte(live.Port().Address()))
+	for range maxLinks + 2000 {
+		p.allow([]byte(randomAddress(prefixStream)))
+	}
+	if !p.allowed([]byte(live.Port().Address())) {
+		t.Error("a live link gave way to dead ones")
+	}
+	p.linksMu.Lock()
+	defer p.linksMu.Unlock()
+	equal(t, "links", len(p.links), maxLinks)
+}

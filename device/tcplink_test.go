@@ -433,3 +433,49 @@ func TestTCPErrors(t *testing.T) {
 		t.Errorf("another hub than the pinned: %v", err)
 	}
 }
+
+// TestAccepted: a program reaches the channels that its peers dialled.
+func TestAccepted(t *testing.T) {
+	h := startTCPHub(t, newIdentity(t), "127.0.0.1:0", nil)
+	bob, alice := over(t, h.addr, device.Config{}), over(t, h.addr, device.Config{})
+	f := listening(t, bob)
+	if got := bob.Accepted(); len(got) != 0 {
+		t.Fatalf("%d channels before anybody dialled", len(got))
+	}
+	ch := talk(t, alice, bob, route.To(f.Address()))
+	if err := alice.HandleFunc("double", func(ctx context.Context, m *device.Message) {
+		_ = alice.Reply(ctx, m, append(m.Payload, m.Payload...))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	all := bob.Accepted()
+	if len(all) != 1 || len(alice.Accepted()) != 0 {
+		t.Fatalf("%d channels accepted", len(all))
+	}
+	a := all[0]
+	if a.Peer().Identifier != alice.Identifier() || a.Listener() != "listener" || a.Address() == "" || a.Err() != nil {
+		t.Errorf("accepted %v at %q: %v", a.Peer(), a.Listener(), a.Err())
+	}
+	if m, err := a.Request(soon(t), "double", []byte("ab")); err != nil || string(m.Payload) != "abab" {
+		t.Errorf("request: %v, %v", m, err)
+	}
+	if err := a.Send(soon(t), "app", make([]byte, 1<<20)); !errors.Is(err, device.ErrTooLarge) {
+		t.Errorf("a message beyond the limit: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := a.Request(short, "nobody", nil); !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("nobody answers: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
+	<-a.Done()
+	<-ch.Done()
+	if !errors.Is(ch.Err(), device.ErrPeerClosed) || !errors.Is(a.Err(), device.ErrClosed) {
+		t.Errorf("ended as %v and %v", ch.Err(), a.Err())
+	}
+	if err := a.Send(soon(t), "app", nil); !errors.Is(err, device.ErrClosed) {
+		t.Errorf("sending afterwards: %v", err)
+	}
+}
