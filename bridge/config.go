@@ -89,7 +89,8 @@ type Config struct {
 	ForwarderTTL time.Duration
 	// ForwardersPerPort and ForwardersPerIdentity are quotas. Defaults 64, 256.
 	ForwardersPerPort, ForwardersPerIdentity int
-	// MaxForwarders bounds all of them. Default 1,000,000.
+	// MaxForwarders bounds all of them; those of plain TCP peers may be a quarter.
+	// Default 1,000,000.
 	MaxForwarders int
 	// StaticOverStream lets plain TCP peers take aliases: the newest wins, and
 	// never against an identity.

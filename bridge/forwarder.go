@@ -84,7 +84,7 @@ type registry struct {
 	mu     sync.Mutex
 	m      map[string]*forwarder
 	byPort map[*Port]map[string]*forwarder
-	byID   map[identity.Identifier]int
+	byID   map[identity.Identifier]int // the zero one is all plain TCP peers
 }
 
 func (r *registry) init(b *Bridge) {
@@ -261,18 +261,24 @@ func (r *registry) quota(p *Port, old *forwarder, owner Principal) error {
 		return ErrQuota
 	case p != nil && (old == nil || old.port != p) && len(r.byPort[p]) >= cfg.ForwardersPerPort:
 		return ErrQuota
-	case !owner.Identity.IsZero() && (old == nil || old.owner.Identity != owner.Identity) &&
-		r.byID[owner.Identity] >= cfg.ForwardersPerIdentity:
+	case (old == nil || old.owner.Identity != owner.Identity) && r.byID[owner.Identity] >= r.most(owner.Identity):
 		return ErrQuota
 	}
 	return nil
 }
 
+// most is how many forwarders an identity may have. Peers that show none share a
+// quarter of the hub's, so that strangers leave room for those who do.
+func (r *registry) most(id identity.Identifier) int {
+	if id.IsZero() {
+		return (r.b.cfg.MaxForwarders + 3) / 4
+	}
+	return r.b.cfg.ForwardersPerIdentity
+}
+
 func (r *registry) own(f *forwarder, p *Port, owner Principal) {
 	f.owner, f.port = owner, p
-	if !owner.Identity.IsZero() {
-		r.byID[owner.Identity]++
-	}
+	r.byID[owner.Identity]++
 	if p != nil {
 		if r.byPort[p] == nil {
 			r.byPort[p] = make(map[string]*forwarder)
@@ -282,10 +288,9 @@ func (r *registry) own(f *forwarder, p *Port, owner Principal) {
 }
 
 func (r *registry) unown(f *forwarder) {
-	if id := f.owner.Identity; !id.IsZero() {
-		if r.byID[id]--; r.byID[id] <= 0 {
-			delete(r.byID, id)
-		}
+	id := f.owner.Identity
+	if r.byID[id]--; r.byID[id] <= 0 {
+		delete(r.byID, id)
 	}
 	r.leave(f)
 }

@@ -129,6 +129,24 @@ func TestQuota(t *testing.T) {
 	equal(t, "forwarders", h.b.Counters().Forwarders, 2)
 }
 
+// TestStrangersLeaveRoom: plain peers together have a quarter of the forwarders.
+func TestStrangersLeaveRoom(t *testing.T) {
+	h := newHub(t, options{bridge: func(c *bridge.Config) { c.MaxForwarders = 8 }})
+	a, b := h.connect(), h.connect()
+	a.dynamic("m")
+	b.dynamic("m")
+	if got := h.connect().register("forwarding_service", "register", "m"); got != "" {
+		t.Errorf("beyond their share: %q", got)
+	}
+	owner := bridge.Principal{Identity: identity.Identifier{9}, Proven: true}
+	if _, err := h.b.Register(bridge.Registration{Owner: owner, Route: route.To("dev_x", "m")}); err != nil {
+		t.Errorf("an identity: %v", err)
+	}
+	a.Close()
+	h.counted(EndedByPeer, 1)
+	h.connect().dynamic("m")
+}
+
 // TestAliases: with the switch the newest of plain peers has an alias, and none of
 // them one that an identity owns.
 func TestAliases(t *testing.T) {
