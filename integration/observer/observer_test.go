@@ -5,15 +5,20 @@ package observer
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
 	"go.uber.org/goleak"
 
 	"github.com/sealmq/sealmq/broker"
@@ -70,9 +75,15 @@ func startHub(t *testing.T, logger *slog.Logger) *broker.Hub {
 	return hub
 }
 
-func connect(t *testing.T, hub *broker.Hub, logger *slog.Logger) (*device.Node, *identity.Private) {
+// connect connects a device, and returns the file with its keys too.
+func connect(t *testing.T, hub *broker.Hub, logger *slog.Logger) (n *device.Node, file string) {
 	t.Helper()
-	id, err := identity.Create()
+	dir := filepath.Join(t.TempDir(), "vault")
+	vault, err := identity.OpenVault(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := vault.Create("it")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +92,49 @@ func connect(t *testing.T, hub *broker.Hub, logger *slog.Logger) (*device.Node, 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { node.Close() })
-	return node, id
+	return node, filepath.Join(dir, "it.identity")
+}
+
+// keys returns every private key in an identity file: whatever 32 bytes there are
+// in its part that is not public.
+func keys(t *testing.T, file string) (found []string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		t.Fatalf("%s is not PEM", file)
+	}
+	var whole struct {
+		Keys []byte `cbor:"2,keyasint"`
+	}
+	var private any
+	if err := cbor.Unmarshal(block.Bytes, &whole); err != nil {
+		t.Fatal(err)
+	}
+	if err := cbor.Unmarshal(whole.Keys, &private); err != nil {
+		t.Fatal(err)
+	}
+	var collect func(v any)
+	collect = func(v any) {
+		switch v := v.(type) {
+		case []byte:
+			if len(v) == 32 {
+				found = append(found, string(v), hex.EncodeToString(v), base64.StdEncoding.EncodeToString(v))
+			}
+		case map[any]any:
+			for _, e := range v {
+				collect(e)
+			}
+		}
+	}
+	collect(private)
+	if len(found) < 3*3 { // the vault's secret, the identity's key, the channel key
+		t.Fatalf("%s holds %d keys", file, len(found)/3)
+	}
+	return found
 }
 
 func subscribe(t *testing.T, hub *broker.Hub, filters ...string) *mosquitto.Subscriber {
@@ -99,8 +152,8 @@ func TestObserverSeesRoutesAndCiphertext(t *testing.T) {
 	hub := startHub(t, l.logger())
 	watch := subscribe(t, hub, root.All())
 
-	bob, bobID := connect(t, hub, l.logger())
-	alice, aliceID := connect(t, hub, l.logger())
+	bob, bobFile := connect(t, hub, l.logger())
+	alice, aliceFile := connect(t, hub, l.logger())
 	if _, err := bob.Listen("listener", channel.TrustIdentifiers(alice.Identifier())); err != nil {
 		t.Fatal(err)
 	}
@@ -145,10 +198,7 @@ func TestObserverSeesRoutesAndCiphertext(t *testing.T) {
 	seen := watch.Packets()
 	checkTopics(t, seen, alice, bob, fwd.Address())
 	secrets := []string{there, "xyzzy", "plugh", back, "plover"}
-	for _, p := range []*identity.Private{aliceID, bobID} {
-		s := p.Secret("test")
-		secrets = append(secrets, string(s[:]), hex.EncodeToString(s[:]))
-	}
+	secrets = append(append(secrets, keys(t, aliceFile)...), keys(t, bobFile)...)
 	for _, secret := range secrets {
 		for _, p := range seen {
 			if bytes.Contains(p.Payload, []byte(secret)) {
