@@ -1,0 +1,117 @@
+package restart
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// A disk that refuses withholds acknowledgements and nothing else: what needs no
+// disk goes on, the hub says what is wrong, recovers by itself, and nothing that it
+// acknowledged is missing after it was killed in the middle.
+func TestDiskRefuses(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			h := newHub(t, "--durability", string(mode), "--segment-size", "1MiB")
+			h.start()
+			bobID, carolID := newID(t), hubproto.OneShotName(newID(t))
+			alice := newID(t)
+			bob, carol := listen(t, h, bobID), listen(t, h, carolID)
+			defer bob.Disconnect(0)
+			defer carol.Disconnect(0)
+			pub := connect(h, alice, func() {})
+			defer pub.Disconnect(0)
+			send := func(to string, qos byte) paho.Token {
+				f := route.Frame{Onward: route.To(h.address(to), "app"), Payload: make([]byte, 20_000)}
+				return pub.Publish("sealmq/"+alice+"/out", qos, false, route.AppendFrame(nil, &f))
+			}
+			// The next file cannot be made: what stands in its place cannot go.
+			wall := filepath.Join(h.data, "store", "0000000000000002.seg")
+			if err := os.MkdirAll(filepath.Join(wall, "x"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			var waiting []paho.Token
+			h.until("the disk refuses", func() (bool, string) {
+				if len(waiting) < 100 {
+					waiting = append(waiting, send(bobID, 1))
+				}
+				s := h.status().Store
+				return s.Refused != "", fmt.Sprintf("%+v", s)
+			})
+			stuck := send(bobID, 1)
+			// One that is not durable, and what is transient, go on.
+			before := h.counters()["sealmq_frames_delivered_total"]
+			for range 20 {
+				if token := send(carolID, 1); !token.WaitTimeout(patience) || token.Error() != nil {
+					t.Fatal("what needs no disk was not acknowledged")
+				}
+				send(bobID, 0)
+			}
+			h.until("others' frames are delivered", func() (bool, string) {
+				n := h.counters()["sealmq_frames_delivered_total"] - before
+				return n >= 40, fmt.Sprint(n)
+			})
+			select {
+			case <-stuck.Done():
+				t.Fatal("acknowledged what is not stored")
+			default:
+			}
+			h.sums()
+
+			if err := os.RemoveAll(wall); err != nil {
+				t.Fatal(err)
+			}
+			for _, token := range append(waiting, stuck) {
+				if !token.WaitTimeout(patience) || token.Error() != nil {
+					t.Fatalf("not acknowledged although the disk is well: %v", token.Error())
+				}
+			}
+			if s := h.status().Store; s.Refused != "" || s.Segments < 2 {
+				t.Fatalf("%+v", s)
+			}
+			h.sums()
+			h.end(syscall.SIGKILL)
+			h.start()
+			h.sums()
+		})
+	}
+}
+
+// listen attaches a device that acknowledges what it gets.
+func listen(t *testing.T, h *hub, clientID string) paho.Client {
+	t.Helper()
+	answered := make(chan struct{}, 1)
+	c := connect(h, clientID, func() {})
+	if c == nil {
+		t.Fatal("cannot connect")
+	}
+	if token := c.Subscribe("sealmq/"+clientID+"/in", 1, func(paho.Client, paho.Message) {
+		select {
+		case answered <- struct{}{}:
+		default:
+		}
+	}); !token.WaitTimeout(patience) || token.Error() != nil {
+		t.Fatal("cannot subscribe")
+	}
+	hello, err := (&hubproto.HelloRequest{}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: hello}
+	c.Publish("sealmq/"+clientID+"/out", 1, false, route.AppendFrame(nil, &f))
+	select {
+	case <-answered:
+	case <-time.After(patience):
+		t.Fatal("no answer to hello")
+	}
+	return c
+}
