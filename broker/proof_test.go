@@ -590,7 +590,7 @@ func TestUsedProofs(t *testing.T) {
 	}
 	id := someID(1)
 	use := func(i int) error {
-		return u.use(id, &hubproto.ProofFacts{Nonce: nonce(i), CreatedAt: now}, now.Add(time.Minute), now, false)
+		return u.use(id, &hubproto.ProofFacts{Nonce: nonce(i), CreatedAt: now}, now.Add(time.Minute), now)
 	}
 	for i := range usedPerIdentity {
 		if err := use(i); err != nil {

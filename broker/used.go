@@ -22,7 +22,7 @@ import (
 // How much a hub remembers of proofs that were used.
 const (
 	usedTotal       = 1 << 18 // in all: some 20 MiB
-	usedPerIdentity = 256     // of one identity
+	usedPerIdentity = 1024    // of one identity
 	usedRewriteAt   = 1 << 16 // records in the file beyond those that are alive
 )
 
@@ -59,11 +59,12 @@ type usedEntry struct {
 }
 
 // usedProofs remembers the proofs that were used for as long as they could be
-// shown again. Proofs that are bound to a TLS connection cannot; those that are
-// not are written to a file too, where there is a data folder, because the hub's
-// identity, and with it the audience of a proof, outlives the process there. A
-// record is written before the connection is let in, so a killed process forgets
-// nothing; when the power fails, what the system had not written yet is lost.
+// shown again. Those that are bound to a TLS connection cannot be and are not in
+// it: a connection has one CONNECT. The others are written to a file too, where
+// there is a data folder, because the hub's identity, and with it the audience of
+// a proof, outlives the process there. A record is written before the connection
+// is let in, so a killed process forgets nothing; when the power fails, what the
+// system had not written yet is lost.
 //
 // It is safe for concurrent use.
 type usedProofs struct {
@@ -159,9 +160,9 @@ func appendUsed(b []byte, e usedEntry) []byte {
 	return append(b, r[:]...)
 }
 
-// use takes a proof that has been verified, once. until is when it stops being
-// valid for this hub. bound says that it is bound to its TLS connection.
-func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, now time.Time, bound bool) error {
+// use takes a proof that has been verified and is not bound to a TLS connection,
+// once. until is when it stops being valid for this hub.
+func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, now time.Time) error {
 	e := usedEntry{until: until.Unix(), key: usedKeyOf(id, f.Nonce), id: id}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -169,13 +170,13 @@ func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, 
 	switch _, used := u.have[e.key]; {
 	case used:
 		return errUsed
-	case !bound && f.CreatedAt.Unix() <= u.since:
+	case f.CreatedAt.Unix() <= u.since:
 		return errBeforeStart
 	case len(u.byEnd) >= usedTotal || u.perID[id] >= usedPerIdentity:
 		return errUsedFull
 	}
 	u.keep(e)
-	if u.file != nil && !bound {
+	if u.file != nil {
 		u.write(e)
 	}
 	return nil
