@@ -406,16 +406,17 @@ func (r *Receiver) drain(in *inbox) {
 	}
 }
 
-// Ack notes that the program has acknowledged a message; false when that is known,
-// or nobody waits for it.
-func (r *Receiver) Ack(who identity.Identifier, id OutboxID, count uint64) bool {
+// Ack notes that the program has acknowledged a message. It returns the channel
+// that has a State to send now; 0 when there is none, or nobody waits for the
+// acknowledgement.
+func (r *Receiver) Ack(who identity.Identifier, id OutboxID, count uint64) (channel uint64) {
 	in := r.inbox(who, id)
 	if in == nil || count < in.base || count >= in.next || in.acked[count] {
-		return false
+		return 0
 	}
 	r.ack(in, count)
 	r.answer(in, in.channel)
-	return true
+	return in.channel
 }
 
 func (r *Receiver) inbox(who identity.Identifier, id OutboxID) *inbox {
@@ -432,17 +433,19 @@ func (r *Receiver) ack(in *inbox, count uint64) {
 }
 
 // Return takes back a message that was handed on and that the program will never
-// see: its queue was dropped. It will be handed on again, and those behind it.
-func (r *Receiver) Return(who identity.Identifier, id OutboxID, count uint64) {
+// see: its queue was dropped. It will be handed on again, and those behind it. The
+// result is as for Ack.
+func (r *Receiver) Return(who identity.Identifier, id OutboxID, count uint64) (channel uint64) {
 	in := r.inbox(who, id)
 	if in == nil || count < in.base || count >= in.next || in.acked[count] {
-		return
+		return 0
 	}
 	for c := count; c < in.next; c++ {
 		r.release(in, c)
 	}
 	in.next = count
 	r.answer(in, in.channel)
+	return in.channel
 }
 
 // maxDue bounds the answers that wait for one channel; senders ask again.

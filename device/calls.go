@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
@@ -26,6 +27,8 @@ type call struct {
 	cancel    context.CancelCauseFunc
 	noWait    bool   // an offline peer ends the wait at once
 	onWaiting func() // called once when the hub waits for the peer; must not block
+
+	abandoned atomic.Bool // its frames that are not sent yet need not be
 
 	keys   []frameKey // guarded by calls.mu
 	waited bool       // guarded by calls.mu
@@ -61,6 +64,10 @@ func (c *call) expect(first, last route.Address) {
 	c.keys = append(c.keys, key)
 	c.calls.of[key] = append(c.calls.of[key], c)
 }
+
+// abandon says that nobody wants an answer any more, so that first messages don't
+// pile up in the outbox while there is no connection.
+func (c *call) abandon() { c.abandoned.Store(true) }
 
 // end ends the wait.
 func (c *call) end() {

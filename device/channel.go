@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 
 	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -17,7 +19,7 @@ import (
 // for one attempt.
 const (
 	firstRedial = 250 * time.Millisecond
-	longRedial  = 20 * time.Second
+	longRedial  = 10 * time.Second
 	redialTime  = 30 * time.Second
 )
 
@@ -69,8 +71,19 @@ type Channel struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the channel has ended
 
+	who     identity.Identifier // of a channel that is made on demand
+	persist bool                // is made again whatever ended it, when an outbox wants it
+	want    chan struct{}       // an outbox has something
+
+	confirmed atomic.Bool // the peer is known to acknowledge messages
+
+	// Guarded by deliveries.mu.
+	streams map[string]*stream // outboxes, by address of the peer
+	pipe    *pipe              // of the present channel; nil: none
+	epoch   [16]byte           // of the peer behind it
+
 	mu      sync.Mutex
-	cur     *channel.Channel // guarded by mu
+	cur     *channel.Channel // guarded by mu; nil before the first one
 	healing bool             // guarded by mu: cur is broken and another one is on its way
 	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
 	err     error            // guarded by mu: why it ended
@@ -99,8 +112,10 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	for _, opt := range opts {
 		opt(&c.opts)
 	}
+	c.opts.channel.Lineage = n.takeLineage(c.to)
 	cur, err := n.dialOwner(ctx, c.to, policy, &c.opts)
 	if err != nil {
+		n.freeLineage(c.opts.channel.Lineage)
 		return nil, err
 	}
 	c.cur = cur
@@ -132,6 +147,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	if err == nil {
 		return cur, nil
 	}
+	call.abandon()
 	hint := ""
 	if len(to) == 1 {
 		hint = fmt.Sprintf(listenerHint, to[0].Value)
@@ -168,9 +184,17 @@ func (c *Channel) watch() {
 		c.mu.Lock()
 		cur := c.cur
 		c.mu.Unlock()
+		if cur == nil {
+			if !c.redial() {
+				return
+			}
+			continue
+		}
+		c.n.deliveries.follow(c, cur)
 		select {
 		case <-cur.Done():
 		case <-c.mend.Done():
+			c.n.deliveries.farewell(c, cur)
 			_ = cur.Close()
 			return
 		case <-c.n.stopped.Done():
@@ -181,7 +205,7 @@ func (c *Channel) watch() {
 			return
 		}
 		why := cur.Err()
-		if c.opts.noHeal || !heals(why) {
+		if !c.persist && (c.opts.noHeal || !heals(why)) {
 			c.end(channelError(why))
 			return
 		}
@@ -226,6 +250,9 @@ func (c *Channel) redial() bool {
 	opts := c.opts
 	opts.onWaiting = nil
 	for {
+		if c.persist && !c.wanted() || !c.awaitOnline(pauses) {
+			return false
+		}
 		timer := time.NewTimer(pauses.NextBackOff())
 		select {
 		case <-timer.C:
@@ -250,13 +277,38 @@ func (c *Channel) redial() bool {
 				c.restart++
 			})
 			return true
-		case errors.Is(err, ErrPeerRefused):
+		case errors.Is(err, ErrPeerRefused) && !c.persist:
 			c.end(err)
 			return false
+		case errors.Is(err, ErrPeerRefused):
+			c.n.deliveries.refuse(c, err)
 		}
 		// A wrong identity is no reason to stop: whoever carries our frames can make
 		// it appear, and must not be able to end the channel.
 		c.n.log.Debug("channel not yet made again", "peer", who, "err", err)
+	}
+}
+
+// awaitOnline waits while the node has no connection to its hub, so that no first
+// message waits to be sent; false when the end has come. After a wait the pauses
+// start over.
+func (c *Channel) awaitOnline(pauses *backoff.ExponentialBackOff) bool {
+	for {
+		c.n.mu.Lock()
+		online := c.n.online
+		c.n.mu.Unlock()
+		if c.n.State() == Online {
+			return true
+		}
+		select {
+		case <-online:
+			pauses.Reset()
+		case <-c.mend.Done():
+			return false
+		case <-c.n.stopped.Done():
+			c.end(c.n.Err())
+			return false
+		}
 	}
 }
 
@@ -282,8 +334,10 @@ func (c *Channel) end(err error) {
 // finish is the last thing watch does.
 func (c *Channel) finish() {
 	c.end(ErrClosed)
-	close(c.done)
 	n := c.n
+	n.deliveries.ended(c, c.Err())
+	n.freeLineage(c.opts.channel.Lineage)
+	close(c.done)
 	n.mu.Lock()
 	delete(n.channels, c)
 	n.mu.Unlock()
@@ -324,6 +378,9 @@ func ended(c *channel.Channel) bool {
 func (c *Channel) Peer() channel.Peer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.cur == nil {
+		return channel.Peer{Identifier: c.who}
+	}
 	return c.cur.Peer()
 }
 
@@ -332,7 +389,7 @@ func (c *Channel) Peer() channel.Peer {
 func (c *Channel) Confirmed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.cur.Confirmed()
+	return c.cur != nil && c.cur.Confirmed()
 }
 
 // Restarts counts how often the channel was made again.

@@ -102,6 +102,15 @@ type Config struct {
 	Mailboxes                     []string
 	MailboxMessages, MailboxBytes int
 
+	// OutboxDir is the folder in which Node.Outbox keeps messages until the peer's
+	// program has acknowledged them, sealed with a key of the identity; it is made if
+	// it is missing, must be open to nobody else, and belongs to one node at a time.
+	// Empty: they are kept in memory and end with the node. OutboxMessages (default
+	// 4,096) and OutboxBytes (default 32 MiB) bound each outbox; when it is full,
+	// posting waits.
+	OutboxDir                   string
+	OutboxMessages, OutboxBytes int
+
 	// Registry keeps the identities met. Default: in memory, 4,096 of them.
 	Registry identity.Registry
 	// KnownPeers remembers who is behind a forwarding address, and the newest claim
@@ -135,6 +144,9 @@ const (
 	defaultQueuedFrames = 8192
 	defaultQueuedBytes  = 32 << 20
 	defaultKnownPeers   = 4096
+
+	defaultOutboxMessages = 4096
+	defaultOutboxBytes    = 32 << 20
 )
 
 // packetHeadroom is what a hub's packet may have beyond the frame limit: the hub
@@ -198,7 +210,13 @@ func (c Config) resolved(u hubURL) (Config, error) {
 	}
 	setDefault(&c.QueuedFrames, defaultQueuedFrames)
 	setDefault(&c.QueuedBytes, max(defaultQueuedBytes, 2*c.Limits.Frame))
+	setDefault(&c.OutboxMessages, defaultOutboxMessages)
+	setDefault(&c.OutboxBytes, max(defaultOutboxBytes, 2*c.Limits.Frame))
 	switch {
+	case c.OutboxMessages < 1:
+		return bad("OutboxMessages must be positive")
+	case c.OutboxBytes < c.Limits.Frame:
+		return bad("OutboxBytes (%d) is less than one frame (Limits.Frame, %d)", c.OutboxBytes, c.Limits.Frame)
 	case c.QueuedFrames < 1:
 		return bad("QueuedFrames must be positive")
 	case c.QueuedBytes < c.Limits.Frame:

@@ -51,6 +51,15 @@ var (
 	// ErrInterrupted: the channel broke while a request waited for its answer. The
 	// peer may have taken the request or not.
 	ErrInterrupted = errors.New("device: the channel broke while waiting for the answer")
+	// ErrNoDelivery: the peer cannot acknowledge messages. Send and Flush work, and
+	// say that the hub has the message.
+	ErrNoDelivery = errors.New("device: the peer does not acknowledge messages")
+	// ErrUnacknowledged: the wait for the peer's acknowledgement ended before it
+	// came. The peer's program may have taken the message or not.
+	ErrUnacknowledged = errors.New("device: the peer has not acknowledged the message")
+	// ErrNoWorker: at the peer nobody takes messages at the address, or they are not
+	// open to this device.
+	ErrNoWorker = errors.New("device: the peer takes no messages at this address")
 	// ErrTooLarge: the message does not fit the hub's frame limit.
 	ErrTooLarge = errors.New("device: the message is larger than the hub takes")
 	// ErrNoMailbox: Receive at an address that is not in Config.Mailboxes.

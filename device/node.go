@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -63,6 +64,13 @@ type Node struct {
 	byAddress  map[string][]*Forwarder // by M, the address on this device
 	channels   map[*Channel]struct{}
 	closeDone  chan struct{}
+	lineages   map[[16]byte]struct{} // of the channels dialled here
+
+	online chan struct{} // closed and replaced when the node gets online
+
+	deliveries    *deliveries
+	outboxes      *outboxes
+	lineageSecret func(label string) [32]byte
 }
 
 // Connect connects to the hub at a URL and returns once frames can flow. It makes
@@ -109,15 +117,23 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, clientID: cfg.clientID(), log: cfg.Logger,
-		out:        newOutbox(cfg.QueuedFrames, cfg.QueuedBytes),
-		listeners:  make(map[string]*Listener),
-		forwarders: make(map[*Forwarder]struct{}),
-		byAddress:  make(map[string][]*Forwarder),
-		channels:   make(map[*Channel]struct{}),
-		closeDone:  make(chan struct{}),
-		numbers:    pinfile.Open(""),
+		out:           newOutbox(cfg.QueuedFrames, cfg.QueuedBytes),
+		listeners:     make(map[string]*Listener),
+		forwarders:    make(map[*Forwarder]struct{}),
+		byAddress:     make(map[string][]*Forwarder),
+		channels:      make(map[*Channel]struct{}),
+		closeDone:     make(chan struct{}),
+		lineages:      make(map[[16]byte]struct{}),
+		lineageSecret: cfg.Identity.Secret,
+		numbers:       pinfile.Open(""),
 	}
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
+	n.deliveries = newDeliveries(n)
+	if u.scheme == "tcp" {
+		// Nothing there keeps two programs from having the same name at once.
+		own := rand.Text()
+		n.lineageSecret = func(label string) [32]byte { return cfg.Identity.Secret(own + label) }
+	}
 	var err error
 	n.local, err = node.New(node.Config{
 		Uplink:          node.UplinkFunc(n.sendUp),
@@ -144,15 +160,28 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	n.endpoint, err = channel.NewEndpoint(channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{n}, Deliver: n.deliver,
 		Authorities: cfg.Authorities, Credential: cfg.Credential, Epoch: n.link.epoch,
-		Logger: cfg.Logger, Limits: cfg.ChannelLimits,
+		Logger: cfg.Logger, Limits: cfg.ChannelLimits, HelloFeatures: channel.FeatureDelivery,
 	})
 	if err != nil {
 		_ = n.local.Close()
 		return nil, fmt.Errorf("device: configuration: %w", err)
 	}
 	n.endpoint.SetOnline(false)
+	n.online = make(chan struct{})
 	n.events = newEvents(cfg.OnEvent)
+	if n.outboxes, err = n.openOutboxes(); err != nil {
+		n.cancelUnstarted()
+		return nil, err
+	}
 	return n, nil
+}
+
+// cancelUnstarted ends a node whose link has never run.
+func (n *Node) cancelUnstarted() {
+	n.cancel = func() {}
+	n.link.stop(ErrClosed)
+	close(n.link.ended)
+	_ = n.Close()
 }
 
 func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
@@ -196,6 +225,10 @@ func (n *Node) changed(s State, err error) {
 	case Online:
 		n.endpoint.SetFrameLimit(int(n.link.frameLimit.Load()))
 		n.endpoint.SetOnline(true)
+		n.mu.Lock()
+		close(n.online)
+		n.online = make(chan struct{})
+		n.mu.Unlock()
 		n.events.emit(Event{Kind: EventOnline})
 		n.spawn(n.reregister)
 	case Offline:
@@ -246,6 +279,10 @@ func (n *Node) receive(v *route.View, class route.Class) {
 
 // deliver takes a message that came through a channel. It does not block.
 func (n *Node) deliver(d channel.Delivery) {
+	if len(d.Frame.Onward) == 1 && d.Frame.Onward[0] == deliveryRoute[0] {
+		n.deliveries.receive(&d)
+		return
+	}
 	n.local.Inject(node.Origin{
 		Via: node.Channel, Peer: d.Channel.Peer().Identifier,
 		Listener: d.Listener, Encryptor: d.Channel.EncryptorAddress(),
@@ -378,6 +415,12 @@ func (n *Node) Flush(ctx context.Context) error { return n.out.flush(ctx) }
 // running: they are not waited for, so Close may be called from one. Closing again
 // waits for the first Close.
 func (n *Node) Close() error {
+	if n.State() == Online {
+		// Acknowledgements of the program first: they need the channels.
+		ctx, cancel := context.WithTimeout(context.Background(), closeFlush)
+		n.deliveries.flush(ctx)
+		cancel()
+	}
 	n.mu.Lock()
 	if n.closed {
 		n.mu.Unlock()
@@ -406,6 +449,7 @@ func (n *Node) Close() error {
 	n.stop(ErrClosed)
 	n.tasks.Wait()
 	_ = n.local.Close()
+	n.outboxes.close()
 	n.events.close()
 	return nil
 }

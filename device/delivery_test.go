@@ -1,0 +1,368 @@
+package device_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/route"
+)
+
+// serve acknowledges what arrives at "app" and hands it to got, until the node ends.
+func serve(t testing.TB, n *device.Node, got func(*device.Message)) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			m, err := n.Receive(context.Background(), "app")
+			if err != nil {
+				return
+			}
+			if got != nil {
+				got(m)
+			}
+			if err := m.Ack(); err != nil && n.Err() == nil {
+				t.Error(err)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = n.Close()
+		<-done
+	})
+}
+
+// log keeps what a receiver took.
+type takenLog struct {
+	mu      sync.Mutex
+	ids     map[device.MessageID]bool
+	texts   []string
+	again   int
+	changed chan struct{}
+}
+
+func newTakenLog() *takenLog {
+	return &takenLog{ids: make(map[device.MessageID]bool), changed: make(chan struct{}, 1)}
+}
+
+// take keeps the message with its id, once.
+func (l *takenLog) take(m *device.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m.Redelivered {
+		l.again++
+	}
+	if l.ids[m.ID] {
+		return
+	}
+	l.ids[m.ID] = true
+	text, _ := m.Text()
+	l.texts = append(l.texts, text)
+}
+
+func (l *takenLog) check(t testing.TB, n int) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.texts) != n {
+		t.Fatalf("%d messages taken, want %d", len(l.texts), n)
+	}
+	for i, s := range l.texts {
+		if s != fmt.Sprint(i) {
+			t.Fatalf("message %d is %q", i, s)
+		}
+	}
+}
+
+func (l *takenLog) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.texts)
+}
+
+func TestDeliver(t *testing.T) {
+	h := startHub(t, nil)
+	alice, bob := connect(t, h.url(), device.Config{}), connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	if ch.Guarantee() != device.GuaranteePeer {
+		t.Errorf("guarantee %v", ch.Guarantee())
+	}
+	done := make(chan error, 1)
+	go func() { done <- ch.DeliverString(within(t), "app", "0") }()
+	m := receive(t, bob, "0")
+	select {
+	case err := <-done:
+		t.Fatalf("returned before the acknowledgement: %v", err)
+	default:
+	}
+	if m.From != alice.Identifier() || m.ID.Sender != alice.Identifier() || m.ID.Count != 1 || m.Redelivered {
+		t.Errorf("message %+v", m)
+	}
+	if err := bob.ReplyString(within(t), m, "pong"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Ack(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	receive(t, alice, "pong")
+
+	// Concurrent calls, and large messages.
+	taken := newTakenLog()
+	serve(t, bob, taken.take)
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			if err := ch.Deliver(within(t), "app", make([]byte, 100<<10)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if taken.count() != 100 {
+		t.Errorf("%d taken", taken.count())
+	}
+	if err := ch.Deliver(within(t), "app", make([]byte, 256<<10)); !errors.Is(err, device.ErrTooLarge) {
+		t.Errorf("too large: %v", err)
+	}
+	if err := ch.Deliver(within(t), "nobody", nil); !errors.Is(err, device.ErrNoWorker) {
+		t.Errorf("nobody there: %v", err)
+	}
+}
+
+func TestDeliverWithdraws(t *testing.T) {
+	h := startHub(t, nil)
+	alice, bob := connect(t, h.url(), device.Config{}), connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	ctx, cancel := context.WithCancel(within(t))
+	done := make(chan error, 1)
+	go func() { done <- ch.DeliverString(ctx, "app", "first") }()
+	m := receive(t, bob, "first")
+	cancel()
+	if err := <-done; !errors.Is(err, device.ErrUnacknowledged) || !errors.Is(err, context.Canceled) {
+		t.Fatalf("withdrawn: %v", err)
+	}
+	if err := m.Ack(); err != nil { // too late, and no harm
+		t.Fatal(err)
+	}
+	serve(t, bob, nil)
+	if err := ch.DeliverString(within(t), "app", "second"); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.DeliverString(within(t), "app", "x"); !errors.Is(err, device.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// What was handed on and not acknowledged when the hub and all connections went away
+// is settled afterwards, without being sent again.
+func TestDeliverOverReconnects(t *testing.T) {
+	h := startHub(t, nil)
+	var net network
+	bob := connect(t, h.url(), device.Config{})
+	alice := connect(t, h.url(), device.Config{DialNetwork: net.dial})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	taken := newTakenLog()
+	serve(t, bob, taken.take)
+	const messages = 200
+	for i := range messages {
+		if i%80 == 20 {
+			net.cut(false)
+		}
+		if err := ch.DeliverString(within(t), "app", fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken.check(t, messages)
+	if taken.again != 0 {
+		t.Errorf("%d marked as redelivered", taken.again)
+	}
+}
+
+// fastChannels notices broken channels soon.
+var fastChannels = channel.Limits{Probe: 100 * time.Millisecond, Dead: 400 * time.Millisecond}
+
+// The receiving process ends without a word and starts again: what it had not
+// acknowledged comes again with the same id, and only that.
+func TestDeliverToRestartedReceiver(t *testing.T) {
+	h := startHub(t, nil)
+	bobID := newIdentity(t)
+	var net network
+	bob := connect(t, h.url(), device.Config{Identity: bobID, DialNetwork: net.dial})
+	alice := connect(t, h.url(), device.Config{ChannelLimits: fastChannels})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	const messages = 10
+	errs := make(chan error, messages)
+	order := make(chan struct{}, 1)
+	for i := range messages {
+		go func() {
+			errs <- ch.DeliverString(within(t), "app", fmt.Sprint(i))
+		}()
+		m := receive(t, bob, fmt.Sprint(i))
+		if i < 4 {
+			if err := m.Ack(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	close(order)
+	net.cut(true)
+	_ = bob.Close()
+	again := connect(t, h.url(), device.Config{Identity: bobID})
+	taken := newTakenLog()
+	for i := range 4 {
+		taken.texts = append(taken.texts, fmt.Sprint(i))
+	}
+	serve(t, again, taken.take)
+	if f := bobListens(t, again, channel.TrustEveryone); f.Address() != fwd.Address() {
+		t.Fatal("another address")
+	}
+	for range messages - 4 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken.check(t, messages)
+	if taken.again != messages-4 {
+		t.Errorf("%d marked as redelivered, want %d", taken.again, messages-4)
+	}
+	if ch.Restarts() == 0 {
+		t.Error("the channel was never made again")
+	}
+}
+
+// outboxTo opens alice's outbox to bob.
+func outboxTo(t testing.TB, n *device.Node, peer identity.Identifier, fwd string) *device.Outbox {
+	t.Helper()
+	o, err := n.Outbox(device.Destination{Route: route.To(fwd), Peer: peer}, "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// A sending process is killed and started again: what was posted arrives.
+func TestOutboxSurvivesProcess(t *testing.T) {
+	h := startHub(t, nil)
+	dir := filepath.Join(t.TempDir(), "outbox")
+	aliceID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	taken := newTakenLog()
+
+	var net network
+	alice := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir, DialNetwork: net.dial})
+	o := outboxTo(t, alice, bob.Identifier(), fwd.Address())
+	net.cut(true) // nothing gets out
+	for i := range 20 {
+		if _, err := o.Post(within(t), device.EncodeString(fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, _ := o.Pending(); n != 20 || o.Last().Count != 20 {
+		t.Errorf("%d pending, last %v", n, o.Last())
+	}
+	_ = alice.Close()
+
+	if _, err := device.Connect(within(t), h.url(), device.Config{Identity: newIdentity(t), OutboxDir: dir}); !errors.Is(err, device.ErrOutboxIdentity) {
+		t.Errorf("another identity: %v", err)
+	}
+	serve(t, bob, taken.take)
+	again := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir})
+	if _, err := device.Connect(within(t), h.url(), device.Config{Identity: aliceID, Suffix: "2", OutboxDir: dir}); !errors.Is(err, device.ErrOutboxInUse) {
+		t.Errorf("second process: %v", err)
+	}
+	// Nothing needs to be called for them to arrive.
+	eventually(t, "all have arrived", func() bool { return taken.count() == 20 })
+	o = outboxTo(t, again, bob.Identifier(), fwd.Address())
+	if o.Last().Count != 20 {
+		t.Errorf("last %v", o.Last())
+	}
+	if err := o.Deliver(within(t), device.EncodeString("20")); err != nil {
+		t.Fatal(err)
+	}
+	taken.check(t, 21)
+	if n, _ := o.Pending(); n != 0 || len(again.Outboxes()) != 1 {
+		t.Errorf("%d pending, %d outboxes", n, len(again.Outboxes()))
+	}
+	_ = again.Close()
+
+	third := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir})
+	o = outboxTo(t, third, bob.Identifier(), fwd.Address())
+	if n, _ := o.Pending(); n != 0 || o.Last().Count != 21 {
+		t.Errorf("%d pending, last %v", n, o.Last())
+	}
+	if err := o.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	_ = third.Close()
+	fourth := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir})
+	if len(fourth.Outboxes()) != 0 {
+		t.Error("forgotten outbox came back")
+	}
+}
+
+func TestOutboxFolderIsPrivate(t *testing.T) {
+	h := startHub(t, nil)
+	dir := t.TempDir()                           // 0755 or wider
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // that is the point
+		t.Fatal(err)
+	}
+	if _, err := device.Connect(within(t), h.url(), device.Config{Identity: newIdentity(t), OutboxDir: dir}); !errors.Is(err, device.ErrOutboxOpen) {
+		t.Errorf("wide folder: %v", err)
+	}
+}
+
+// The outbox waits for a peer that is not there, with one first message at a time.
+func TestOutboxWaitsForSleeper(t *testing.T) {
+	h := startHub(t, nil)
+	bobID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{Identity: bobID})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	_ = bob.Close()
+	alice := connect(t, h.url(), device.Config{})
+	o := outboxTo(t, alice, bobID.Identifier(), fwd.Address())
+	r, err := o.Post(within(t), device.EncodeString("0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "some tries have failed", func() bool { return alice.Stats().Channels.Failed >= 2 })
+	if q := alice.Stats().QueuedFrames; q > 1 {
+		t.Errorf("%d frames wait", q)
+	}
+	bob = connect(t, h.url(), device.Config{Identity: bobID})
+	taken := newTakenLog()
+	serve(t, bob, taken.take)
+	bobListens(t, bob, channel.TrustEveryone)
+	if err := r.Wait(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if r.Err() != nil || r.ID().Count != 1 {
+		t.Errorf("receipt %v, %v", r.ID(), r.Err())
+	}
+	taken.check(t, 1)
+	if n := bob.Stats().Channels.Accepted; n != 1 {
+		t.Errorf("%d channels accepted", n)
+	}
+}
