@@ -160,6 +160,9 @@ type Ticket struct {
 // Append returned false.
 func (t Ticket) Done() {
 	if t.link == nil {
+		if t.ack != nil {
+			t.ack.Acked(t.token)
+		}
 		return
 	}
 	b := t.link.port.b

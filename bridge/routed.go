@@ -19,6 +19,10 @@ func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byt
 	return &Packet{Class: class, Arrival: arrival, First: first, Hop: hop, raw: frame}
 }
 
+// NewTicket returns the ticket of a packet that no connection sent: ack hears when
+// it is stored. For those who try out an Outbox.
+func NewTicket(ack Acker, token uint64) Ticket { return Ticket{ack: ack, token: token} }
+
 // Skip makes the next sequence to, unless it is higher already. The oldest and the
 // next must stay less than 1<<31 apart.
 func (m *memoryOutbox) Skip(to uint64) {
