@@ -21,6 +21,15 @@
 // of the present. Two things end a node for good: a hub that says no, and another
 // connection with the same client id (ErrTakenOver).
 //
+// A tcp:// URL is for the Ockam TCP transport: the TCP port of a sealmq hub, or any
+// other Ockam node that relays, which works with the same calls and promises less. It
+// has no acknowledgements, so Flush waits until everything is written, and what was
+// under way when a connection is lost may be gone. It keeps no addresses: forwarding
+// addresses are others after a reconnect (EventForwarderChanged), except for
+// aliases, and channels that peers dialled are made again by them. A hub that is none
+// of ours says nothing about frames that it cannot deliver, so a wrong address is a
+// timeout, and peers name the listener behind the relay's address.
+//
 // # What Send promises
 //
 // A nil error of Send means: sealed, and in the outbox of this node, in memory.

@@ -76,7 +76,7 @@ func newHub(t *testing.T, closed bool) *hub {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		must(t, front.Close(ctx))
-		_ = <-served
+		<-served
 		if n := h.s.Members(); n != 0 {
 			t.Errorf("%d members are left", n)
 		}

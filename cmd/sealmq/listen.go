@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -91,8 +92,11 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	if err != nil {
 		return err
 	}
+	if _, ours := node.Hub(); !ours && strings.HasPrefix(p.hubURL(a), "tcp://") {
+		a.note("this hub is none of sealmq's: peers send with --to '%s=>%s'", printable(fwd.Address()), listener)
+	}
 	info := forwarding{Address: fwd.Address(), Identifier: node.Identifier().String(), Listener: listener}
-	if err := a.result(info, "Forwarding address: "+fwd.Address()); err != nil {
+	if err := a.result(info, "Forwarding address: "+printable(fwd.Address())); err != nil {
 		return err
 	}
 	for n := 0; count == 0 || n < count; n++ {
@@ -139,7 +143,7 @@ func (a *app) noteEvent(e device.Event) {
 	case device.EventOffline:
 		a.note("warning: connection to the hub lost, trying again: %s", printable(message(e.Err)))
 	case device.EventForwarderChanged:
-		a.note("warning: the hub gave another forwarding address: %s", e.Forwarder.Address())
+		a.note("warning: the hub gave another forwarding address: %s", printable(e.Forwarder.Address()))
 	case device.EventForwarderFailed:
 		a.note("warning: the hub did not take the forwarder again: %s", printable(message(e.Err)))
 	}
