@@ -3,6 +3,7 @@ package mochibridge
 import (
 	"encoding/binary"
 
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -328,4 +329,45 @@ func TestHostilePackets(t *testing.T) {
 	}
 	alice.to("bob", "still serving")
 	bob.want("still serving")
+}
+
+// TestTakeoversNeverShowALiveDeviceOffline: whoever watches sees a device that is
+// taken over again and again, by itself, as online throughout; nobody else writes
+// its status.
+func TestTakeoversNeverShowALiveDeviceOffline(t *testing.T) {
+	ways(t, func(t *testing.T, change func(*setup)) {
+		h := newHub(t, change)
+		watch := h.login(t, true, rawmqtt.Options{ID: "w", User: "observer"})
+		if _, err := watch.Sub(1, 0, "sealmq/+/status"); err != nil {
+			t.Fatal(err)
+		}
+		bob := h.device(t, "bob", false)
+		mallory := h.device(t, "mallory", true)
+		for i := range 40 {
+			next := h.device(t, "bob", i%2 == 0)
+			_ = bob.Close()
+			bob = next
+			send(t, mallory, rawmqtt.Publish(true, 1, "sealmq/bob/status", 0, []byte(`{"status":"offline"}`)))
+			send(t, watch, rawmqtt.Publish(true, 1, "sealmq/bob/status", 0, []byte(`{"status":"offline"}`)))
+		}
+		mallory.to("bob", "there")
+		bob.want("there")
+		_ = mallory.Close() // its own status ends what the watcher has to read
+		online := 0
+		for {
+			p := expect(t, watch, rawmqtt.PUBLISH)
+			offline := strings.Contains(string(p.Payload), `"offline"`)
+			switch {
+			case p.Topic == "sealmq/mallory/status" && offline:
+				if online != 1 {
+					t.Errorf("bob went online %d times", online)
+				}
+				return
+			case p.Topic == "sealmq/bob/status" && offline:
+				t.Fatalf("shown as offline: %s", p.Payload)
+			case p.Topic == "sealmq/bob/status":
+				online++
+			}
+		}
+	})
 }
