@@ -156,10 +156,11 @@ func (r *registry) claimOf(p *Port, claim *hubproto.Claim) (before *hubproto.Cla
 	if len(raw) == 0 {
 		return nil, nil
 	}
-	if before, err = hubproto.ParseClaim(raw); err != nil {
-		return nil, nil // what was restored is not readable any more
-	}
-	if claim.Number <= before.Number {
+	switch before, err = hubproto.ParseClaim(raw); {
+	case err != nil:
+		// What was restored is not readable any more, and is as good as none.
+		return nil, nil //nolint:nilerr // see above
+	case claim.Number <= before.Number:
 		return nil, errOldClaim
 	}
 	return before, nil

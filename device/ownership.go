@@ -199,7 +199,8 @@ func (n *Node) judge(ctx context.Context, address string, expected []identity.Id
 		n.log.Warn("the hub shows a bad claim to a forwarding address", "address", address, "err", err)
 		return err
 	case err != nil:
-		return nil // the handshake will tell
+		n.log.Debug("the hub says nothing of a forwarding address", "address", address, "err", err)
+		return nil //nolint:nilerr // the handshake will tell
 	case o.Signed && !slices.Contains(expected, o.Owner):
 		return fmt.Errorf("%w: %s is claimed by %v", ErrWrongIdentity, address, o.Owner)
 	case o.Signed && o.FirstUse:

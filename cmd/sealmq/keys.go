@@ -14,8 +14,8 @@ import (
 
 // Environment variables for keys at rest.
 const (
-	envPassphrase     = "SEALMQ_PASSPHRASE"
-	envPassphraseFile = "SEALMQ_PASSPHRASE_FILE"
+	envPassphrase     = "SEALMQ_PASSPHRASE"      //nolint:gosec // a variable's name, no secret
+	envPassphraseFile = "SEALMQ_PASSPHRASE_FILE" //nolint:gosec // as above
 	envKeyFile        = "SEALMQ_KEY_FILE"
 )
 
