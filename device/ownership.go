@@ -200,7 +200,7 @@ func (n *Node) judge(ctx context.Context, address string, expected []identity.Id
 		return err
 	case err != nil:
 		n.log.Debug("the hub says nothing of a forwarding address", "address", address, "err", err)
-		return nil //nolint:nilerr // the handshake will tell
+		return nil // the handshake will tell
 	case o.Signed && !slices.Contains(expected, o.Owner):
 		return fmt.Errorf("%w: %s is claimed by %v", ErrWrongIdentity, address, o.Owner)
 	case o.Signed && o.FirstUse:
@@ -215,8 +215,8 @@ func (n *Node) judge(ctx context.Context, address string, expected []identity.Id
 // hub. A hub that does not take it serves the address all the same.
 func (f *Forwarder) claim(ctx context.Context) {
 	n := f.n
-	if !n.hubKeepsClaims() {
-		return
+	if !n.hubKeepsClaims() || strings.HasPrefix(n.link.hubName, "tcp:") {
+		return // over plain TCP the hub does not know whose a connection is
 	}
 	n.mu.Lock()
 	address, last, closed := f.address, f.claimed, f.closed
