@@ -7,9 +7,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
@@ -22,7 +24,10 @@ type Hook struct {
 	mqtt.HookBase
 	o     Options
 	purge sync.Once
-	users accounts
+
+	lines    *rate.Limiter // of refused connections in the log
+	unlogged atomic.Uint64 // refused since the last such line
+	users    accounts
 
 	mu   sync.Mutex
 	live map[string]*session // devices and guests, by client id
@@ -252,8 +257,13 @@ func (h *Hook) refuse(cl *mqtt.Client, e Event, r *Refusal) error {
 		}
 	}
 	h.o.Counters.add(e)
-	h.o.Logger.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
-		"why", e.String(), "reason", r.Reason, "err", r.Err)
+	// A flood of refusals must not become a flood of lines; each is counted.
+	if h.lines.Allow() {
+		h.o.Logger.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
+			"why", e.String(), "reason", r.Reason, "err", r.Err, "unlogged", h.unlogged.Swap(0))
+	} else {
+		h.unlogged.Add(1)
+	}
 	_ = cl.WritePacket(packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connack},
 		ReasonCode:  r.Code.connack(cl.Properties.ProtocolVersion == 5),

@@ -8,6 +8,7 @@ import (
 	"net"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
@@ -17,6 +18,9 @@ import (
 
 // DefaultObservers is how many observers may watch at one time.
 const DefaultObservers = 64
+
+// refusalLines is how many refused connections are logged a second.
+const refusalLines = 10
 
 // observerFilters is how many filters under the root one observer may have.
 const observerFilters = 64
@@ -211,6 +215,7 @@ func New(o Options) (*Hook, error) {
 	}
 	return &Hook{
 		o:         o,
+		lines:     rate.NewLimiter(refusalLines, 10*refusalLines),
 		live:      make(map[string]*session),
 		observers: make(map[*session]struct{}),
 	}, nil
