@@ -51,6 +51,9 @@ var (
 	// ErrInterrupted: the channel broke while a request waited for its answer. The
 	// peer may have taken the request or not.
 	ErrInterrupted = errors.New("device: the channel broke while waiting for the answer")
+	// ErrFrameKills: a frame was given up, because every connection on which it was
+	// sent, three in a row and one on which it was sent alone, ended at once.
+	ErrFrameKills = errors.New("device: a message was given up: each connection ended when it was sent")
 	// ErrNoDelivery: the peer cannot acknowledge messages. Send and Flush work, and
 	// say that the hub has the message.
 	ErrNoDelivery = errors.New("device: the peer does not acknowledge messages")

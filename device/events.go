@@ -55,12 +55,16 @@ const (
 	EventChannelRestored
 	// EventChannelEnded: Channel has ended for good; Err says why.
 	EventChannelEnded
+	// EventSendFailed: a frame was given up although it was sent without error; Err
+	// (ErrFrameKills) says why. The next Flush says so too.
+	EventSendFailed
 )
 
 var eventNames = [...]string{
 	EventOnline: "online", EventOffline: "offline", EventStopped: "stopped",
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
+	EventSendFailed: "send-failed",
 }
 
 // String returns the kind's name in lower case.

@@ -169,6 +169,10 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	n.endpoint.SetOnline(false)
 	n.online = make(chan struct{})
 	n.events = newEvents(cfg.OnEvent)
+	n.out.onFail = func(err error) {
+		n.log.Warn("message given up", "err", err)
+		n.events.emit(Event{Kind: EventSendFailed, Err: err})
+	}
 	if n.outboxes, err = n.openOutboxes(); err != nil {
 		n.cancelUnstarted()
 		return nil, err

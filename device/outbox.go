@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sealmq/sealmq/route"
 )
@@ -30,10 +31,12 @@ const (
 
 // entry is one encoded frame.
 type entry struct {
-	seq   uint64
-	class route.Class
-	state entryState
-	body  []byte
+	seq     uint64
+	class   route.Class
+	state   entryState
+	strikes uint8 // connections in a row that ended soon after it was sent
+	body    []byte
+	call    *call // of the call that it begins; nil for most
 }
 
 // flow is what is queued for one first hop, in order.
@@ -53,6 +56,7 @@ type flight struct {
 	flow        *flow
 	first, last uint64 // sequence numbers of its entries, which are neighbours
 	size        int    // bytes
+	at          time.Time
 }
 
 // putter is a sender that waits for room.
@@ -60,6 +64,7 @@ type putter struct {
 	key     string
 	class   route.Class
 	body    []byte
+	call    *call
 	granted chan struct{} // closed once it is in, or never will be (err)
 	err     error
 }
@@ -103,6 +108,11 @@ type outbox struct {
 	flights  map[uint64]flight
 	airborne int // bytes in flight
 
+	alone      *suspect // sent by itself at present; nil: none
+	aloneTimer *time.Timer
+	failed     error       // of a frame that was given up, for the next flush
+	onFail     func(error) // told of each; must not block; may be nil
+
 	wake chan struct{} // something may be ready to send
 
 	sent, acked, resent, packets uint64
@@ -137,11 +147,11 @@ func (o *outbox) put(ctx context.Context, key string, body []byte, class route.C
 		o.mu.Unlock()
 		return nil
 	case (f == nil || f.waiting == 0) && o.roomLocked(f, len(body)):
-		o.insertLocked(key, body, class)
+		o.insertLocked(key, body, class, callOf(ctx))
 		o.mu.Unlock()
 		return nil
 	}
-	p := &putter{key: key, class: class, body: body, granted: make(chan struct{})}
+	p := &putter{key: key, class: class, body: body, call: callOf(ctx), granted: make(chan struct{})}
 	o.flowLocked(key).waiting++
 	o.putters = append(o.putters, p)
 	o.mu.Unlock()
@@ -193,10 +203,10 @@ func (o *outbox) dropFlowLocked(f *flow) {
 	}
 }
 
-func (o *outbox) insertLocked(key string, body []byte, class route.Class) {
+func (o *outbox) insertLocked(key string, body []byte, class route.Class, c *call) {
 	o.seq++
 	f := o.flowLocked(key)
-	f.entries = append(f.entries, entry{seq: o.seq, class: class, body: body})
+	f.entries = append(f.entries, entry{seq: o.seq, class: class, body: body, call: c})
 	f.bytes += len(body)
 	o.frames++
 	o.bytes += len(body)
@@ -236,7 +246,7 @@ func (o *outbox) grantLocked() {
 			rest = append(rest, p)
 			continue
 		default:
-			o.insertLocked(p.key, p.body, p.class)
+			o.insertLocked(p.key, p.body, p.class, p.call)
 		}
 		f.waiting--
 		close(p.granted)
@@ -266,6 +276,7 @@ func (o *outbox) attach(window, bundle int) (gen uint64) {
 			return 1
 		}
 	})
+	o.suspectLocked()
 	o.signal()
 	return o.gen
 }
@@ -279,6 +290,7 @@ func (o *outbox) detach(gen uint64) {
 		return
 	}
 	o.gen = 0
+	o.strikeLocked(time.Now())
 	clear(o.flights)
 	o.airborne = 0
 	o.ready = o.ready[:0]
@@ -351,10 +363,14 @@ func (o *outbox) take(gen uint64) (packet, bool) {
 	if o.gen != gen || gen == 0 {
 		return packet{}, false
 	}
+	if o.alone != nil {
+		return o.takeAloneLocked()
+	}
 	for turns := len(o.ready); turns > 0; turns-- {
 		f := o.ready[0]
 		o.ready = o.ready[1:]
 		f.listed = false
+		o.skipLocked(f)
 		if f.next >= len(f.entries) {
 			o.dropFlowLocked(f)
 			continue
@@ -368,7 +384,7 @@ func (o *outbox) take(gen uint64) (packet, bool) {
 			}
 			continue
 		}
-		p := o.packLocked(f)
+		p := o.packLocked(f, bundleFrames)
 		o.listLocked(f)
 		if len(o.ready) > 0 {
 			o.signal()
@@ -390,14 +406,14 @@ func (o *outbox) mayFlyLocked(f *flow, n int) bool {
 	return f.inFlight == 0 || (f.inFlight < max(o.window/4, 1) && f.airborne+n <= windowBytes/4)
 }
 
-// packLocked makes a packet of the flow's next entries.
-func (o *outbox) packLocked(f *flow) packet {
+// packLocked makes a packet of the flow's next entries, most of them at most.
+func (o *outbox) packLocked(f *flow, most int) packet {
 	head := &f.entries[f.next]
 	p := packet{class: head.class}
 	first, last := head.seq, head.seq
 	for f.next < len(f.entries) {
 		e := &f.entries[f.next]
-		if e.class != p.class || len(p.frames) == bundleFrames ||
+		if e.class != p.class || len(p.frames) == most || e.unwanted() && len(p.frames) > 0 ||
 			(len(p.frames) > 0 && p.size+len(e.body) > o.bundle) {
 			break
 		}
@@ -419,7 +435,7 @@ func (o *outbox) packLocked(f *flow) packet {
 	}
 	o.token++
 	p.token = o.token
-	o.flights[p.token] = flight{flow: f, first: first, last: last, size: p.size}
+	o.flights[p.token] = flight{flow: f, first: first, last: last, size: p.size, at: time.Now()}
 	f.inFlight++
 	f.airborne += p.size
 	o.airborne += p.size
@@ -456,10 +472,11 @@ func (o *outbox) ack(gen, token uint64) {
 		}
 	}
 	o.trimLocked(f)
+	o.clearLocked(f, fl.first, fl.last)
 	o.listLocked(f)
 	o.dropFlowLocked(f)
 	o.grantLocked()
-	if len(o.ready) > 0 {
+	if len(o.ready) > 0 || o.alone != nil {
 		o.signal() // the window has opened
 	}
 }
@@ -470,6 +487,11 @@ func (o *outbox) flush(ctx context.Context) error {
 		return ctxError(ctx, "flushing")
 	}
 	o.mu.Lock()
+	if err := o.failed; err != nil {
+		o.failed = nil
+		o.mu.Unlock()
+		return err
+	}
 	if o.frames == 0 || o.closed != nil {
 		defer o.mu.Unlock()
 		if o.frames == 0 {
@@ -502,6 +524,7 @@ func (o *outbox) close(err error) {
 		return
 	}
 	o.closed = err
+	o.endAloneLocked()
 	for _, p := range o.putters {
 		p.err = err
 		close(p.granted)

@@ -107,7 +107,7 @@ func tryPut(o *outbox, key string, body []byte) bool {
 	if !o.roomLocked(o.flows[key], len(body)) {
 		return false
 	}
-	o.insertLocked(key, body, route.Stored)
+	o.insertLocked(key, body, route.Stored, nil)
 	return true
 }
 

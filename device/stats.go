@@ -18,6 +18,8 @@ const (
 	dropForeignHop                     // first hop is not of this node
 	dropNotFromHub                     // at an address that only the hub may use
 	dropUnexpected                     // an answer that nobody waits for
+	dropAbandoned                      // nobody waits any more for what it would bring
+	dropKills                          // it ended every connection that it was sent on
 	dropThrough                        // from outside, to be sent on through a channel
 	dropReasons
 )
@@ -30,6 +32,8 @@ var dropNames = [dropReasons]string{
 	dropForeignHop:   "foreign-hop",
 	dropNotFromHub:   "not-from-hub",
 	dropUnexpected:   "unexpected",
+	dropAbandoned:    "abandoned",
+	dropKills:        "kills-connections",
 	dropThrough:      "through-channel",
 }
 
