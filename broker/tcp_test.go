@@ -89,7 +89,11 @@ func TestTCPPort(t *testing.T) {
 	if err := h.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	defer h.Shutdown(ctx)
+	defer func() {
+		if err := h.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
 	if want := "tcp://" + h.TCPAddr().String(); h.TCPURL() != want || h.Status().TCP != want {
 		t.Errorf("URL %q, in the status %q, want %q", h.TCPURL(), h.Status().TCP, want)
 	}

@@ -76,7 +76,9 @@ func newHub(t *testing.T, closed bool) *hub {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		must(t, front.Close(ctx))
-		<-served
+		if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Errorf("serve: %v", err)
+		}
 		if n := h.s.Members(); n != 0 {
 			t.Errorf("%d members are left", n)
 		}
