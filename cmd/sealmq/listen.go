@@ -77,6 +77,10 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	if err := node.HandleFunc(echoerAddress, func(ctx context.Context, m *device.Message) {
 		if err := node.Reply(ctx, m, m.Payload); err != nil && !errors.Is(err, device.ErrNoReturnRoute) {
 			a.note("warning: cannot answer at echoer: %s", printable(message(err)))
+			return
+		}
+		if err := m.Ack(); err != nil && ctx.Err() == nil {
+			a.note("warning: cannot acknowledge at echoer: %s", printable(message(err)))
 		}
 	}); err != nil {
 		return err
@@ -115,7 +119,10 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 		if err := a.printMessage(m); err != nil {
 			return err
 		}
-		a.sendReceipt(ctx, node, m)
+		// Only now: what was not printed is to come again.
+		if err := m.Ack(); err != nil && ctx.Err() == nil {
+			a.note("warning: the sender gets no acknowledgement: %s", printable(message(err)))
+		}
 	}
 	return node.Flush(ctx)
 }
@@ -124,17 +131,6 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 func (a *app) printMessage(m *device.Message) error {
 	r := received{From: m.From.String(), Message: m.String(), Time: time.Now().UTC()}
 	return a.result(r, r.From+": "+printable(r.Message))
-}
-
-// sendReceipt answers a message whose sender wants an answer with an empty Ockam
-// String, which says that the message was printed.
-func (a *app) sendReceipt(ctx context.Context, node *device.Node, m *device.Message) {
-	if len(m.ReturnRoute) == 0 {
-		return
-	}
-	if err := node.ReplyString(ctx, m, ""); err != nil && ctx.Err() == nil {
-		a.note("warning: the sender gets no receipt: %s", printable(message(err)))
-	}
 }
 
 // noteEvent tells the person at the terminal what happens to the connection.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -17,8 +16,10 @@ import (
 type sent struct {
 	// To is the verified identifier of the peer.
 	To string `json:"to"`
-	// Receipt says that the peer's program answered.
+	// Receipt says that the peer's program has acknowledged the message.
 	Receipt bool `json:"receipt"`
+	// Guarantee is "peer" with a receipt; "hub": the hub has the message, no more.
+	Guarantee string `json:"guarantee"`
 	// Answer is what it answered.
 	Answer string `json:"answer,omitempty"`
 }
@@ -31,8 +32,9 @@ func (a *app) sendCommand() *cobra.Command {
 		Use:   "send --to ADDRESS MESSAGE",
 		Short: "Send a message through a secure channel (Alice)",
 		Long: `Opens a secure channel to the device behind a forwarding address, checks who it
-is, sends it a message, and waits until the hub has taken it. Where the peer is a
-sealmq program, it also waits for its receipt, for as long as --wait says.
+is, sends it a message, and waits until the peer's program has acknowledged it
+("Delivered"). A stock Ockam node cannot do that, and --wait 0 does not ask for it:
+then it waits until the hub has the message ("Sent").
 
 ADDRESS is what listen printed. A stock Ockam node needs the name of its listener
 too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
@@ -68,7 +70,7 @@ too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
 	p.add(a, c)
 	f.StringVar(&address, "address", appAddress, "address of the worker on the peer")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "give up after this long")
-	f.DurationVar(&wait, "wait", 2*time.Second, "how long to wait for the peer's receipt")
+	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait for the peer's acknowledgement, --timeout at most; 0 does without")
 	return c
 }
 
@@ -99,36 +101,38 @@ func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to 
 	if p.unknown {
 		a.note("warning: %s is remembered behind this address from now on; that nobody was in between just now is not certain", out.To)
 	}
-	if ch.Confirmed() && wait > 0 {
-		if err := a.sendAndWait(ctx, ch, address, text, wait, &out); err != nil {
-			return err
-		}
-	} else if err := ch.SendString(ctx, address, text); err != nil {
+	out.Guarantee = device.GuaranteeHub.String()
+	if ch.Guarantee() == device.GuaranteePeer && wait > 0 {
+		err = a.deliver(ctx, node, ch, address, text, wait, &out)
+	} else if err = ch.SendString(ctx, address, text); err == nil {
+		err = ch.Flush(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	if err := ch.Flush(ctx); err != nil {
+	// The peer need not wait for the channel to time out.
+	if err := ch.Close(); err != nil {
 		return err
 	}
 	return a.printSent(out)
 }
 
-// sendAndWait sends the message so that the peer can answer, and gives it some
-// time to do so. No answer is no error: the hub has the message.
-func (a *app) sendAndWait(ctx context.Context, ch *device.Channel, address, text string, wait time.Duration, out *sent) error {
+// deliver sends the message and waits for the acknowledgement. What the peer answered
+// before that is there by then: a channel keeps the order.
+func (a *app) deliver(ctx context.Context, node *device.Node, ch *device.Channel, address, text string, wait time.Duration, out *sent) error {
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	answer, err := ch.Request(waiting, address, device.EncodeString(text))
-	switch {
-	case err == nil:
-		out.Receipt = true
-		if s, terr := answer.Text(); terr == nil {
+	if err := ch.DeliverString(waiting, address, text); err != nil {
+		return err
+	}
+	out.Receipt, out.Guarantee = true, device.GuaranteePeer.String()
+	cancel() // only what has arrived
+	if answer, err := node.Receive(waiting, device.DefaultMailbox); err == nil && answer.From == ch.Peer().Identifier {
+		if s, err := answer.Text(); err == nil {
 			out.Answer = s
 		}
-		return nil
-	case ctx.Err() == nil && errors.Is(err, device.ErrTimeout):
-		return nil
 	}
-	return err
+	return nil
 }
 
 func (a *app) printSent(out sent) error {
