@@ -36,7 +36,8 @@ type Limits struct {
 	Unanswered      int  `yaml:"unanswered"`
 	UnansweredBytes Size `yaml:"unanswered_bytes"`
 	// WaitingBytes bounds what is received and not answered of all connections
-	// together, OutputBytes what is written and not taken, ArrivingBytes the long
+	// together, OutputBytes what is written and not taken (of MQTT and of TCP
+	// connections each), ArrivingBytes the long
 	// packets that have begun to arrive. Defaults 256 MiB, 1 GiB and 256 MiB.
 	WaitingBytes  Size `yaml:"waiting_bytes"`
 	OutputBytes   Size `yaml:"output_bytes"`

@@ -34,7 +34,7 @@ func (l *Limits) shares() []share {
 	return []share{
 		{"queued_bytes", &l.QueuedBytes, 12},
 		{"waiting_bytes", &l.WaitingBytes, 4},
-		{"output_bytes", &l.OutputBytes, 6},
+		{"output_bytes", &l.OutputBytes, 4},
 		{"arriving_bytes", &l.ArrivingBytes, 4},
 		{"session_bytes", &l.SessionBytes, 4},
 		{"retained_bytes", &l.RetainedBytes, 2},
@@ -58,6 +58,7 @@ func (l Limits) checkMemory() error {
 		}
 		sum += *s.value
 	}
+	sum += l.OutputBytes // once for MQTT, once for TCP
 	sum += Size(min(l.Connections, 1<<30)) * connectionCost
 	if sum > l.Memory/4*3 {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("queues, buffers and connections may come to %d MiB, more than three quarters of %v", sum>>20, l.Memory),

@@ -87,7 +87,7 @@ func (h *Hub) openOckam(ln net.Listener) (err error) {
 		return nil
 	}
 	o.front, err = tcp.New(tcp.Config{
-		Bridge: h.bridge, Frames: frames, Closed: closed, Limits: o.limits,
+		Bridge: h.bridge, Frames: frames, Closed: closed, Limits: o.limits, TotalOutput: int64(h.cfg.Limits.OutputBytes),
 		Counters: &o.frontCounts, Logger: h.logger.With("part", "tcp"),
 	})
 	if err != nil {
@@ -120,6 +120,9 @@ func (o *ockam) samples() []sample {
 	all := []sample{
 		{name: "sealmq_tcp_connections", help: "Open Ockam TCP connections.", gauge: true, n: float64(conns)},
 		{name: "sealmq_tcp_connections_pending", help: "Ockam TCP connections that have not sent a frame yet.", gauge: true, n: float64(pending)},
+	}
+	if o.front != nil {
+		all = append(all, sample{name: "sealmq_tcp_output_bytes", help: "Output that Ockam TCP peers have yet to take.", gauge: true, n: float64(o.front.Buffered())})
 	}
 	o.frontCounts.Each(func(e tcp.Event, n uint64) {
 		all = append(all, sample{name: "sealmq_tcp_events_total", help: "What became of Ockam TCP connections and their frames, by event.",

@@ -69,6 +69,10 @@ func (c *conn) run() {
 	c.end(c.read())
 	link.Close(true)
 	c.wrote.Wait()
+	c.mu.Lock()
+	c.s.output.Add(int64(-len(c.out)))
+	c.out = nil
+	c.mu.Unlock()
 	c.count()
 }
 
@@ -260,13 +264,17 @@ func (c *conn) room(n int) bool {
 	if c.ending || c.closed {
 		return false
 	}
-	have := len(c.out) + c.inWrite
-	return have == 0 || have+n+route.FrameHeaderLen <= c.s.cfg.OutputBytes
+	have, most := len(c.out)+c.inWrite, c.s.cfg.OutputBytes
+	if c.s.output.Load() >= c.s.cfg.TotalOutput {
+		most = min(most, fairOutput)
+	}
+	return have == 0 || have+n+route.FrameHeaderLen <= most
 }
 
 // append adds a frame to the output; c.mu is held.
 func (c *conn) append(frame []byte, seq uint64) {
 	c.out = append(route.AppendFrameHeader(c.out, len(frame)), frame...)
+	c.s.output.Add(int64(len(frame) + route.FrameHeaderLen))
 	c.last = max(c.last, seq)
 	c.kickWriter()
 }
@@ -279,6 +287,7 @@ func (c *conn) write(b []byte, seq uint64) {
 		return
 	}
 	c.out = append(c.out, b...)
+	c.s.output.Add(int64(len(b)))
 	c.last = max(c.last, seq)
 	c.kickWriter()
 }
@@ -290,6 +299,9 @@ func (c *conn) kickWriter() {
 		go c.flush()
 	}
 }
+
+// fairOutput is what every connection may buffer whatever the others do.
+const fairOutput = 64 << 10
 
 // keptOutput is the largest buffer that an idle connection keeps.
 const keptOutput = 16 << 10
@@ -305,6 +317,7 @@ func (c *conn) flush() {
 		c.inWrite = len(b)
 		c.mu.Unlock()
 		err := c.send(b)
+		c.s.output.Add(int64(-len(b)))
 		c.mu.Lock()
 		c.inWrite = 0
 		c.spare = b[:0]
@@ -322,6 +335,8 @@ func (c *conn) flush() {
 		}
 		c.mu.Lock()
 	}
+	c.s.output.Add(int64(-len(c.out))) // of a connection that was closed
+	c.out = c.out[:0]
 	if cap(c.out) > keptOutput {
 		c.out = nil
 	}

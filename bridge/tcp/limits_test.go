@@ -180,6 +180,40 @@ func TestNeverReads(t *testing.T) {
 	})
 }
 
+// TestTotalOutput: peers that don't read share one bound, and others still get
+// what they read.
+func TestTotalOutput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const total, most = 200 << 10, 150 << 10
+		h := newHub(t, options{
+			pipes:  true,
+			server: func(c *Config) { c.OutputBytes, c.TotalOutput, c.StallTimeout = most, total, 5*time.Minute },
+		})
+		connect := func() *peer {
+			p := h.connect()
+			p.alive()
+			return p
+		}
+		a, other := connect(), connect()
+		toOther := other.dynamic("o")
+		for i := range 4 {
+			to := connect().dynamic(string(rune('k' + i)))
+			for range 60 {
+				a.send(route.To(to, "w"), nil, make([]byte, 4<<10))
+			}
+		}
+		synctest.Wait()
+		if n := h.s.Buffered(); n < total || n > total+most+2*fairOutput {
+			t.Errorf("%d bytes buffered", n)
+		}
+		a.send(route.To(toOther, "w"), nil, []byte("hello"))
+		if f := other.next(); string(f.Payload) != "hello" {
+			t.Errorf("others got %+v", f)
+		}
+		h.stop()
+	})
+}
+
 // TestBackPressureByBytes: large frames for a slow peer hold their sender back,
 // and never make it overrun the bridge's window, which would cut it.
 func TestBackPressureByBytes(t *testing.T) {

@@ -96,6 +96,9 @@ func newHub(t testing.TB, o options) *hub {
 		if n := h.s.Conns(); n != 0 {
 			t.Errorf("%d connections are left", n)
 		}
+		if n := h.s.Buffered(); n != 0 {
+			t.Errorf("%d bytes of output are left", n)
+		}
 		c := b.Counters()
 		if n := c.Lost(); n != 0 {
 			t.Errorf("%d frames without a fate: %+v", n, c)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
@@ -21,6 +22,7 @@ const (
 	DefaultFrameTimeout    = 30 * time.Second
 	DefaultStallTimeout    = 30 * time.Second
 	DefaultReadWindow      = 128
+	DefaultTotalOutput     = 1 << 30
 	keepAliveIdle          = 60 * time.Second
 	keepAliveInterval      = 15 * time.Second
 	keepAliveCount         = 4
@@ -61,6 +63,10 @@ type Config struct {
 	// OutputBytes bounds the output buffer of a connection. Default: 1 MiB, or
 	// twice the frame limit if that is more. One frame always fits.
 	OutputBytes int
+	// TotalOutput bounds the output buffers of all connections together: when it is
+	// reached, a connection with more than 64 KiB takes no more until it has been
+	// read. Default 1 GiB.
+	TotalOutput int64
 	// ReadWindow is how many frames of a connection may wait for an acknowledgement
 	// before the server stops reading from it; the bridge's own window, in frames
 	// and bytes, holds besides. Default 128.
@@ -97,8 +103,11 @@ func (c Config) complete() (Config, error) {
 			*d.v = d.def
 		}
 	}
-	if c.OutputBytes < 0 || c.ReadWindow < 0 {
-		return c, errors.New("tcp: Config.OutputBytes and ReadWindow must not be negative")
+	if c.OutputBytes < 0 || c.ReadWindow < 0 || c.TotalOutput < 0 {
+		return c, errors.New("tcp: Config.OutputBytes, TotalOutput and ReadWindow must not be negative")
+	}
+	if c.TotalOutput == 0 {
+		c.TotalOutput = DefaultTotalOutput
 	}
 	if c.OutputBytes == 0 {
 		c.OutputBytes = max(1<<20, 2*c.Frames.Frame)
@@ -118,7 +127,8 @@ func (c Config) complete() (Config, error) {
 // Server accepts Ockam TCP connections for a bridge. Make one with New. Its
 // methods are safe for concurrent use.
 type Server struct {
-	cfg Config
+	cfg    Config
+	output atomic.Int64 // bytes buffered for all connections
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -208,6 +218,9 @@ func (s *Server) admit(nc net.Conn) {
 	s.cfg.Counters.add(Accepted)
 	go c.run()
 }
+
+// Buffered returns how many bytes of output are buffered.
+func (s *Server) Buffered() int64 { return s.output.Load() }
 
 // Conns returns the number of open connections.
 func (s *Server) Conns() int {
