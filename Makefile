@@ -39,6 +39,11 @@ fmt: ## format Go and Rust
 e2e: ## the tests with real peers alone
 	go test -race -shuffle=on ./integration/...
 
+.PHONY: chaos
+chaos: ## N messages (1000000) under faults; SEED=… repeats a run
+	SEALMQ_CHAOS_N=$(or $(N),1000000) SEALMQ_CHAOS_SEED=$(SEED) \
+		go test -count=1 -v -timeout 24h -run '^TestChaos$$' ./integration/chaos
+
 .PHONY: vectors
 vectors: ## every test that replays wire vectors
 	go test -count=1 -run 'Vector|Live|Capture' ./...

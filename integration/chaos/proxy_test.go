@@ -1,0 +1,189 @@
+package chaos
+
+import (
+	"bufio"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+)
+
+// proxy stands between a device and its hub. It passes MQTT packets on, and can
+// cut and stall connections, and repeat and reorder publishes.
+type proxy struct {
+	ln     net.Listener
+	target string
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	closed bool
+	flow   chan struct{} // closed while bytes flow
+	mangle bool
+	rnd    *rand.Rand
+	count  struct{ repeated, reordered int }
+}
+
+func newProxy(t *testing.T, target string, seed uint64) *proxy {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{
+		ln: ln, target: target, conns: make(map[net.Conn]struct{}), flow: make(chan struct{}),
+		rnd: rand.New(rand.NewPCG(seed, 7)), //nolint:gosec // faults have to be repeatable
+	}
+	close(p.flow)
+	p.wg.Go(p.accept)
+	t.Cleanup(p.close)
+	return p
+}
+
+func (p *proxy) addr() string { return p.ln.Addr().String() }
+
+func (p *proxy) accept() {
+	for {
+		down, err := p.ln.Accept()
+		if err != nil {
+			return
+		}
+		up, err := net.DialTimeout("tcp", p.target, time.Second)
+		if err != nil {
+			_ = down.Close()
+			continue
+		}
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			_ = down.Close()
+			_ = up.Close()
+			return
+		}
+		p.conns[down], p.conns[up] = struct{}{}, struct{}{}
+		p.mu.Unlock()
+		p.wg.Go(func() { p.pass(up, down) })
+		p.wg.Go(func() { p.pass(down, up) })
+	}
+}
+
+// cut closes all connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		_ = c.Close()
+	}
+}
+
+// stall stops all bytes until the returned function is called.
+func (p *proxy) stall() (resume func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	flow := make(chan struct{})
+	p.flow = flow
+	return sync.OnceFunc(func() { close(flow) })
+}
+
+func (p *proxy) setMangle(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mangle = on
+}
+
+func (p *proxy) close() {
+	p.mu.Lock()
+	p.closed = true
+	select {
+	case <-p.flow:
+	default:
+		p.flow = make(chan struct{})
+		close(p.flow)
+	}
+	p.mu.Unlock()
+	_ = p.ln.Close()
+	p.cut()
+	p.wg.Wait()
+}
+
+// pass hands on one direction, packet by packet.
+func (p *proxy) pass(to, from net.Conn) {
+	defer func() {
+		_ = to.Close()
+		_ = from.Close()
+		p.mu.Lock()
+		delete(p.conns, to)
+		delete(p.conns, from)
+		p.mu.Unlock()
+	}()
+	in := bufio.NewReaderSize(from, 64<<10)
+	out := bufio.NewWriterSize(to, 64<<10)
+	var late []byte // a publish that lets the next one pass
+	for {
+		pk, err := packet(in)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		flow := p.flow
+		fate := 0
+		if p.mangle && pk[0]>>4 == 3 {
+			fate = p.rnd.IntN(20)
+		}
+		switch {
+		case fate == 1:
+			p.count.repeated++
+		case fate == 2 && late == nil:
+			p.count.reordered++
+		}
+		p.mu.Unlock()
+		select {
+		case <-flow:
+		case <-time.After(20 * time.Second):
+			return
+		}
+		if fate == 2 && late == nil {
+			late = pk
+			continue
+		}
+		_, _ = out.Write(pk) // its error comes with Flush
+		if fate == 1 && pk[0]&6 != 0 {
+			pk[0] |= 8 // DUP
+			_, _ = out.Write(pk)
+		}
+		_, _ = out.Write(late)
+		late = nil
+		if in.Buffered() == 0 {
+			if out.Flush() != nil {
+				return
+			}
+		}
+	}
+}
+
+// packet reads one MQTT packet whole.
+func packet(in *bufio.Reader) ([]byte, error) {
+	head, err := in.ReadByte()
+	if err != nil {
+		return nil, err
+	}
+	pk := []byte{head}
+	n, shift := 0, 0
+	for {
+		b, err := in.ReadByte()
+		if err != nil {
+			return nil, err
+		}
+		pk = append(pk, b)
+		n |= int(b&0x7f) << shift
+		if shift += 7; b < 0x80 || shift > 21 {
+			break
+		}
+	}
+	at := len(pk)
+	pk = append(pk, make([]byte, n)...)
+	_, err = io.ReadFull(in, pk[at:])
+	return pk, err
+}
