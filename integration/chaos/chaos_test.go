@@ -293,7 +293,7 @@ func (c *chaos) fault(ctx context.Context) {
 
 func TestChaos(t *testing.T) {
 	set := readSettings(t)
-	rnd := rand.New(rand.NewPCG(set.seed, 1)) //nolint:gosec // has to be repeatable
+	rnd := rand.New(rand.NewPCG(set.seed, 1))
 	h := newHub(t)
 	h.start()
 	c := &chaos{rnd: rnd, hub: h, count: make(map[string]int)}

@@ -34,7 +34,7 @@ func newProxy(t *testing.T, target string, seed uint64) *proxy {
 	}
 	p := &proxy{
 		ln: ln, target: target, conns: make(map[net.Conn]struct{}), flow: make(chan struct{}),
-		rnd: rand.New(rand.NewPCG(seed, 7)), //nolint:gosec // faults have to be repeatable
+		rnd: rand.New(rand.NewPCG(seed, 7)),
 	}
 	close(p.flow)
 	p.wg.Go(p.accept)

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(envRole); text != "" {
 		if err := play(text); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1) //nolint:forbidigo // this is main here
+			os.Exit(1)
 		}
 		return
 	}
