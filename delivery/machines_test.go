@@ -1,0 +1,352 @@
+package delivery
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/identity"
+)
+
+var simStart = time.Unix(1_700_000_000, 0)
+
+// drain returns what the sender has to say now.
+func drain(s *Sender, now time.Time) (out []Message) {
+	for {
+		m, ok := s.Next(now)
+		if !ok {
+			return out
+		}
+		out = append(out, m)
+	}
+}
+
+func counts(out []Message) (c []uint64) {
+	for _, m := range out {
+		if d, ok := m.(*Data); ok {
+			c = append(c, d.Count)
+		}
+	}
+	return c
+}
+
+func want[T comparable](t *testing.T, what string, got, want []T) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Fatalf("%s: %v, want %v", what, got, want)
+	}
+}
+
+func attached(n int) *Sender {
+	s := NewSender(SenderConfig{})
+	for range n {
+		s.Add("app", []byte("0123456789"), true)
+	}
+	s.Attach([16]byte{1})
+	return s
+}
+
+func TestSenderKeepsToWindow(t *testing.T) {
+	s := attached(200)
+	out := drain(s, simStart)
+	if len(out) != firstMessages {
+		t.Fatalf("%d sent before the first answer", len(out))
+	}
+	st := &State{Header: Header{Session: 1, Serial: 64, Base: 3}, Next: 65, Messages: 100, Bytes: 1000}
+	want(t, "acknowledged", s.Receive(st, simStart), []uint64{1, 2})
+	// 62 are under way with 620 bytes; 38 more fit.
+	if got := counts(drain(s, simStart)); len(got) != 38 || got[0] != 65 {
+		t.Fatalf("sent %v", got)
+	}
+	st = &State{Header: Header{Session: 1, Serial: 102, Base: 103}, Next: 103, Messages: 1, Bytes: 0}
+	s.Receive(st, simStart)
+	want(t, "with the smallest window", counts(drain(s, simStart)), []uint64{103})
+}
+
+func TestSenderResendsWhatIsLost(t *testing.T) {
+	s := attached(6)
+	drain(s, simStart)
+	// 5 overtook 3 and 4; 6 is still under way.
+	s.Receive(&State{Header: Header{Session: 1, Serial: 5, Base: 1}, Next: 3, Held: []byte{0b100}, Messages: 10, Bytes: 1000}, simStart)
+	want(t, "lost", counts(drain(s, simStart)), []uint64{3, 4})
+	s.Receive(&State{Header: Header{Session: 1, Serial: 8, Base: 1}, Next: 6, Messages: 10, Bytes: 1000}, simStart)
+	want(t, "lost", counts(drain(s, simStart)), []uint64{6})
+}
+
+// A peer that lies, or an answer that is none, changes nothing.
+func TestSenderIgnoresNonsense(t *testing.T) {
+	for name, st := range map[string]*State{
+		"another outbox":        {Header: Header{Outbox: OutboxID{1}, Session: 1, Serial: 2, Base: 3}, Next: 3},
+		"an earlier session":    {Header: Header{Session: 0, Serial: 2, Base: 3}, Next: 3},
+		"acknowledges unsent":   {Header: Header{Session: 1, Serial: 2, Base: 4}, Next: 4},
+		"has received unsent":   {Header: Header{Session: 1, Serial: 2, Base: 1}, Next: 4},
+		"serial of the future":  {Header: Header{Session: 1, Serial: 3, Base: 3}, Next: 3},
+		"session of the future": {Header: Header{Session: 9, Serial: 1, Base: 3}, Next: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := attached(2)
+			drain(s, simStart)
+			if acked := s.Receive(st, simStart); acked != nil {
+				t.Errorf("acknowledged %v", acked)
+			}
+			if _, n, bytes := s.Pending(); n != 2 || bytes != 20 {
+				t.Errorf("%d pending, %d bytes", n, bytes)
+			}
+		})
+	}
+	s := attached(2)
+	drain(s, simStart)
+	s.Detach()
+	if s.Receive(&State{Header: Header{Session: 1, Serial: 2, Base: 3}, Next: 3}, simStart) != nil {
+		t.Error("an answer without a channel")
+	}
+}
+
+func TestSenderAsksWhenAnswersStayAway(t *testing.T) {
+	s := attached(1)
+	drain(s, simStart)
+	now, asked := simStart, 0
+	for range 12 {
+		wake := s.Wake()
+		if !wake.After(now) {
+			t.Fatalf("wakes at %v, it is %v", wake, now)
+		}
+		if d := wake.Sub(now); d > longAsk {
+			t.Fatalf("asks after %v", d)
+		}
+		now = wake
+		for _, m := range drain(s, now) {
+			if _, ok := m.(*Ask); !ok {
+				t.Fatalf("%T instead of a question", m)
+			}
+			asked++
+		}
+	}
+	if asked != 12 {
+		t.Errorf("asked %d times", asked)
+	}
+}
+
+func TestSenderMarksWhatAnotherProcessMayHaveSeen(t *testing.T) {
+	s := attached(2)
+	drain(s, simStart)
+	s.Add("app", nil, true) // never sent to the first process
+	s.Detach()
+	if mark := s.Attach([16]byte{2}); mark != 2 {
+		t.Errorf("mark %d", mark)
+	}
+	out := drain(s, simStart)
+	if _, ok := out[0].(*Ask); !ok || len(out) != 1 {
+		t.Fatalf("first %T of %d", out[0], len(out))
+	}
+	s.Receive(&State{Header: Header{Session: 2, Serial: 1, Base: 1}, Next: 1, Messages: 10, Bytes: 1000}, simStart)
+	var marks []bool
+	for _, m := range drain(s, simStart) {
+		marks = append(marks, m.(*Data).Redelivered)
+	}
+	want(t, "marks", marks, []bool{true, true, false})
+}
+
+func TestSenderTellsThatAllIsSettled(t *testing.T) {
+	s := attached(1)
+	drain(s, simStart)
+	if s.Finish() != nil {
+		t.Error("finished with a message open")
+	}
+	s.Receive(&State{Header: Header{Session: 1, Serial: 1, Base: 2}, Next: 2, Messages: 10, Bytes: 1000}, simStart)
+	if out := drain(s, simStart); len(out) != 0 {
+		t.Fatalf("said %v at once", out)
+	}
+	out := drain(s, s.Wake())
+	if len(out) != 1 || out[0].(*Settle).Base != 2 {
+		t.Fatalf("said %v", out)
+	}
+	if s.Finish() != nil || !s.Wake().IsZero() {
+		t.Error("says it again")
+	}
+}
+
+// rig is a receiver whose program takes everything.
+type rig struct {
+	*Receiver
+	got    []uint64
+	refuse Refusal
+}
+
+func newRig(cfg ReceiverConfig) *rig {
+	r := &rig{}
+	cfg.Hand = func(it Item) Refusal {
+		if r.refuse == RefusalNone {
+			r.got = append(r.got, it.Count)
+		}
+		return r.refuse
+	}
+	r.Receiver = NewReceiver(cfg)
+	return r
+}
+
+var serial uint64
+
+func (r *rig) data(box byte, count, base uint64, n int) {
+	serial++
+	r.Data(simPeer, 1, &Data{
+		Header: Header{Outbox: OutboxID{box}, Session: 1, Serial: serial, Base: base},
+		Count:  count, To: "app", Payload: make([]byte, n),
+	}, nil, simStart)
+}
+
+func (r *rig) state(t *testing.T) *State {
+	t.Helper()
+	st, ok := r.NextState(1)
+	if !ok {
+		t.Fatal("no answer")
+	}
+	return st
+}
+
+func TestReceiverOrdersAndRemembers(t *testing.T) {
+	r := newRig(ReceiverConfig{})
+	r.data(0, 1, 1, 1)
+	if _, ok := r.NextState(1); ok {
+		t.Error("answered what needs no answer")
+	}
+	r.data(0, 3, 1, 1)
+	if st := r.state(t); st.Next != 2 || !bit(st.Held, 1) {
+		t.Errorf("after a gap: %+v", st)
+	}
+	r.data(0, 2, 1, 1)
+	r.data(0, 2, 1, 1)
+	want(t, "handed on", r.got, []uint64{1, 2, 3})
+	if ch := r.Ack(simPeer, OutboxID{0}, 2); ch != 1 {
+		t.Errorf("answer on channel %d", ch)
+	}
+	if st := r.state(t); st.Base != 1 || !bit(st.Acked, 1) || bit(st.Acked, 0) {
+		t.Errorf("after one acknowledgement: %+v", st)
+	}
+	if r.Ack(simPeer, OutboxID{0}, 2) != 0 || r.Ack(simPeer, OutboxID{0}, 4) != 0 || r.Ack(simPeer, OutboxID{7}, 1) != 0 {
+		t.Error("acknowledged what nobody waits for")
+	}
+	r.Ack(simPeer, OutboxID{0}, 1)
+	if st := r.state(t); st.Base != 3 || st.Acked != nil {
+		t.Errorf("after the second: %+v", st)
+	}
+	if c := r.Counters(); c.Unacked != 1 || c.TotalBytes != 1+perMessage || c.Handed != 3 || c.Repeated != 1 {
+		t.Errorf("counters %+v", c)
+	}
+}
+
+// A peer that sends more than it may gets nothing by it.
+func TestReceiverIsBounded(t *testing.T) {
+	r := newRig(ReceiverConfig{Messages: 8, Bytes: 1000, PeerBytes: 4000, TotalBytes: 6000})
+	for count := uint64(1); count <= 100; count++ {
+		r.data(0, count, 1, 100)
+	}
+	if c := r.Counters(); c.Unacked > 8 || len(r.got) != 8 {
+		t.Errorf("window of 8: %+v", c)
+	}
+	for box := byte(1); box < 50; box++ {
+		r.data(box, 1, 1, 1000)
+	}
+	if c := r.Counters(); c.TotalBytes > 4000 {
+		t.Errorf("one peer has %d bytes", c.TotalBytes)
+	}
+	// One outbox admits one message whatever its size, within the peer's share.
+	r = newRig(ReceiverConfig{Bytes: 10})
+	r.data(0, 1, 1, 5000)
+	r.data(0, 2, 1, 5000)
+	want(t, "handed on", r.got, []uint64{1})
+}
+
+func TestReceiverForgetsOnlyWhatIsSettled(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerOutboxes: 2})
+	send := func(box byte, count, base uint64, at time.Time) *State {
+		t.Helper()
+		serial++
+		r.Data(simPeer, 1, &Data{
+			Header: Header{Outbox: OutboxID{box}, Session: 1, Serial: serial, Base: base}, Count: count, To: "app",
+		}, nil, at)
+		st, _ := r.NextState(1)
+		return st
+	}
+	settle := func(box byte, base uint64, at time.Time) {
+		r.Settle(simPeer, 1, &Settle{Header{Outbox: OutboxID{box}, Session: 1, Serial: 9e6, Base: base}}, at)
+	}
+	send(1, 1, 1, simStart)
+	send(2, 1, 1, simStart)
+	if st := send(3, 1, 1, simStart.Add(48*time.Hour)); st == nil || st.Refusal != RefusalFull {
+		t.Errorf("a third, while two have messages open: %+v", st)
+	}
+	r.Ack(simPeer, OutboxID{1}, 1)
+	r.state(t)
+	if st := send(3, 1, 1, simStart.Add(time.Hour)); st == nil || st.Refusal != RefusalFull {
+		t.Errorf("a third, while one may be asked about: %+v", st)
+	}
+	settle(1, 2, simStart)
+	if st := send(3, 1, 1, simStart.Add(time.Minute)); st == nil || st.Refusal != RefusalFull {
+		t.Errorf("a third, while frames of the first may be under way: %+v", st)
+	}
+	if st := send(3, 1, 1, simStart.Add(time.Hour)); st != nil {
+		t.Errorf("a third: %+v", st)
+	}
+	if c := r.Counters(); c.Outboxes != 2 || len(r.peers) != 1 {
+		t.Errorf("%+v, %d peers", c, len(r.peers))
+	}
+	// Who is refused leaves nothing behind.
+	for i := range 20000 {
+		var id OutboxID
+		binary.BigEndian.PutUint32(id[:], uint32(i))
+		r.Ask(identity.Identifier{5, byte(i)}, 2, &Ask{Header: Header{Outbox: id, Session: 1, Serial: 1, Base: 1}}, simStart)
+	}
+	if len(r.due[2]) > maxDue || r.Counters().Outboxes > 65536 {
+		t.Errorf("%d answers wait", len(r.due[2]))
+	}
+	r.Gone(2)
+	if len(r.due[2]) != 0 {
+		t.Error("answers for a channel that is gone")
+	}
+}
+
+func TestReceiverRefusesAndGoesOn(t *testing.T) {
+	r := newRig(ReceiverConfig{})
+	r.refuse = RefusalUnknown
+	r.data(0, 1, 1, 1)
+	if st := r.state(t); st.Refusal != RefusalUnknown || st.Next != 1 {
+		t.Errorf("refused: %+v", st)
+	}
+	r.refuse = RefusalNone
+	r.data(0, 1, 1, 1)
+	r.data(0, 2, 1, 1)
+	want(t, "handed on", r.got, []uint64{1, 2})
+	// The program's queue was closed with both in it.
+	for _, c := range []uint64{1, 2} {
+		r.Return(simPeer, OutboxID{0}, c)
+	}
+	if st := r.state(t); st.Next != 1 {
+		t.Errorf("returned: %+v", st)
+	}
+	r.data(0, 1, 1, 1)
+	r.data(0, 2, 1, 1)
+	want(t, "handed on again", r.got, []uint64{1, 2, 1, 2})
+	if c := r.Counters(); c.Unacked != 2 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// What an earlier channel still brings is dropped, and the sender of a later process
+// that numbers its sessions anew learns where to go on.
+func TestReceiverDropsEarlierSessions(t *testing.T) {
+	r := newRig(ReceiverConfig{})
+	d := &Data{Header: Header{Session: 5, Serial: 1, Base: 1}, Count: 1, To: "app"}
+	r.Data(simPeer, 1, d, nil, simStart)
+	late := *d
+	late.Session, late.Count = 4, 2
+	r.Data(simPeer, 2, &late, nil, simStart)
+	want(t, "handed on", r.got, []uint64{1})
+	if st, ok := r.NextState(2); !ok || st.Session != 5 {
+		t.Errorf("answer %+v", st)
+	}
+	if c := r.Counters(); c.Stale != 1 {
+		t.Errorf("%+v", c)
+	}
+}
