@@ -33,6 +33,12 @@
 // unanswered is ended. A frame that arrives through a forwarder for a device
 // that is not attached waits at most ten seconds and is not queued.
 //
+// A peer may send so many frames and bytes a second (Config.FrameRate, ByteRate).
+// What is beyond is taken all the same, and acknowledged when it is paid for;
+// transient frames beyond it are dropped. An outbox that holds more than 64 frames
+// or 64 KiB takes a quarter of what the hub has left at most, so targets that do
+// not read leave room for others, however many they are.
+//
 // # Concurrency
 //
 // All exported methods are safe for concurrent use, except that one connection's
