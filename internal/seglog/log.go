@@ -115,8 +115,9 @@ type Log struct {
 	off     int64
 	closed  bool
 	sweep   bool              // segments may have become free
-	sizes   map[uint64]int64  // bytes of each segment, those in queue included
+	sizes   map[uint64]int64  // bytes of each segment that has ended
 	live    map[uint64]*holds // what is held of each segment
+	here    *holds            // of the one that is appended to; nil: not known yet
 	held    int64             // sum over live
 	oldest  uint64
 	moving  uint64 // segment being relocated; 0: none
@@ -306,9 +307,10 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 		return 0, ErrClosed
 	}
 	if l.off+size > l.opts.SegmentSize && l.off > headerLen {
+		l.sizes[l.seg] = l.off
 		l.seg++
 		l.off = headerLen
-		l.sizes[l.seg] = headerLen
+		l.here = nil
 		l.sweep = true
 	}
 	b := l.tail()
@@ -317,10 +319,14 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 		b.waits = append(b.waits, wait{w, token})
 	}
 	l.off += size
-	l.sizes[l.seg] = l.off
 	l.appends++
 	if hold {
-		l.hold(l.seg, 1, size-recordHeaderLen-1)
+		if l.here == nil {
+			l.here = l.holds(l.seg)
+		}
+		l.here.records++
+		l.here.bytes += size - recordHeaderLen - 1
+		l.held += size - recordHeaderLen - 1
 	}
 	if len(l.queue) == 1 && len(b.buf) == int(size) {
 		l.wake.Signal()
@@ -349,18 +355,19 @@ func (l *Log) tail() *batch {
 func (l *Log) Hold(seg uint64, n, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hold(seg, n, size)
+	h := l.holds(seg)
+	h.records += n
+	h.bytes += size
+	l.held += size
 }
 
-func (l *Log) hold(seg uint64, n, size int64) {
+func (l *Log) holds(seg uint64) *holds {
 	h := l.live[seg]
 	if h == nil {
 		h = &holds{}
 		l.live[seg] = h
 	}
-	h.records += n
-	h.bytes += size
-	l.held += size
+	return h
 }
 
 // Release takes back n records with bodies of size bytes in all of what is held in
@@ -375,7 +382,7 @@ func (l *Log) Release(seg uint64, n, size int64) {
 	h.records -= n
 	h.bytes -= size
 	l.held -= size
-	if h.records == 0 {
+	if h.records == 0 && seg != l.seg {
 		delete(l.live, seg)
 		if l.moving == seg {
 			l.moving = 0
@@ -415,12 +422,21 @@ func (l *Log) Stats() Stats {
 	defer l.mu.Unlock()
 	s := Stats{
 		Appended: l.appends, Committed: l.stats.committed.Load(), Batches: l.stats.batches.Load(),
-		Syncs: l.stats.syncs.Load(), Failures: l.stats.failures.Load(), Segments: len(l.sizes), LiveBytes: l.held,
+		Syncs: l.stats.syncs.Load(), Failures: l.stats.failures.Load(), Segments: int(l.seg - l.oldest + 1), LiveBytes: l.held,
 	}
-	for _, n := range l.sizes {
-		s.DiskBytes += n
-	}
+	s.DiskBytes = l.disk()
 	return s
+}
+
+// disk returns the length of all segments; l.mu is held.
+func (l *Log) disk() int64 {
+	n := l.off
+	for seg, size := range l.sizes {
+		if seg != l.seg {
+			n += size
+		}
+	}
+	return n
 }
 
 // Close writes and syncs what is queued, and gives the folder free. While the

@@ -185,11 +185,17 @@ func (l *Log) syncLoop() {
 	}
 }
 
+// isHeld reports whether anything of a segment is held; l.mu is held.
+func (l *Log) isHeld(seg uint64) bool {
+	h := l.live[seg]
+	return h != nil && h.records > 0
+}
+
 // needed returns the oldest segment that something holds, or that is written to.
 // l.mu is held.
 func (l *Log) needed() uint64 {
 	n := l.oldest
-	for n < l.seg && l.live[n] == nil {
+	for n < l.seg && !l.isHeld(n) {
 		n++
 	}
 	return n
@@ -215,6 +221,7 @@ func (l *Log) clean(needed uint64) {
 		}
 		l.mu.Lock()
 		delete(l.sizes, n)
+		delete(l.live, n)
 		l.oldest = n + 1
 		l.mu.Unlock()
 	}
@@ -222,12 +229,8 @@ func (l *Log) clean(needed uint64) {
 		return
 	}
 	l.mu.Lock()
-	var disk int64
-	for _, n := range l.sizes {
-		disk += n
-	}
 	seg := l.oldest
-	move := l.moving == 0 && seg < l.fseg && l.live[seg] != nil && disk > 2*l.held+4*l.opts.SegmentSize
+	move := l.moving == 0 && seg < l.fseg && l.isHeld(seg) && l.disk() > 2*l.held+4*l.opts.SegmentSize
 	if move {
 		l.moving = seg
 	}
