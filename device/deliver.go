@@ -88,13 +88,16 @@ func (c *Channel) DeliverString(ctx context.Context, address, s string) error {
 	return c.Deliver(ctx, address, EncodeString(s))
 }
 
+// errEnding is the cause of a context of untilEnd when the channel ends.
+var errEnding = errors.New("device: the channel ends")
+
 // untilEnd returns a context that ends with ctx or with the channel.
 func (c *Channel) untilEnd(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	unhook := context.AfterFunc(c.mend, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(c.mend, func() { cancel(errEnding) })
 	return ctx, func() {
 		unhook()
-		cancel()
+		cancel(nil)
 	}
 }
 

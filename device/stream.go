@@ -165,6 +165,10 @@ func (st *stream) post(ctx context.Context, payload []byte, strict bool) (*Recei
 	case <-kept:
 		return r, nil
 	case <-ctx.Done():
+		if ending(ctx) {
+			<-r.done // what is on disk by now stays there
+			return nil, r.err
+		}
 		err := ctxError(ctx, "waiting for the disk to keep the message")
 		if why := st.store.refusal(); why != nil {
 			err = fmt.Errorf("%w: %w", err, why)
@@ -173,6 +177,10 @@ func (st *stream) post(ctx context.Context, payload []byte, strict bool) (*Recei
 		return nil, err
 	}
 }
+
+// ending reports whether ctx ended because the outbox does, which then settles all
+// its receipts.
+func ending(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errEnding) }
 
 // withdraw takes a message back that nobody waits for any more, and returns whether
 // the peer may have seen it. It does nothing when the message is settled.
@@ -307,6 +315,10 @@ func (st *stream) await(ctx context.Context, r *Receipt) error {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
+	}
+	if ending(ctx) {
+		<-r.done
+		return r.err
 	}
 	err := ctxError(ctx, "waiting for the peer's acknowledgement")
 	sent := st.withdraw(r, err)
