@@ -209,6 +209,14 @@ func TestClosedWorkers(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+	for _, bad := range []string{"inner2", "dev_1", "FWD_1", "forward_to_x"} {
+		if err := b.RegisterServiceFor(ReachPeer, bad, nil); !errors.Is(err, ErrAddress) {
+			t.Errorf("%q for a peer: %v", bad, err)
+		}
+	}
+	if err := b.RegisterServiceFor(ReachPeer, s.Port().Address(), nil); !errors.Is(err, ErrAddressTaken) {
+		t.Error(err)
+	}
 	if err := b.RegisterService("echo", true, nil); !errors.Is(err, ErrAddressTaken) {
 		t.Error(err)
 	}

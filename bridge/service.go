@@ -96,11 +96,20 @@ const (
 	ReachOpen
 	// ReachGuests: everybody.
 	ReachGuests
+	// ReachPeer is ReachLinked for a worker that speaks for the hub as a peer, not
+	// as the hub itself: the near end of a secure channel. Its address has the form
+	// of a connection's (PeerAddress), and so devices don't take its frames for the
+	// hub's own word, as they do with every other service's.
+	ReachPeer
 	// ReachLocal: programs inside the hub, and what is sent through a forwarder
 	// that such a program registered with the address as its first hop. A peer
 	// that names it is told that there is no such address.
 	ReachLocal
 )
+
+// PeerAddress returns the address for a worker of ReachPeer: name is 32 lower-case
+// hex digits that nobody can guess.
+func PeerAddress(name string) string { return prefixStream + name }
 
 type service struct {
 	addr    string
@@ -127,7 +136,11 @@ func reachOf(open bool) Reach {
 }
 
 func (b *Bridge) addService(s *service) error {
-	if s.addr == "" || len(s.addr) > maxHopValue || reservedPrefix(s.addr) || s.addr == hubproto.NoticeSource {
+	form := !reservedPrefix(s.addr)
+	if s.reach == ReachPeer {
+		form = strings.HasPrefix(s.addr, prefixStream)
+	}
+	if s.addr == "" || len(s.addr) > maxHopValue || !form || s.addr == hubproto.NoticeSource {
 		return fmt.Errorf("%w: %q", ErrAddress, s.addr)
 	}
 	if !b.table.add(s.addr, &worker{service: s}) {
@@ -146,7 +159,7 @@ func (b *Bridge) UnregisterService(addr string) {
 
 // Send routes a frame of the hub's own by its first onward hop. Its return route
 // is empty or exactly one address of a service or forwarder: that is how devices
-// know what comes from the hub. It returns when the frame is queued or dropped,
+// know what comes from the hub (but see ReachPeer). It returns when the frame is queued or dropped,
 // counted; use Local.Send to wait for room.
 func (b *Bridge) Send(f route.Frame, class route.Class) error {
 	if err := b.ownReturn(f.Return); err != nil {

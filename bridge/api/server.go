@@ -143,7 +143,10 @@ func (s *Server) spawn(f func()) bool {
 	return true
 }
 
-// router gives the channels their place in the hub.
+// router gives the channels their place in the hub. An address that a handshake or
+// channel makes up for itself stands in the hub as bridge.PeerAddress makes it, in
+// return routes too: to a device a bare one would be the hub's own word, and none
+// of a peer's.
 type router struct{ s *Server }
 
 var _ channel.LocalRouter = router{}
@@ -151,11 +154,10 @@ var _ channel.LocalRouter = router{}
 // Register implements channel.Router. The listener is there for everybody; the
 // addresses of handshakes and channels for those whom they answered.
 func (r router) Register(addr string, h func(channel.Inbound)) error {
-	reach := bridge.ReachLinked
 	if addr == r.s.cfg.Address {
-		reach = bridge.ReachGuests
+		return r.register(bridge.ReachGuests, addr, h)
 	}
-	return r.register(reach, addr, h)
+	return r.register(bridge.ReachPeer, bridge.PeerAddress(addr), h)
 }
 
 // RegisterLocal implements channel.LocalRouter.
@@ -170,9 +172,16 @@ func (r router) register(reach bridge.Reach, addr string, h func(channel.Inbound
 }
 
 // Unregister implements channel.Router.
-func (r router) Unregister(addr string) { r.s.node.Unregister(addr) }
+func (r router) Unregister(addr string) {
+	r.s.node.Unregister(addr)
+	r.s.node.Unregister(bridge.PeerAddress(addr))
+}
 
-// Send implements channel.Router.
+// Send implements channel.Router. What an endpoint sends returns nowhere, or to an
+// address that it has registered.
 func (r router) Send(ctx context.Context, f route.Frame, c route.Class) error {
+	if own, ok := f.Return.First(); ok {
+		f.Return = route.To(bridge.PeerAddress(own.Value))
+	}
 	return r.s.node.Send(ctx, f, c)
 }

@@ -3,12 +3,14 @@ package matrix
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/integration/internal/rustpeer"
 	"github.com/sealmq/sealmq/route"
@@ -58,9 +60,14 @@ func TestAPIFromRust(t *testing.T) {
 	n := rustpeer.Start(t)
 	id := n.Identity(me)
 	n.Connect("hub", h.tcp())
-	if r, err := n.Relay("@hub", "bob"); err == nil {
-		t.Errorf("an alias without a credential: %+v", r)
+	unanswered := func(via, alias string) {
+		t.Helper()
+		args := rustpeer.Args{"via": []string{via}, "alias": alias, "timeout_ms": 1000}
+		if err := n.Call(t.Context(), "relay", args, nil); err == nil {
+			t.Errorf("alias %s is registered at %s", alias, via)
+		}
 	}
+	unanswered("@hub", "bob") // no credential
 	subject, err := identity.Import(id.History)
 	if err != nil {
 		t.Fatal(err)
@@ -81,9 +88,7 @@ func TestAPIFromRust(t *testing.T) {
 			t.Errorf("%s through the channel: %+v, %v", service, m, err)
 		}
 	}
-	if r, err := n.Relay("@api", "alice"); err == nil {
-		t.Errorf("another alias than the credential's: %+v", r)
-	}
+	unanswered("@api", "alice") // another alias than the credential's
 	relay, err := n.Relay("@api", "bob")
 	if err != nil || relay.Address != "forward_to_bob" {
 		t.Fatalf("the alias: %+v, %v", relay, err)
@@ -112,5 +117,32 @@ func TestAPIFromRust(t *testing.T) {
 		if err := p.request(rustpeer.Content(1, 1, size)); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestAPIFromGo: our devices reach the hub's own listener as a stock node does.
+func TestAPIFromGo(t *testing.T) {
+	h, authority := apiHub(t)
+	for name, start := range map[string]func(*testing.T) party{"on MQTT": goOnMQTT, "on TCP": goOnTCP} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t).(*goParty)
+			credential, err := authority.IssueCredential(p.id.Identity(), map[string]string{"ockam-relay": "*"}, 1, time.Hour)
+			p.must(err)
+			p.show(credential)
+			p.connect(h)
+			p.must(p.dial([]string{"api"}, trust{h.h.Identifier().String()}))
+			if got := p.up(); got != h.h.Identifier().String() {
+				t.Errorf("the peer is %s", got)
+			}
+			for _, size := range []int{0, 9, 200 << 10} {
+				if err := p.request(rustpeer.Content(2, 1, size)); err != nil {
+					t.Error(err)
+				}
+			}
+			p.hang()
+			if err := p.dial([]string{"api"}, trust{p.identifier()}); !errors.Is(err, device.ErrWrongIdentity) {
+				t.Errorf("the hub taken for another: %v", err)
+			}
+		})
 	}
 }
