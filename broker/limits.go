@@ -81,6 +81,24 @@ type Limits struct {
 	// Default 4,096.
 	ConnectionsPending int `yaml:"connections_pending"`
 
+	// TCPIdle closes an Ockam TCP connection that was silent for so long. Default:
+	// never, since stock peers send no heartbeat; dead ones are found by keepalive.
+	TCPIdle time.Duration `yaml:"tcp_idle"`
+	// TCPFirstByte, TCPFirstFrame and TCPFrame are how long an Ockam TCP peer may
+	// take to the first byte, from there to the first frame, and over a frame that
+	// has begun, which has a second more for each 16 KiB. Defaults 10 s, 10 min, 30 s.
+	TCPFirstByte  time.Duration `yaml:"tcp_first_byte"`
+	TCPFirstFrame time.Duration `yaml:"tcp_first_frame"`
+	TCPFrame      time.Duration `yaml:"tcp_frame"`
+	// TCPStall closes an Ockam TCP connection that took no byte of its output for
+	// so long. Default 30 s.
+	TCPStall time.Duration `yaml:"tcp_stall"`
+	// TCPWindow is how many frames of an Ockam TCP connection may wait for room
+	// before the hub stops reading from it, TCPOutput the output buffered for one.
+	// Defaults 128, and 1 MiB or twice the frame limit if that is more.
+	TCPWindow int  `yaml:"tcp_window"`
+	TCPOutput Size `yaml:"tcp_output"`
+
 	// OutboxFrames and OutboxBytes are when one device's queue is full: then
 	// acknowledgements are withheld. Defaults 16,384 frames and 16 MiB.
 	OutboxFrames int  `yaml:"outbox_frames"`
@@ -139,6 +157,13 @@ func (l Limits) validate() error {
 		{"connections", int64(l.Connections)},
 		{"connections_per_address", int64(l.ConnectionsPerAddress)},
 		{"connections_pending", int64(l.ConnectionsPending)},
+		{"tcp_idle", int64(l.TCPIdle)},
+		{"tcp_first_byte", int64(l.TCPFirstByte)},
+		{"tcp_first_frame", int64(l.TCPFirstFrame)},
+		{"tcp_frame", int64(l.TCPFrame)},
+		{"tcp_stall", int64(l.TCPStall)},
+		{"tcp_window", int64(l.TCPWindow)},
+		{"tcp_output", int64(l.TCPOutput)},
 		{"outbox_frames", int64(l.OutboxFrames)},
 		{"outbox_bytes", int64(l.OutboxBytes)},
 		{"queued_frames", int64(l.QueuedFrames)},

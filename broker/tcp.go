@@ -7,9 +7,11 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sealmq/sealmq/bridge/api"
 	"github.com/sealmq/sealmq/bridge/tcp"
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/connlimit"
 	"github.com/sealmq/sealmq/route"
@@ -20,10 +22,10 @@ import (
 type ockam struct {
 	authority *identity.Identity // whose credentials count at the listener; nil: none
 	limits    *connlimit.Limits
-	front     *tcp.Server // nil without a port
-	api       *api.Server // nil without a port and an authority
-	addr      net.Addr    // of the port; guarded by Hub.mu
-	url       string      // likewise
+	front     atomic.Pointer[tcp.Server] // nil without a port or before Start
+	api       atomic.Pointer[api.Server] // nil without a port and an authority or before Start
+	addr      net.Addr                   // of the port; guarded by Hub.mu
+	url       string                     // likewise
 
 	frontCounts tcp.Counters
 	apiCounts   api.Counters
@@ -69,35 +71,40 @@ func (c *Config) loadOckam() (*ockam, error) {
 }
 
 // openOckam starts what the hub has for Ockam peers; ln may be nil. h.mu is held.
-func (h *Hub) openOckam(ln net.Listener) (err error) {
+func (h *Hub) openOckam(ln net.Listener) error {
 	o := h.ockam
 	if ln == nil && o.authority == nil {
 		return nil
 	}
 	frames := route.Limits{Frame: int(h.cfg.Limits.Frame), Hops: h.cfg.Limits.Hops}
 	closed := ln != nil && h.cfg.tcpClosed()
-	o.api, err = api.New(api.Config{
+	listener, err := api.New(api.Config{
 		Bridge: h.bridge, Identity: h.identity, Authority: o.authority, MembersOnly: closed, Limits: frames,
 		Counters: &o.apiCounts, Logger: h.logger.With("part", "api"),
 	})
 	if err != nil {
 		return fmt.Errorf("broker: %w", err)
 	}
+	o.api.Store(listener)
 	if ln == nil {
 		return nil
 	}
-	o.front, err = tcp.New(tcp.Config{
+	front, err := tcp.New(tcp.Config{
 		Bridge: h.bridge, Frames: frames, Closed: closed, Limits: o.limits, TotalOutput: int64(h.cfg.Limits.OutputBytes),
+		PreambleTimeout: h.cfg.Limits.TCPFirstByte, FirstFrame: h.cfg.Limits.TCPFirstFrame,
+		IdleTimeout: h.cfg.Limits.TCPIdle, FrameTimeout: h.cfg.Limits.TCPFrame, StallTimeout: h.cfg.Limits.TCPStall,
+		OutputBytes: int(h.cfg.Limits.TCPOutput), ReadWindow: h.cfg.Limits.TCPWindow,
 		Counters: &o.frontCounts, Logger: h.logger.With("part", "tcp"),
 	})
 	if err != nil {
 		return fmt.Errorf("broker: %w", err)
 	}
+	o.front.Store(front)
 	o.addr, o.url = ln.Addr(), "tcp://"+shown(h.cfg.TCP, ln.Addr())
 	h.ports = append(h.ports, ln)
 	go func() {
 		// A hub that stops closes its ports first.
-		if err := o.front.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := front.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) {
 			h.failed <- fmt.Errorf("broker: %w", err)
 		}
 	}()
@@ -106,11 +113,11 @@ func (h *Hub) openOckam(ln net.Listener) (err error) {
 
 // close ends every channel and connection; what was buffered leaves until ctx ends.
 func (o *ockam) close(ctx context.Context) {
-	if o.api != nil {
-		o.api.Close()
+	if listener := o.api.Load(); listener != nil {
+		listener.Close()
 	}
-	if o.front != nil {
-		_ = o.front.Close(ctx) // never fails
+	if front := o.front.Load(); front != nil {
+		_ = front.Close(ctx) // never fails
 	}
 }
 
@@ -121,8 +128,8 @@ func (o *ockam) samples() []sample {
 		{name: "sealmq_tcp_connections", help: "Open Ockam TCP connections.", gauge: true, n: float64(conns)},
 		{name: "sealmq_tcp_connections_pending", help: "Ockam TCP connections that have not sent a frame yet.", gauge: true, n: float64(pending)},
 	}
-	if o.front != nil {
-		all = append(all, sample{name: "sealmq_tcp_output_bytes", help: "Output that Ockam TCP peers have yet to take.", gauge: true, n: float64(o.front.Buffered())})
+	if front := o.front.Load(); front != nil {
+		all = append(all, sample{name: "sealmq_tcp_output_bytes", help: "Output that Ockam TCP peers have yet to take.", gauge: true, n: float64(front.Buffered())})
 	}
 	o.frontCounts.Each(func(e tcp.Event, n uint64) {
 		all = append(all, sample{name: "sealmq_tcp_events_total", help: "What became of Ockam TCP connections and their frames, by event.",
@@ -131,6 +138,21 @@ func (o *ockam) samples() []sample {
 	o.apiCounts.Each(func(e api.Event, n uint64) {
 		all = append(all, sample{name: "sealmq_api_events_total", help: "What happened at the hub's own secure channel listener, by event.",
 			label: "event", value: e.String(), n: float64(n)})
+	})
+	listener := o.api.Load()
+	if listener == nil {
+		return all
+	}
+	ch := listener.Stats()
+	all = append(all,
+		sample{name: "sealmq_api_channels", help: "Channels with the hub's own secure channel listener.", gauge: true, n: float64(ch.Channels)},
+		sample{name: "sealmq_api_handshakes_open", help: "Handshakes there that are not finished.", gauge: true, n: float64(ch.HalfOpen)},
+		sample{name: "sealmq_api_refused_total", help: "Peers refused there.", n: float64(ch.Refused)},
+		sample{name: "sealmq_api_failed_total", help: "Other handshakes there that did not complete.", n: float64(ch.Failed)},
+	)
+	ch.Dropped.Each(func(r channel.DropReason, n uint64) {
+		all = append(all, sample{name: "sealmq_api_dropped_total", help: "Frames for handshakes and channels there that came to nothing, by reason.",
+			label: "reason", value: r.String(), n: float64(n)})
 	})
 	return all
 }

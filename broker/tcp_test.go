@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -156,5 +158,50 @@ func TestTCPPort(t *testing.T) {
 	}
 	if err := again.Start(ctx); !errors.As(err, &le) || le.Key != "tcp" {
 		t.Errorf("a port in use: %v", err)
+	}
+}
+
+// TestTCPLimits meets each time limit of the port once.
+func TestTCPLimits(t *testing.T) {
+	const short = 50 * time.Millisecond
+	frame := route.AppendFrame(nil, &route.Frame{Onward: route.To("echo"), Return: route.To("r")})
+	frame = append(route.AppendFrameHeader([]byte{route.Preamble}, len(frame)), frame...)
+	for _, tt := range []struct {
+		limits Limits
+		send   []byte
+		event  string
+	}{
+		{Limits{TCPFirstByte: short}, nil, "preamble-timeout"},
+		{Limits{TCPFirstFrame: short}, frame[:1], "first-frame-timeout"},
+		{Limits{TCPFrame: short}, frame[:7], "frame-timeout"},
+		{Limits{TCPIdle: short}, frame, "idle"},
+	} {
+		t.Run(tt.event, func(t *testing.T) {
+			h := start(t, Config{TCP: "127.0.0.1:0", Limits: tt.limits})
+			c, err := net.Dial("tcp", h.TCPAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write(tt.send); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("the connection stays open")
+			}
+			key := "sealmq_tcp_events_total{event=" + tt.event + "}"
+			for limit := time.Now().Add(20 * time.Second); h.Status().Counters[key] != 1; runtime.Gosched() {
+				if time.Now().After(limit) {
+					t.Fatalf("%s is %v", key, h.Status().Counters[key])
+				}
+			}
+		})
+	}
+	for _, l := range []Limits{{TCPIdle: -1}, {TCPFirstByte: -1}, {TCPFirstFrame: -1}, {TCPFrame: -1}, {TCPStall: -1}, {TCPWindow: -1}, {TCPOutput: -1}} {
+		var ce *ConfigError
+		if err := (&Config{Limits: l}).Validate(); !errors.As(err, &ce) || !strings.HasPrefix(ce.Key, "limits.tcp_") {
+			t.Errorf("%+v: %v", l, err)
+		}
 	}
 }
