@@ -205,11 +205,12 @@ func (c *conversation) under(t *testing.T, at *end, a attack, ended func()) {
 			}
 		}
 	})
+	fromBob := 0
 	all.Go(func() {
 		for _, m := range toAlice {
 			// The channel may end, and alice make another one.
-			if open := c.bob.node.Accepted(); len(open) > 0 {
-				_ = open[len(open)-1].Send(within(t), plain, []byte(m))
+			if open := c.bob.node.Accepted(); len(open) > 0 && open[len(open)-1].Send(within(t), plain, []byte(m)) == nil {
+				fromBob++
 			}
 		}
 	})
@@ -226,6 +227,14 @@ func (c *conversation) under(t *testing.T, at *end, a attack, ended func()) {
 		}
 	})
 	all.Wait()
+	// All of it has been under attack before the attack ends.
+	want := [2]int{up: len(toBob), down: fromBob}
+	if at == c.bob.end {
+		want = [2]int{up: fromBob, down: len(toBob)}
+	}
+	at.await("the conversation", func([2][]route.Frame, [2][]route.Frame) bool {
+		return at.count[up] >= want[up] && at.count[down] >= want[down]
+	})
 	if ended != nil {
 		ended()
 	}
