@@ -21,11 +21,9 @@ func (c cell) run(t *testing.T) {
 		"credentials": (*table).credentials,
 		"rotated":     (*table).rotated,
 		"nested":      (*table).nested,
+		"restart":     (*table).restart,
 	} {
 		t.Run(name, func(t *testing.T) { test(c.table(t)) })
-	}
-	if !c.relay {
-		t.Run("restart", func(t *testing.T) { c.table(t).restart() })
 	}
 }
 

@@ -59,11 +59,10 @@ func (h *ourHub) stop() {
 
 func (h *ourHub) mqtt() string { return h.h.MQTTURL() }
 func (h *ourHub) tcp() string  { return h.h.TCPAddr().String() }
-func (h *ourHub) restart() bool {
+func (h *ourHub) restart() {
 	h.t.Helper()
 	h.stop()
 	h.start()
-	return true
 }
 
 // end is either end of a channel of the device library.

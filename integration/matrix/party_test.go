@@ -30,8 +30,8 @@ type hub interface {
 	mqtt() string // URL
 	tcp() string  // HOST:PORT
 	// restart ends the hub and starts it again at the same addresses, with what it
-	// keeps; false where that is not offered.
-	restart() bool
+	// keeps: a stock relay keeps nothing.
+	restart()
 }
 
 // trust says whom a party talks to.
@@ -109,6 +109,5 @@ type cell struct {
 	left  func(t *testing.T) party // listens
 	right func(t *testing.T) party // dials
 	alias bool                     // static relay
-	relay bool                     // the hub is a stock relay, which keeps nothing over a restart
 	stock bool                     // a party tells nobody that it refuses
 }

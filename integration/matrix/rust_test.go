@@ -10,19 +10,32 @@ import (
 )
 
 // rustHub is the relay service of a stock node.
-type rustHub struct{ addr string }
+type rustHub struct {
+	t    *testing.T
+	n    *rustpeer.Node
+	addr string
+}
 
 func startRustHub(t *testing.T) hub {
 	t.Helper()
-	n := rustpeer.Start(t)
-	h := &rustHub{n.Listen("tcp")}
-	n.RelayService("tcp")
+	h := &rustHub{t: t, n: rustpeer.Start(t)}
+	h.addr = h.n.Listen("tcp")
+	h.n.RelayService("tcp")
 	return h
 }
 
-func (h *rustHub) mqtt() string  { return "" }
-func (h *rustHub) tcp() string   { return h.addr }
-func (h *rustHub) restart() bool { return false }
+func (h *rustHub) mqtt() string { return "" }
+func (h *rustHub) tcp() string  { return h.addr }
+
+func (h *rustHub) restart() {
+	h.t.Helper()
+	h.n.Kill()
+	h.n = rustpeer.Start(h.t)
+	if err := h.n.Call(h.t.Context(), "listen", rustpeer.Args{"name": "tcp", "address": h.addr}, nil); err != nil {
+		h.t.Fatal(err)
+	}
+	h.n.RelayService("tcp")
+}
 
 const (
 	me      = "me"   // name of the identity
