@@ -55,7 +55,7 @@ type via struct {
 
 func newDeliveries(n *Node) *deliveries {
 	ds := &deliveries{
-		n: n, session: uint64(time.Now().UnixMilli()), //nolint:gosec // a time after 1970
+		n: n, session: uint64(time.Now().UnixMilli()),
 		pipes: make(map[*channel.Channel]*pipe), byID: make(map[uint64]*pipe), streams: make(map[delivery.OutboxID]*stream),
 	}
 	ds.recv = delivery.NewReceiver(delivery.ReceiverConfig{Hand: ds.hand})

@@ -106,7 +106,7 @@ func TestDeliveryUnderFaults(t *testing.T) {
 	startAlice := func() {
 		alice.start(url)
 		o := outboxTo(t, alice.node, bob.cfg.Identity.Identifier(), address)
-		posted = o.Last().Count // what the outbox has taken, however the last process ended
+		posted = o.Last().Count     // what the outbox has taken, however the last process ended
 		quit := make(chan struct{}) // asked between posts: one whose context ends is withdrawn
 		stop = sync.OnceFunc(func() { close(quit) })
 		senders.Go(func() {

@@ -325,8 +325,8 @@ func TestOutboxSurvivesProcess(t *testing.T) {
 
 func TestOutboxFolderIsPrivate(t *testing.T) {
 	h := startHub(t, nil)
-	dir := t.TempDir()                           // 0755 or wider
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // that is the point
+	dir := t.TempDir() // 0755 or wider
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := device.Connect(within(t), h.url(), device.Config{Identity: newIdentity(t), OutboxDir: dir}); !errors.Is(err, device.ErrOutboxOpen) {

@@ -224,9 +224,9 @@ func (st *stream) receivedLocked(m *delivery.State, now time.Time) {
 	if st.store != nil {
 		st.store.acked(acked)
 	}
-	switch after := st.snd.Refusal(); {
-	case after == before:
-	case after == delivery.RefusalUnknown:
+	switch st.snd.Refusal() {
+	case before:
+	case delivery.RefusalUnknown:
 		st.refused.Reset(unknownGrace)
 	default:
 		st.refused.Stop()

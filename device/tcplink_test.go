@@ -54,7 +54,9 @@ func startTCPHub(t *testing.T, id *identity.Private, addr string, change func(*b
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_ = front.Close(ctx)
-		<-served
+		if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
 		_ = b.Close()
 	})
 	t.Cleanup(h.stop)
