@@ -139,7 +139,11 @@ func TestDeliveryUnderFaults(t *testing.T) {
 	faults := make(map[string]int)
 	tick := time.NewTicker(150 * time.Millisecond)
 	defer tick.Stop()
-	for range 40 {
+	rounds := 40
+	if testing.Short() {
+		rounds = 15
+	}
+	for range rounds {
 		<-tick.C
 		switch rng.IntN(8) {
 		case 0, 1:

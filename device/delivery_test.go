@@ -134,6 +134,12 @@ func TestDeliver(t *testing.T) {
 	if taken.count() != 100 {
 		t.Errorf("%d taken", taken.count())
 	}
+	if s := bob.Stats().Delivery; s.Handed != 101 || s.Unacknowledged != 0 || s.Outboxes != 1 {
+		t.Errorf("bob's counters: %+v", s)
+	}
+	if s := alice.Stats().Delivery; s.Waiting != 0 || s.WaitingBytes != 0 {
+		t.Errorf("alice's counters: %+v", s)
+	}
 	if err := ch.Deliver(within(t), "app", make([]byte, 256<<10)); !errors.Is(err, device.ErrTooLarge) {
 		t.Errorf("too large: %v", err)
 	}

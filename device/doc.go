@@ -38,8 +38,14 @@
 // everything. Neither says that the peer's program took a message. When the outbox
 // is full, Send waits until its context ends.
 //
+// [Channel.Deliver] returns once the peer's program has acknowledged the message, and
+// [Node.Outbox] keeps messages until then, on disk if [Config.OutboxDir] says so, for
+// peers that are not there and for the next process. [Channel.Guarantee] says whether
+// a peer can acknowledge; a stock Ockam peer cannot.
+//
 // A receiver that does not read loses the newest messages once its mailbox is full,
-// and is told so ([LostError]).
+// and is told so ([LostError]). Delivered messages are never dropped like that: a
+// program that does not acknowledge them ([Message.Ack]) slows their sender.
 //
 // # Security
 //

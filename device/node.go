@@ -402,7 +402,7 @@ func (n *Node) Stats() Stats {
 	s := Stats{
 		State: n.State(), Connects: n.link.connects.Load(),
 		Dropped: make(map[string]uint64), EventsDropped: n.events.droppedCount(),
-		Local: n.local.Stats(), Channels: n.endpoint.Stats(),
+		Delivery: n.deliveries.stats(), Local: n.local.Stats(), Channels: n.endpoint.Stats(),
 	}
 	n.out.addStats(&s)
 	n.in.addStats(&s)

@@ -68,10 +68,46 @@ type Stats struct {
 	// EventsDropped counts events that Config.OnEvent was too slow for.
 	EventsDropped uint64
 
+	// Delivery counts acknowledged messages.
+	Delivery DeliveryStats
+
 	// Local counts what happened at the addresses of this node, and Channels what
 	// its secure channels did.
 	Local    node.Stats
 	Channels channel.EndpointStats
+}
+
+// DeliveryStats are about messages of Deliver and Outbox, sent and received.
+type DeliveryStats struct {
+	// Waiting messages, and bytes of their payloads, of this node's that the peers'
+	// programs have not acknowledged.
+	Waiting, WaitingBytes int
+	// Handed counts messages of peers given to the program, Unacknowledged those
+	// received that it has not acknowledged now, with UnacknowledgedBytes in all.
+	Handed                              uint64
+	Unacknowledged, UnacknowledgedBytes int
+	// Repeated counts what came again although it was there, Stale what came through
+	// a channel that was left, and Refused what was not taken: nobody at the address,
+	// or a limit.
+	Repeated, Stale, Refused uint64
+	// Outboxes of peers that are remembered.
+	Outboxes int
+}
+
+func (ds *deliveries) stats() DeliveryStats {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	c := ds.recv.Counters()
+	s := DeliveryStats{
+		Handed: c.Handed, Unacknowledged: c.Unacked, UnacknowledgedBytes: c.TotalBytes,
+		Repeated: c.Repeated, Stale: c.Stale, Refused: c.Refused, Outboxes: c.Outboxes,
+	}
+	for _, st := range ds.streams {
+		_, messages, bytes := st.snd.Pending()
+		s.Waiting += messages
+		s.WaitingBytes += bytes
+	}
+	return s
 }
 
 // addStats adds the outbox's part.
