@@ -103,6 +103,14 @@ type Acker interface {
 	Acked(token uint64)
 }
 
+// BatchAcker is an Acker that takes several acknowledgements at once, under the same
+// rules. A front uses one and the same for everything that a connection sends.
+// tokens is valid during the call.
+type BatchAcker interface {
+	Acker
+	AckedAll(tokens []uint64)
+}
+
 // KickReason says why the bridge ends a connection.
 type KickReason uint8
 

@@ -47,8 +47,8 @@ type session struct {
 }
 
 var (
-	_ bridge.Conn  = (*session)(nil)
-	_ bridge.Acker = (*session)(nil)
+	_ bridge.Conn       = (*session)(nil)
+	_ bridge.BatchAcker = (*session)(nil)
 )
 
 // secured is a session over TLS.
@@ -294,5 +294,14 @@ func firstHop(frame []byte) []byte {
 func (s *session) Acked(token uint64) {
 	w := s.conn.Begin()
 	_ = w.Puback(uint16(token))
+	w.End()
+}
+
+// AckedAll implements bridge.BatchAcker.
+func (s *session) AckedAll(tokens []uint64) {
+	w := s.conn.Begin()
+	for _, token := range tokens {
+		_ = w.Puback(uint16(token))
+	}
 	w.End()
 }

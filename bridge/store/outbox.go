@@ -143,7 +143,8 @@ func (b *outbox) frameHead(dst []byte, seq uint64, arrival int64, flags byte, ho
 	return binary.AppendUvarint(dst, uint64(n))
 }
 
-// Committed implements seglog.Waiter: the oldest packet in flight is stored.
+// Committed implements seglog.Waiter: the oldest packet in flight is stored. It is
+// answered with everything else that the same write has stored.
 func (b *outbox) Committed(uint64) {
 	b.mu.Lock()
 	t := b.pending[b.first]
@@ -158,7 +159,7 @@ func (b *outbox) Committed(uint64) {
 		b.first = 0
 	}
 	b.mu.Unlock()
-	t.Done()
+	b.s.due = append(b.s.due, t)
 }
 
 // maxPending is how many slots an idle outbox keeps.

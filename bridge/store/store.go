@@ -73,6 +73,8 @@ type Store struct {
 	moves chan uint64   // segments to be cleared
 	moved chan struct{} // closed when runMoves has returned
 
+	due []bridge.Ticket // stored, to be answered; the log's goroutine owns it
+
 	dirtyMu sync.Mutex
 	dirty   []*outbox // with deliveries not yet written
 	close   sync.Once
@@ -107,7 +109,7 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
 	log, lrep, err := seglog.Open(dir, seglog.Options{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize,
-		Relocate: s.relocate, Logger: opts.Logger,
+		Relocate: s.relocate, Flushed: s.answer, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %w", err)
@@ -229,6 +231,18 @@ func (s *Store) write(key string, value []byte) {
 		s.log.Release(old.seg, 1, old.size)
 	}
 }
+
+// answer acknowledges what a write has stored. It runs on the log's goroutine.
+func (s *Store) answer() {
+	bridge.DoneAll(s.due)
+	clear(s.due)
+	if s.due = s.due[:0]; cap(s.due) > maxDue {
+		s.due = nil
+	}
+}
+
+// maxDue is the longest list of tickets that is kept for the next write.
+const maxDue = 16 << 10
 
 // markDone notes that b has deliveries to be written.
 func (s *Store) markDone(b *outbox) {

@@ -43,6 +43,9 @@ type Options struct {
 	// SegmentSize is the length in bytes at which a new segment begins; 0 means
 	// DefaultSegmentSize.
 	SegmentSize int64
+	// Flushed is called after the waiters of a write have been told, on the same
+	// goroutine: for a caller that gathers what it has to do for them. Optional.
+	Flushed func()
 	// Relocate is asked to append the live records of a segment again and to
 	// release the old ones once the new ones are committed. It runs on the writing
 	// goroutine. Nil: old segments stay until all of their records are released.

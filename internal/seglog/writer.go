@@ -81,6 +81,9 @@ func (l *Log) commit(b *batch) bool {
 		w.w.Committed(w.token)
 		b.waits[i] = wait{}
 	}
+	if l.opts.Flushed != nil {
+		l.opts.Flushed()
+	}
 	l.stats.committed.Add(uint64(len(b.waits)))
 	l.recycle(b)
 	return true
