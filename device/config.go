@@ -125,6 +125,8 @@ type Config struct {
 	// ChannelLimits bound what peers can cost. Its Frame is ignored.
 	ChannelLimits channel.Limits
 
+	features channel.Features // what is announced to peers; as given, what tests take away
+
 	// OnEvent is called for each Event, in order, on a goroutine of its own; it may
 	// call anything, Close included. When it is 256 events behind the oldest are
 	// dropped and counted.
@@ -226,6 +228,7 @@ func (c Config) resolved(u hubURL) (Config, error) {
 		c.Mailboxes = []string{DefaultMailbox}
 	}
 	c.Mailboxes = slices.Clone(c.Mailboxes)
+	c.features = channel.FeatureDelivery &^ c.features
 	c.Authorities = slices.Clone(c.Authorities)
 	if c.Registry == nil {
 		c.Registry = identity.NewMemoryRegistry(defaultKnownPeers)

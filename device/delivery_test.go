@@ -372,3 +372,26 @@ func TestOutboxWaitsForSleeper(t *testing.T) {
 		t.Errorf("%d channels accepted", n)
 	}
 }
+
+// Against a peer that cannot acknowledge, Deliver says so at once and Send works.
+func TestDeliverNeedsTheFeature(t *testing.T) {
+	h := startHub(t, nil)
+	alice := connect(t, h.url(), device.Config{})
+	bob := connect(t, h.url(), device.Config{}.WithoutDelivery())
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	if ch.Guarantee() != device.GuaranteeHub || ch.Guarantee().String() != "hub" {
+		t.Errorf("guarantee %v", ch.Guarantee())
+	}
+	if err := ch.DeliverString(within(t), "app", "x"); !errors.Is(err, device.ErrNoDelivery) {
+		t.Errorf("deliver: %v", err)
+	}
+	to := device.Destination{Route: route.To(fwd.Address()), Peer: bob.Identifier()}
+	if err := alice.Deliver(within(t), to, "app", nil); !errors.Is(err, device.ErrNoDelivery) {
+		t.Errorf("deliver through an outbox: %v", err)
+	}
+	if err := errors.Join(ch.SendString(within(t), "app", "plain"), ch.Flush(within(t))); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, bob, "plain")
+}

@@ -160,7 +160,7 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	n.endpoint, err = channel.NewEndpoint(channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{n}, Deliver: n.deliver,
 		Authorities: cfg.Authorities, Credential: cfg.Credential, Epoch: n.link.epoch,
-		Logger: cfg.Logger, Limits: cfg.ChannelLimits, HelloFeatures: channel.FeatureDelivery,
+		Logger: cfg.Logger, Limits: cfg.ChannelLimits, HelloFeatures: cfg.features,
 	})
 	if err != nil {
 		_ = n.local.Close()
