@@ -121,11 +121,16 @@ func TestThreeTerminals(t *testing.T) {
 	hub = hubSays(regexp.MustCompile(`"mqtt":\["([^"]+)"`))
 	bobSays := background("listen", "--trust", "everyone")
 	address := bobSays(regexp.MustCompile(`(?m)^Forwarding address: (FWD_\w+)$`))
-	code, stdout, stderr := runHere(t, env, "send", "--to", address, "--trust", "everyone", "Hello Ockam!")
-	if code != exitOK {
-		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
-	}
+	sent := make(chan struct{})
+	go func() { // until bob's line has been read he acknowledges nothing
+		defer close(sent)
+		code, stdout, stderr := runHere(t, env, "send", "--to", address, "--trust", "everyone", "Hello Ockam!")
+		if code != exitOK {
+			t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+		}
+	}()
 	bobSays(regexp.MustCompile(`(?m)^I[0-9a-f]{64}: (Hello Ockam!)$`))
+	<-sent
 	cancel()
 	for range 2 {
 		select {
