@@ -47,9 +47,13 @@ type person struct {
 	end  *end
 	fwd  *device.Forwarder
 
-	mu  sync.Mutex
-	got map[string][]string
+	mu   sync.Mutex
+	got  map[string][]string
+	from map[string]identity.Identifier // by message
 }
+
+// manyHandshakes are limits for tests that need more than their peers should.
+var manyHandshakes = channel.Limits{Rate: 1000, Burst: 1000, HalfOpen: 4096, HalfOpenPerSource: 1024, Handshake: 10 * time.Second}
 
 // join connects a person with what cfg says, or a new identity.
 func join(t *testing.T, cfg device.Config) *person {
@@ -62,9 +66,11 @@ func joinAt(t *testing.T, e *end, cfg device.Config) *person {
 	if cfg.Identity == nil {
 		cfg.Identity = newIdentity(t)
 	}
-	p := &person{t: t, id: cfg.Identity, end: e, got: make(map[string][]string)}
+	p := &person{t: t, id: cfg.Identity, end: e, got: make(map[string][]string), from: make(map[string]identity.Identifier)}
 	cfg.Mailboxes, cfg.MailboxMessages, cfg.MailboxBytes = []string{}, 1<<14, 64<<20
-	cfg.ChannelLimits = channel.Limits{Rate: 1000, Burst: 1000, HalfOpen: 4096, HalfOpenPerSource: 1024, Handshake: 10 * time.Second}
+	if cfg.ChannelLimits == (channel.Limits{}) {
+		cfg.ChannelLimits = manyHandshakes
+	}
 	scheme := "mqtt://"
 	if e.tcp {
 		scheme = "tcp://"
@@ -78,6 +84,7 @@ func joinAt(t *testing.T, e *end, cfg device.Config) *person {
 		p.must(p.node.HandleFunc(addr, func(_ context.Context, m *device.Message) {
 			p.mu.Lock()
 			p.got[addr] = append(p.got[addr], string(m.Payload))
+			p.from[string(m.Payload)] = m.From
 			p.mu.Unlock()
 			_ = m.Ack() // its failure means that the message comes again
 		}))

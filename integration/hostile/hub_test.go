@@ -1,0 +1,336 @@
+package hostile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/route"
+)
+
+// TestSwappedChannels gives the frames of one channel to another of the same
+// responder: of the same initiator, and of another one.
+func TestSwappedChannels(t *testing.T) {
+	t.Parallel()
+	alice, carol := join(t, device.Config{}), join(t, device.Config{})
+	bob := join(t, device.Config{}).listen(channel.Or(alice.trust(), carol.trust()))
+	chans := map[string]*device.Channel{"one": alice.dial(bob), "two": alice.dial(bob), "carol": carol.dial(bob)}
+	var last *passage
+	swaps := 0
+	bob.end.set(func(p *passage) [][]byte {
+		if p.way == up || p.n%3 == 0 {
+			return asIs(p)
+		}
+		if last == nil || last.Onward[0] == p.Onward[0] {
+			last = p
+			return asIs(p)
+		}
+		q := last
+		last = nil
+		swaps++
+		return [][]byte{p.with(q.Payload), q.with(p.Payload), p.body}
+	})
+	for i := range 100 {
+		for name, ch := range chans {
+			if err := ch.Send(within(t), plain, []byte(text(name, i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(alice.node.Flush(within(t)), carol.node.Flush(within(t))); err != nil {
+		t.Fatal(err)
+	}
+	bob.end.await("300 messages", func([2][]route.Frame, [2][]route.Frame) bool { return bob.end.count[down] >= 300 })
+	bob.end.set(nil)
+	for _, ch := range chans {
+		if err := ch.Deliver(within(t), sure, []byte(ch.Address())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := bob.received(plain)
+	for name, owner := range map[string]*person{"one": alice, "two": alice, "carol": carol} {
+		var his []string
+		for _, g := range got {
+			if bytes.HasPrefix([]byte(g), []byte(name+" ")) {
+				his = append(his, g)
+				if bob.from[g] != owner.id.Identifier() {
+					t.Errorf("a message of %s is said to be from %v", name, bob.from[g])
+				}
+			}
+		}
+		part(t, name, texts(name, 100), his, true)
+	}
+	bob.end.mu.Lock()
+	defer bob.end.mu.Unlock()
+	if swaps < 10 {
+		t.Errorf("only %d swaps", swaps)
+	}
+}
+
+// TestForgedNotices tells both ends of a conversation that everything they send
+// comes to nothing, which is not so.
+func TestForgedNotices(t *testing.T) {
+	t.Parallel()
+	c := converse(t)
+	lie := func(p *passage) [][]byte {
+		if p.way == down {
+			return asIs(p)
+		}
+		for r := hubproto.ReasonUnknown; r < hubproto.ReasonTakenOver; r++ {
+			n := hubproto.Notice{Reason: r, FirstHop: p.Onward[0], HasFirst: true, Count: 1}
+			if len(p.Return) > 0 {
+				n.LastReturn, n.HasReturn = p.Return[len(p.Return)-1], true
+			}
+			body, err := n.Marshal()
+			if err != nil {
+				t.Error(err)
+			}
+			p.at.sendLocked(down, encode(route.Frame{Onward: route.To(hubproto.NoticeTarget), Return: route.To(hubproto.NoticeSource), Payload: body}))
+		}
+		return asIs(p)
+	}
+	c.bob.end.set(lie)
+	c.under(t, c.alice.end, lie, func() { c.bob.end.set(nil) })
+}
+
+// TestForgedRegistrations answers registrations that nobody asked for, as the hub
+// and as a peer, and one that somebody did ask for with an address of its own.
+func TestForgedRegistrations(t *testing.T) {
+	t.Parallel()
+	alice, bob := pair(t)
+	mallory := join(t, device.Config{}).listen(channel.TrustEveryone)
+	works(t, alice, bob)
+	listener := bob.end.frames(down)[0].Onward
+	was := bob.fwd.Address()
+	for _, from := range []route.Route{mallory.at(), append(route.To(liarRoute[0].Value), mallory.at()...), mallory.at().Append(liarRoute...)} {
+		for _, name := range []string{"register", listener[0].Value, "forward_to_x"} {
+			bob.end.send(down, route.Frame{Onward: listener, Return: from, Payload: bare.AppendString(nil, name)})
+		}
+	}
+	works(t, alice, bob)
+	if now := bob.fwd.Address(); now != was {
+		t.Errorf("bob's address is now %s", now)
+	}
+	// The one who asks gets an address of the hub's choice. Whoever dials it meets
+	// another identity.
+	dupe := join(t, device.Config{})
+	dupe.end.onService(func(p *passage) [][]byte {
+		if p.way == down && len(p.Return) == 1 && p.Return[0] != route.Local("hello") {
+			p.Return = mallory.at()
+			return [][]byte{encode(p.Frame)}
+		}
+		return asIs(p)
+	})
+	dupe.listen(channel.TrustEveryone)
+	if dupe.fwd.Address() != mallory.fwd.Address() {
+		t.Fatalf("the address is %s", dupe.fwd.Address())
+	}
+	if _, err := alice.node.Dial(within(t), dupe.at(), dupe.trust()); !errors.Is(err, device.ErrWrongIdentity) {
+		t.Errorf("dialling it: %v, want ErrWrongIdentity", err)
+	}
+}
+
+// TestForgedRecords shows records and claims with every byte changed, and those of
+// another address.
+func TestForgedRecords(t *testing.T) {
+	t.Parallel()
+	alice, bob := pair(t)
+	mallory := join(t, device.Config{}).listen(channel.TrustEveryone)
+	record := func(p *person) []byte {
+		t.Helper()
+		before := len(alice.end.told[down])
+		if o, err := alice.node.Lookup(within(t), p.fwd.Address()); err != nil || !o.Signed || o.Owner != p.id.Identifier() {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		alice.end.mu.Lock()
+		defer alice.end.mu.Unlock()
+		return alice.end.told[down][before:][0].Payload
+	}
+	hers, his := record(mallory), record(bob)
+	var show []byte
+	alice.end.onService(func(p *passage) [][]byte {
+		if p.way == down || p.Onward[0] != route.Local("lookup") {
+			return asIs(p)
+		}
+		p.at.sendLocked(down, encode(route.Frame{Onward: p.Return, Return: route.To("lookup"), Payload: show}))
+		return nil
+	})
+	lookup := func(answer []byte) (device.Ownership, error) {
+		alice.end.mu.Lock()
+		show = answer
+		alice.end.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return alice.node.Lookup(ctx, bob.fwd.Address())
+	}
+	if _, err := lookup(hers); !errors.Is(err, device.ErrBadClaim) {
+		t.Errorf("the record of another address: %v", err)
+	}
+	bad := 0
+	for i := range his {
+		forged := bytes.Clone(his)
+		forged[i] ^= 1 << (i % 8)
+		o, err := lookup(forged)
+		if errors.Is(err, device.ErrBadClaim) {
+			bad++
+		}
+		if err == nil && o.Signed && (o.Owner != bob.id.Identifier() || o.Address != bob.fwd.Address()) {
+			t.Fatalf("byte %d: %+v", i, o)
+		}
+	}
+	t.Logf("%d of %d changed records are known as forged claims", bad, len(his))
+	if bad < 100 {
+		t.Errorf("only %d of %d changed records are known as forged claims", bad, len(his))
+	}
+	for n := range his {
+		if _, err := lookup(his[:n]); err == nil {
+			t.Fatalf("a record cut at %d is accepted", n)
+		}
+	}
+	if o, err := lookup(his); err != nil || !o.Signed {
+		t.Errorf("the genuine one: %+v, %v", o, err)
+	}
+}
+
+// TestTwoViews shows two devices different peers at one address. Who knows an
+// identifier notices; who trusts on first use notices as soon as the views change.
+func TestTwoViews(t *testing.T) {
+	t.Parallel()
+	alice, carol := join(t, device.Config{}), join(t, device.Config{})
+	bob, mallory := join(t, device.Config{}).listen(channel.TrustEveryone), join(t, device.Config{}).listen(channel.TrustEveryone)
+	divert := func(p *passage) [][]byte {
+		if p.way == up && p.Onward[0] == bob.at()[0] {
+			return [][]byte{encode(route.Frame{Onward: mallory.at(), Return: p.Return, Payload: p.Payload})}
+		}
+		return asIs(p)
+	}
+	carol.end.set(divert)
+	works(t, alice, bob)
+	if _, err := carol.node.Dial(within(t), bob.at(), bob.trust()); !errors.Is(err, device.ErrWrongIdentity) {
+		t.Errorf("carol, who knows bob, gets %v", err)
+	}
+	known, err := device.OpenKnownPeers(filepath.Join(t.TempDir(), "known_peers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := func() error {
+		ch, err := carol.node.Dial(within(t), bob.at(), known.Policy(bob.fwd.Address(), true), device.NoHeal())
+		if err == nil {
+			_ = ch.Close()
+		}
+		return err
+	}
+	if err := first(); err != nil {
+		t.Fatalf("on first use: %v", err)
+	}
+	carol.end.set(nil)
+	var changed *device.PeerChangedError
+	if err := first(); !errors.Is(err, device.ErrWrongIdentity) || !errors.As(err, &changed) {
+		t.Errorf("once carol is shown what alice is shown: %v", err)
+	}
+}
+
+// TestLyingPubacks acknowledges what the hub drops, and twice, and what was never
+// sent, and at last nothing.
+func TestLyingPubacks(t *testing.T) {
+	t.Parallel()
+	alice, bob := pair(t)
+	ch := alice.dial(bob)
+	sent := texts("alice", 60)
+	send := func(from, to int) {
+		t.Helper()
+		for _, m := range sent[from:to] {
+			if err := ch.Send(within(t), plain, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	alice.end.set(func(p *passage) [][]byte {
+		if p.way == up {
+			return nil
+		}
+		return asIs(p)
+	})
+	send(0, 20)
+	if err := ch.Flush(within(t)); err != nil {
+		t.Errorf("the hub says that it has taken all: %v", err)
+	}
+	if err := ch.Deliver(soon(t), sure, []byte("unheard")); !errors.Is(err, device.ErrUnacknowledged) || !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("Deliver believes the hub: %v", err)
+	}
+	alice.end.set(nil)
+	if err := ch.Deliver(within(t), sure, []byte("heard")); err != nil {
+		t.Errorf("Deliver, once frames pass: %v", err)
+	}
+	alice.end.onPuback(func(uint16) int { return 3 })
+	send(20, 40)
+	if err := ch.Flush(within(t)); err != nil {
+		t.Error(err)
+	}
+	alice.end.onPuback(func(uint16) int { return 0 })
+	send(40, 60)
+	if err := ch.Flush(soon(t)); !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("Flush without any acknowledgement: %v", err)
+	}
+	if n := alice.node.Stats().QueuedFrames; n < 20 {
+		t.Errorf("%d frames are kept, want 20 at least", n)
+	}
+	alice.end.onPuback(nil)
+	alice.end.mu.Lock()
+	alice.end.cutLocked()
+	alice.end.mu.Unlock()
+	if err := ch.Flush(within(t)); err != nil {
+		t.Errorf("on another connection: %v", err)
+	}
+	if err := ch.Deliver(within(t), sure, []byte("at last")); err != nil {
+		t.Error(err)
+	}
+	part(t, "bob", sent, bob.received(plain), true)
+	if got := bob.received(plain); len(got) < 20 || got[len(got)-1] != sent[59] {
+		t.Errorf("what was sent on a connection without acknowledgements is lost: %d arrived", len(got))
+	}
+}
+
+// TestHugeFrames answers with the largest frames that links take, and larger ones.
+func TestHugeFrames(t *testing.T) {
+	for name, overTCP := range map[string]bool{"MQTT": false, "TCP": true} {
+		t.Run(name, func(t *testing.T) {
+			h := theHub(t)
+			target := h.mqtt
+			if overTCP {
+				if target = h.tcp; target == "" {
+					return // the hub that was given has no such port
+				}
+			}
+			alice := joinAt(t, newEnd(t, target, overTCP), device.Config{})
+			bob := join(t, device.Config{}).listen(alice.trust())
+			works(t, alice, bob)
+			to := alice.end.frames(up)[0].Return
+			runtime.GC()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			for _, size := range []int{256<<10 - 100, 256 << 10, 1 << 20, 4 << 20, 16<<20 - 100} {
+				for range 2 {
+					alice.end.send(down, route.Frame{Onward: to, Return: liarRoute, Payload: make([]byte, size)})
+				}
+				works(t, alice, bob)
+			}
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
+				t.Errorf("the heap has grown by %d bytes", grown)
+			}
+			if err := alice.node.Err(); err != nil {
+				t.Errorf("the device gave up: %v", err)
+			}
+		})
+	}
+}
