@@ -97,6 +97,12 @@ func Binary(t testing.TB) string {
 	return build.binary
 }
 
+// Program returns the path of another program of the crate, built as [Binary]'s.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	return filepath.Join(filepath.Dir(Binary(t)), name)
+}
+
 // Node is a running Rust node.
 type Node struct {
 	t       testing.TB
