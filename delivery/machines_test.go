@@ -350,3 +350,31 @@ func TestReceiverDropsEarlierSessions(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// The word that all is settled can be lost; a receiver then holds what overtook the
+// last message for as long as it remembers the outbox (simulation, seed 100404).
+func TestSettleIsSaidAgainOnTheNextChannel(t *testing.T) {
+	s := attached(1)
+	drain(s, simStart)
+	s.Receive(&State{Header: Header{Session: 1, Serial: 1, Base: 2}, Next: 2, Messages: 10, Bytes: 1000}, simStart)
+	drain(s, s.Wake())
+	s.Detach()
+	s.Attach([16]byte{1})
+	out := drain(s, simStart)
+	if len(out) != 1 || out[0].(*Settle).Base != 2 || out[0].(*Settle).Session != 2 {
+		t.Fatalf("said %v", out)
+	}
+
+	r := newRig(ReceiverConfig{PeerOutboxes: 1})
+	r.data(0, 2, 1, 100) // 1 is settled and its place was lost
+	r.data(1, 1, 1, 1)
+	if c := r.Counters(); c.Outboxes != 1 || c.Unacked != 1 {
+		t.Fatalf("%+v", c)
+	}
+	serial++
+	r.Data(simPeer, 1, &Data{Header: Header{Outbox: OutboxID{1}, Session: 1, Serial: serial, Base: 1}, Count: 1, To: "app"},
+		nil, simStart.Add(unsettledMemory))
+	if c := r.Counters(); c.Outboxes != 1 || c.TotalBytes != perMessage {
+		t.Errorf("what was held stays: %+v", c)
+	}
+}

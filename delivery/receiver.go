@@ -197,7 +197,8 @@ func (r *Receiver) evict(p *peer, now time.Time) bool {
 		if in.known == in.next {
 			memory = settledMemory
 		}
-		if in.base == in.next && len(in.held) == 0 && now.Sub(in.used) >= memory &&
+		// What is held was never handed on, so it may be forgotten too.
+		if in.base == in.next && now.Sub(in.used) >= memory &&
 			(oldest == nil || in.used.Before(oldest.used)) {
 			oldest = in
 		}
@@ -206,6 +207,9 @@ func (r *Receiver) evict(p *peer, now time.Time) bool {
 		return false
 	}
 	r.undue(oldest)
+	for c := range oldest.held {
+		r.release(oldest, c)
+	}
 	delete(p.inboxes, oldest.id)
 	r.count.Outboxes--
 	return true

@@ -249,6 +249,10 @@ func (s *Sender) begin(session uint64) {
 			s.asking = true
 		}
 	}
+	if s.open == 0 && s.top > 0 && !s.asking {
+		// What was said about it on an earlier channel may be lost.
+		s.told, s.settleAt = 0, time.Unix(1, 0)
+	}
 	s.cursor = 0
 	s.askDue = s.asking
 	s.maxMessages, s.maxBytes = firstMessages, firstBytes
