@@ -358,10 +358,14 @@ func (c *Channel) sendError(err error) error { return fmt.Errorf("channel: send:
 // transmit seals and sends. The caller holds the turn.
 func (c *Channel) transmit(ctx context.Context, o outgoing) error {
 	if c.parked != nil {
-		if err := c.carry(ctx, c.parked); err != nil {
+		err := c.carry(ctx, c.parked)
+		if err != nil && ctx.Err() != nil {
 			return c.sendError(err)
 		}
-		c.parked = nil
+		if c.parked = nil; err != nil { // it will never be carried: go on without it
+			c.refusedFrame(err)
+			return c.sendError(err)
+		}
 	}
 	remote := *c.remote.Load()
 	size := o.len()
@@ -408,6 +412,12 @@ func (c *Channel) notCarried(ctx context.Context, frame []byte, err error) {
 		c.parked = bytes.Clone(frame) // the buffer is used again
 		return
 	}
+	c.refusedFrame(err)
+}
+
+// refusedFrame counts a nonce that the peer will never see. As many in a row as
+// the window holds end the channel.
+func (c *Channel) refusedFrame(err error) {
 	c.drops.add(DropUnsent)
 	if c.burnt++; c.burnt >= Window {
 		c.e.gaps.Add(1)
@@ -558,6 +568,7 @@ func (c *Channel) finish(err error) bool {
 	c.e.mu.Lock()
 	c.e.removeLocked(c)
 	c.e.mu.Unlock()
+	c.e.spawn(c.dropHeld) // on its own: the caller may be handing on
 	return true
 }
 

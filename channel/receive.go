@@ -66,6 +66,16 @@ func (c *Channel) expireHeld() {
 	}
 }
 
+// dropHeld counts what a channel that has ended still held back.
+func (c *Channel) dropHeld() {
+	c.rx.Lock()
+	defer c.rx.Unlock()
+	for range c.order.held {
+		c.drops.add(DropEnded)
+	}
+	c.order.held = nil
+}
+
 // follow is what the frame itself tells, whenever its message is handed on: the
 // class to answer in, and to a responder the way back to an initiator that has
 // moved (spec secure-channel 12). Only newer data moves it.
