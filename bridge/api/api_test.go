@@ -437,3 +437,40 @@ func TestConfig(t *testing.T) {
 		seen[e.String()] = true
 	})
 }
+
+// TestOwnerTwice: the same identity on a second connection has its alias at once,
+// while the first is still up and after that has gone; nobody else ever has.
+func TestOwnerTwice(t *testing.T) {
+	h := newHub(t, false)
+	first := h.connect("bob")
+	must(t, first.join(h))
+	credential, err := h.authority.IssueCredential(first.id.Identity(), map[string]string{"ockam-relay": "bob"}, 1, time.Hour)
+	must(t, err)
+	second := &peer{t: t, id: first.id}
+	second.open(h.addr, func() ([]byte, error) { return credential, nil })
+	must(t, second.join(h))
+	alice := h.connect("*")
+	must(t, alice.join(h))
+	const m = "mbobstatic_forwarding_service" // as register names it
+	for _, p := range []*peer{first, second, first, second} {
+		if got := p.register("static_forwarding_service", "bob"); got != "forward_to_bob" {
+			t.Fatalf("registered %q", got)
+		}
+		if got := alice.register("static_forwarding_service", "bob"); got != "" {
+			t.Errorf("somebody else has %q", got)
+		}
+		got := make(chan string, 1)
+		must(t, p.node.RegisterFunc(m, node.Access{Channels: true}, func(f route.Frame, _ route.Class, _ node.Origin) { got <- string(f.Payload) }))
+		must(t, alice.Send(t.Context(), route.Frame{Onward: route.To("forward_to_bob", "x"), Payload: []byte("hello")}, route.Stored))
+		select {
+		case <-got:
+		case <-time.After(patience):
+			t.Fatal("the traffic does not go to who registered last")
+		}
+		p.node.Remove(m)
+	}
+	must(t, first.api.Close())
+	if r := h.b.Forwarder("forward_to_bob"); r == nil || !r.Online {
+		t.Errorf("the first channel took the alias along: %+v", r)
+	}
+}

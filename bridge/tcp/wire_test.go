@@ -209,6 +209,23 @@ func TestLengths(t *testing.T) {
 	}
 }
 
+// TestReset: a connection that is reset, inside a frame or between two, ends alone.
+func TestReset(t *testing.T) {
+	h := newHub(t, options{})
+	other := h.connect()
+	for i, cut := range []string{"", "0000004184"} {
+		p := h.connect()
+		p.alive()
+		p.write(unhex(t, cut))
+		if c, ok := p.Conn.(*net.TCPConn); ok {
+			_ = c.SetLinger(0)
+		}
+		_ = p.Close()
+		h.counted(NetworkError, uint64(i+1))
+		other.alive()
+	}
+}
+
 // TestLargestFrames has the limit at the protocol's own: what grows past it by
 // the hub's stamp is dropped, and nobody's connection ends for it.
 func TestLargestFrames(t *testing.T) {
