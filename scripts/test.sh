@@ -169,15 +169,40 @@ run_go() {
 
 # --- fuzz
 
+# fuzz_one NUMBER FILE TARGET: one target on one core; what it says and how it ended goes into files.
+fuzz_one() {
+  local start=$SECONDS code=0 dir
+  dir=$(dirname "$2")
+  go test -run='^$' -fuzz="^$3\$" -fuzztime="${FUZZTIME:-3s}" -parallel=1 "./$dir" >"$out/fuzz.$1" 2>&1 || code=$?
+  printf '%s\n' "$code $((SECONDS - start)) $dir $3" >"$out/fuzz.$1.end"
+}
+
 run_fuzz() {
   say "fuzz, ${FUZZTIME:-3s} each"
-  local file target
+  local file target i n=0 code took dir cores
+  cores=$(nproc 2>/dev/null || echo 2)
   git ls-files --cached --others --exclude-standard '*_test.go' | xargs -r grep -Hos '^func Fuzz[A-Za-z0-9_]*' |
     sed 's/:func /:/' | sort -u >"$out/targets"
   [ -s "$out/targets" ] || { step "fuzz targets exist" false; return; }
   while IFS=: read -r file target; do
-    step "$(dirname "$file") $target" go test -run='^$' -fuzz="^$target\$" -fuzztime="${FUZZTIME:-3s}" "./$(dirname "$file")"
+    while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
+    n=$((n + 1))
+    fuzz_one "$n" "$file" "$target" &
   done <"$out/targets"
+  wait
+  for ((i = 1; i <= n; i++)); do
+    code=1 took=0 dir="target $i" target=""
+    [ -s "$out/fuzz.$i.end" ] && read -r code took dir target <"$out/fuzz.$i.end"
+    if [ "$code" -eq 0 ]; then
+      passed=$((passed + 1))
+      printf 'ok    %-40s %4ds\n' "$dir $target" "$took"
+    else
+      failed=$((failed + 1))
+      bad+=("$dir $target")
+      printf 'FAIL  %-40s %4ds\n' "$dir $target" "$took"
+      cat "$out/fuzz.$i"
+    fi
+  done
 }
 
 parts=("$@")
