@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -192,4 +194,133 @@ func TestMadeUpFramesAtTheHub(t *testing.T) {
 			t.Fatalf("counters %v", c)
 		}
 	}
+}
+
+// TestBadInputAtThePort sends a hub's TCP port everything that is none of the
+// protocol's, and what is and leads nowhere, while a device on MQTT and one on TCP
+// talk: nothing of theirs is lost or late, and each input is counted.
+func TestBadInputAtThePort(t *testing.T) {
+	h := startOurHub(t).(*ourHub)
+	bob, alice := goOnMQTT(t).(*goParty), goOnTCP(t).(*goParty)
+	bob.connect(h)
+	alice.connect(h)
+	bob.must(alice.dial(bob.listen(nil, ""), trust{bob.identifier()}))
+	alice.up()
+	bob.up()
+	before := h.heap()
+
+	stop, talked := make(chan struct{}), make(chan int)
+	go func() {
+		rounds := 0
+		defer func() { talked <- rounds }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			begin := time.Now()
+			if err := alice.request(rustpeer.Content(3, uint64(rounds), rounds%5000)); err != nil {
+				t.Errorf("round %d: %v", rounds, err)
+				return
+			}
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("round %d took %v", rounds, took)
+			}
+			rounds++
+		}
+	}()
+
+	const hop, reply = "\x82\x00\x44echo", "\x82\x00\x41r"
+	ends := func(first string, pieces ...string) { // closed by the hub or by us
+		c, err := net.Dial("tcp", h.tcp())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		for _, b := range append([]string{first}, pieces...) {
+			if _, err := io.WriteString(c, b); err != nil {
+				return
+			}
+		}
+		if tc, ok := c.(*net.TCPConn); ok {
+			_ = tc.CloseWrite()
+		}
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%x stays open", first)
+		}
+	}
+	frame := func(body string) string { return string(route.AppendFrameHeader(nil, len(body))) + body }
+	for range 20 {
+		ends("\x00")
+		ends("GET / HTTP/1.1\r\n\r\n")
+		ends("\x01", "\x00\x00\x00\x00")
+		ends("\x01", "\x01\x00\x00\x01")
+		ends("\x01", "\x00\x00\x00\x41\x84")
+		for _, body := range []string{
+			"\xff", "\x80", "\x82\x81" + hop + "\x81" + reply, "\x84\x81" + hop + "\x81" + reply + "\xf6\xf6", "\xd8\x18\x84",
+			"\x84\x81\x82\x00\x64echo\x81" + reply + "\x41x\xf6", "\x84\x81\x82\x19\x01\x00\x44echo\x81" + reply + "\x41x\xf6",
+			"\x84\x81" + hop + "\x81" + reply + "\x5f\x41x\xff\xf6", "\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
+		} {
+			ends("\x01", frame(body))
+		}
+	}
+	ends("\x01", "\x01\x00\x00\x00", string(make([]byte, route.MaxFrame)))
+	m := newMallory(t, h)
+	byTCP := route.Address{Transport: route.TCP, Value: h.tcp()}
+	m.send(route.Route{byTCP, route.Local("x")}, route.To("r"), nil)
+	m.send(nil, nil, nil)
+	for _, alias := range []string{"a#b", "", "echo"} {
+		m.send(route.To("static_forwarding_service"), route.To("r"), bare.AppendString(nil, alias))
+	}
+	m.send(route.To("forwarding_service"), route.To("m"), bare.AppendString(nil, "register"))
+	own, _ := m.next().Return.Last()
+	for range 100 { // never read
+		m.send(route.To("echo"), route.To("r"), make([]byte, 100<<10))
+		m.send(route.To(own.Value, own.Value, own.Value), nil, make([]byte, 100<<10))
+	}
+	var silent []net.Conn
+	for range 500 {
+		c, err := net.Dial("tcp", h.tcp())
+		if err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, c)
+	}
+	after := h.heap()
+	for _, c := range silent {
+		_ = c.Close()
+	}
+	close(stop)
+	rounds := <-talked
+	t.Logf("%d round trips meanwhile; heap from %d to %d KiB", rounds, before>>10, after>>10)
+	if rounds == 0 || after > before+64<<20 {
+		t.Errorf("%d round trips, heap from %d to %d bytes", rounds, before, after)
+	}
+	for key, least := range map[string]float64{
+		"sealmq_tcp_events_total{event=preamble-wrong}": 40,
+		"sealmq_tcp_events_total{event=framing}":        40,
+		"sealmq_tcp_events_total{event=cut-short}":      20,
+		"sealmq_tcp_events_total{event=malformed}":      180,
+		"sealmq_tcp_events_total{event=oversized}":      1,
+		"sealmq_frames_dropped_total{reason=too-large}": 1,
+		"sealmq_frames_dropped_total{reason=malformed}": 180,
+		"sealmq_frames_dropped_total{reason=unknown}":   1,
+		"sealmq_frames_dropped_total{reason=heartbeat}": 1,
+		"sealmq_frames_dropped_total{reason=refused}":   3,
+	} {
+		if n := h.h.Status().Counters[key]; n < least {
+			t.Errorf("%s is %v, want %v", key, n, least)
+		}
+	}
+}
+
+// heap is what the process, and so the hub, has on its heap.
+func (h *ourHub) heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
