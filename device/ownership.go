@@ -169,7 +169,7 @@ func (n *Node) dialOwner(ctx context.Context, to route.Route, policy channel.Pol
 	defer enough()
 	verdict := make(chan error, 1)
 	go func() {
-		err := n.judge(looking, address, expected)
+		err := n.judge(looking, address, policy, expected)
 		if err != nil {
 			stop(err)
 		}
@@ -192,7 +192,7 @@ func (n *Node) dialOwner(ctx context.Context, to route.Route, policy channel.Pol
 }
 
 // judge looks up an address of which it is known whose it may be.
-func (n *Node) judge(ctx context.Context, address string, expected []identity.Identifier) error {
+func (n *Node) judge(ctx context.Context, address string, policy channel.Policy, expected []identity.Identifier) error {
 	o, err := n.Lookup(ctx, address)
 	switch {
 	case errors.Is(err, ErrBadClaim):
@@ -202,6 +202,11 @@ func (n *Node) judge(ctx context.Context, address string, expected []identity.Id
 		n.log.Debug("the hub says nothing of a forwarding address", "address", address, "err", err)
 		return nil // the handshake will tell
 	case o.Signed && !slices.Contains(expected, o.Owner):
+		// A policy that remembers who was there has more to say.
+		var changed *PeerChangedError
+		if errors.As(policy.Check(channel.Peer{Identifier: o.Owner}), &changed) {
+			return changed
+		}
 		return fmt.Errorf("%w: %s is claimed by %v", ErrWrongIdentity, address, o.Owner)
 	case o.Signed && o.FirstUse:
 		n.log.Info("the claim to the forwarding address is the first one seen of this identity", "address", address, "identifier", o.Owner)

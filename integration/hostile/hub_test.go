@@ -79,7 +79,7 @@ func TestSwappedChannels(t *testing.T) {
 // comes to nothing, which is not so.
 func TestForgedNotices(t *testing.T) {
 	t.Parallel()
-	c := converse(t)
+	c := converse(t, false)
 	lie := func(p *passage) [][]byte {
 		if p.way == down {
 			return asIs(p)

@@ -184,9 +184,14 @@ type conversation struct {
 	ch         *device.Channel
 }
 
-func converse(t *testing.T) *conversation {
+func converse(t *testing.T, overTCP bool) *conversation {
 	t.Helper()
-	c := &conversation{alice: join(t, device.Config{}), bob: join(t, device.Config{})}
+	h := theHub(t)
+	at := newEnd(t, h.mqtt, false)
+	if overTCP {
+		at = newEnd(t, h.tcp, true)
+	}
+	c := &conversation{alice: joinAt(t, at, device.Config{}), bob: join(t, device.Config{})}
 	c.bob.listen(c.alice.trust())
 	c.ch = c.alice.dial(c.bob)
 	return c

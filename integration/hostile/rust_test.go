@@ -1,0 +1,319 @@
+package hostile
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/integration/internal/rustpeer"
+	"github.com/sealmq/sealmq/route"
+)
+
+const rustMessages = 120
+
+// stock is a stock Rust node behind an end of its own, and somebody of ours.
+type stock struct {
+	n    *rustpeer.Node
+	id   rustpeer.Identity
+	end  *end
+	ours *person
+}
+
+func meetStock(t *testing.T) *stock {
+	t.Helper()
+	h := theHub(t)
+	if h.tcp == "" {
+		t.Fatal("a stock node needs the TCP port of the hub: set SEALMQ_HOSTILE_TCP to HOST:PORT, or leave its tests out with -skip Stock")
+	}
+	s := &stock{n: rustpeer.Start(t), ours: join(t, device.Config{})}
+	s.end = newEnd(t, h.tcp, true)
+	s.id = s.n.Identity("me")
+	s.n.Connect("hub", s.end.addr())
+	s.n.Worker("echo", "settle", "hub")
+	return s
+}
+
+// accepted waits for the channel that a peer who has dialled sees already.
+func (p *person) accepted(t *testing.T) *device.Accepted {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for ctx := within(t); ctx.Err() == nil; <-tick.C {
+		if all := p.node.Accepted(); len(all) == 1 {
+			return all[0]
+		}
+	}
+	t.Fatal("no channel was accepted")
+	return nil
+}
+
+// listen makes the stock node reachable.
+func (s *stock) listen(t *testing.T) route.Route {
+	t.Helper()
+	s.n.Listener(rustpeer.ListenerConfig{Address: "listener", Identity: "me", Open: []string{"hub"}, Trust: []string{s.ours.id.Identifier().String()}})
+	s.n.Worker("sink", plain, "listener")
+	relay, err := s.n.Relay("@hub", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return route.To(relay.Address, "listener")
+}
+
+func (s *stock) dialled(t *testing.T, to route.Route) *device.Channel {
+	t.Helper()
+	ch, err := s.ours.node.Dial(within(t), to, channel.TrustIdentifiers(s.identifier(t)), device.NoHeal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ch
+}
+
+func (s *stock) identifier(t *testing.T) identity.Identifier {
+	t.Helper()
+	id, err := identity.ParseIdentifier(s.id.Identifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// sender is our end of a channel.
+type sender interface {
+	Send(ctx context.Context, address string, payload []byte) error
+	Done() <-chan struct{}
+}
+
+// fence is sent after an attack.
+const fence = "after the attack"
+
+// exchange has both sides send under an attack at the stock node's end.
+func (s *stock) exchange(t *testing.T, a attack, ended func(), ch sender, stockTo string) {
+	t.Helper()
+	ours, theirs := texts("ours", rustMessages), texts("theirs", rustMessages)
+	s.end.set(a)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for _, m := range ours {
+			if err := ch.Send(within(t), plain, []byte(m)); err != nil {
+				t.Errorf("ours sends: %v", err)
+				return
+			}
+		}
+	})
+	all.Go(func() {
+		for _, m := range theirs {
+			if err := s.n.Send([]string{stockTo, plain}, nil, []byte(m)); err != nil {
+				t.Errorf("the stock node sends: %v", err)
+				return
+			}
+		}
+	})
+	all.Wait()
+	s.end.await("the exchange", func([2][]route.Frame, [2][]route.Frame) bool {
+		return s.end.count[up] >= rustMessages && s.end.count[down] >= rustMessages
+	})
+	if ended != nil {
+		ended()
+	}
+	s.end.set(nil)
+	// What each hands on before the fence is all there is, unless the channel is over.
+	if err := s.n.Send([]string{stockTo, sure}, nil, []byte(fence)); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for limit := within(t); len(s.ours.received(sure)) == 0; <-tick.C {
+		select {
+		case <-ch.Done():
+		case <-limit.Done():
+			t.Fatal("neither a message nor the end of the channel arrives")
+		default:
+			continue
+		}
+		break
+	}
+	ours = append(ours, fence)
+	_ = ch.Send(within(t), plain, []byte(fence)) // fails when the channel is over
+	var got []string
+	for !slices.Contains(got, rustpeer.Digest([]byte(fence))) {
+		m, err := s.n.Next(soon(t), plain)
+		if err != nil {
+			break
+		}
+		got = append(got, m.SHA256)
+	}
+	digests := make([]string, len(ours))
+	for i, m := range ours {
+		digests[i] = rustpeer.Digest([]byte(m))
+	}
+	part(t, "stock", digests, got, false)
+	part(t, "ours", theirs, s.ours.received(plain), true)
+}
+
+// settled asks the node's plain echo worker through the hub, on the way that the
+// frames under attack took.
+func (s *stock) settled(t *testing.T) {
+	t.Helper()
+	relay, err := s.n.Relay("@hub", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ours.node.Request(within(t), route.To(relay.Address, "settle"), []byte("settled?")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStock attacks channels between a stock node and one of ours, in both roles.
+func TestStock(t *testing.T) {
+	attacks := map[string]func(e *end) (attack, func()){
+		"drop": func(*end) (attack, func()) {
+			return func(p *passage) [][]byte {
+				if p.n%7 == 3 {
+					return nil
+				}
+				return asIs(p)
+			}, nil
+		},
+		"duplicate and replay": func(*end) (attack, func()) {
+			r := dice()
+			return func(p *passage) [][]byte {
+				old := p.at.tape[p.way]
+				return [][]byte{p.body, p.body, encode(old[r.IntN(len(old))])}
+			}, nil
+		},
+		"reorder within the window": reorder(8),
+		"reorder beyond the window": reorder(80),
+		"change": func(*end) (attack, func()) {
+			return func(p *passage) [][]byte {
+				var out [][]byte
+				step := max(1, len(p.Payload)/16)
+				for i := p.n % step; i < len(p.Payload); i += step {
+					b := append([]byte(nil), p.Payload...)
+					b[i] ^= 1 << (i % 8)
+					out = append(out, p.with(b), p.with(p.Payload[:i]))
+				}
+				return append(out, p.body)
+			}, nil
+		},
+		"reflect": func(*end) (attack, func()) {
+			return func(p *passage) [][]byte {
+				if back := p.at.tape[p.way.other()]; len(back) > 0 {
+					to := back[len(back)-1]
+					p.at.sendLocked(p.way.other(), encode(route.Frame{Onward: to.Onward, Return: to.Return, Payload: p.Payload}))
+				}
+				return asIs(p)
+			}, nil
+		},
+	}
+	for name, a := range attacks {
+		t.Run(name, func(t *testing.T) {
+			t.Run("as initiator", func(t *testing.T) {
+				t.Parallel()
+				s := meetStock(t)
+				s.ours.listen(channel.TrustIdentifiers(s.identifier(t)))
+				ch, err := s.n.Dial(rustpeer.DialConfig{Name: "ch", Identity: "me", Route: []string{"@hub", s.ours.fwd.Address(), "listener"}, Trust: []string{s.ours.id.Identifier().String()}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.n.Worker("sink", plain, "ch")
+				acc := s.ours.accepted(t)
+				act, ended := a(s.end)
+				s.exchange(t, act, ended, acc, ch.Encryptor)
+			})
+			t.Run("as responder", func(t *testing.T) {
+				t.Parallel()
+				s := meetStock(t)
+				ch := s.dialled(t, s.listen(t))
+				act, ended := a(s.end)
+				enc := s.n.WaitChannels("", 1)[0].Encryptor
+				s.exchange(t, act, ended, ch, enc)
+			})
+		})
+	}
+}
+
+// TestStockHandshakes attacks the handshakes of a stock node.
+func TestStockHandshakes(t *testing.T) {
+	t.Run("forged, and the conversation again", func(t *testing.T) {
+		t.Parallel()
+		s := meetStock(t)
+		to := s.listen(t)
+		s.end.set(func(p *passage) [][]byte {
+			if p.way == up || p.n > 1 {
+				return asIs(p)
+			}
+			var out [][]byte
+			for i := 0; i < len(p.Payload); i += 16 {
+				b := append([]byte(nil), p.Payload...)
+				b[i] ^= 1 << (i % 8)
+				out = append(out, p.with(b))
+			}
+			if p.n == 0 {
+				// Answers to forged first messages must not take the place of the genuine one.
+				return [][]byte{p.body}
+			}
+			return append([][]byte{p.body}, out...)
+		})
+		ch := s.dialled(t, to)
+		sent := texts("ours", 40)
+		for _, m := range sent {
+			if err := ch.Send(within(t), plain, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for range sent {
+			got = append(got, s.n.MustNext(plain).SHA256)
+		}
+		s.end.set(nil)
+		for range 2 {
+			for _, f := range s.end.frames(down) {
+				s.end.send(down, f)
+			}
+		}
+		s.settled(t)
+		for s.n.Pending(plain) > 0 {
+			got = append(got, s.n.MustNext(plain).SHA256)
+		}
+		digests := make([]string, len(sent))
+		for i, m := range sent {
+			digests[i] = rustpeer.Digest([]byte(m))
+		}
+		part(t, "stock", digests, got, false)
+		// And it answers still.
+		if again := s.dialled(t, to); again.Peer().Identifier != s.identifier(t) {
+			t.Error("another peer")
+		}
+	})
+	t.Run("man in the middle", func(t *testing.T) {
+		t.Parallel()
+		s := meetStock(t)
+		s.ours.listen(channel.TrustEveryone)
+		mallory := join(t, device.Config{}).listen(channel.TrustEveryone)
+		s.end.set(func(p *passage) [][]byte {
+			if p.way == up && p.n == 0 {
+				return [][]byte{encode(route.Frame{Onward: mallory.at(), Return: p.Return, Payload: p.Payload})}
+			}
+			return asIs(p)
+		})
+		dial := rustpeer.DialConfig{
+			Name: "ch", Identity: "me", Route: []string{"@hub", s.ours.fwd.Address(), "listener"},
+			Trust: []string{s.ours.id.Identifier().String()}, Timeout: 2 * time.Second,
+		}
+		if _, err := s.n.Dial(dial); err == nil {
+			t.Error("the stock node takes mallory for another")
+		}
+		if n := mallory.node.Stats().Channels.Accepted; n != 0 {
+			t.Error("mallory has a channel")
+		}
+		s.end.set(nil)
+		if _, err := s.n.Dial(dial); err != nil {
+			t.Error(err)
+		}
+	})
+}
