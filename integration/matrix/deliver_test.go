@@ -1,0 +1,80 @@
+package matrix
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/integration/internal/rustpeer"
+	"github.com/sealmq/sealmq/route"
+)
+
+// atOnce is how long Deliver may take to say that a stock node acknowledges nothing.
+// Waiting for a hello would take it 10 s.
+const atOnce = 2 * time.Second
+
+// TestDeliverToRust: a stock node cannot acknowledge messages. The API says so before
+// anything is sent, and plain messages arrive.
+func TestDeliverToRust(t *testing.T) {
+	h := startOurHub(t)
+	n := rustpeer.Start(t)
+	stock := n.Identity(me)
+	n.Connect("hub", h.tcp())
+	n.Listener(rustpeer.ListenerConfig{Address: "listener", Identity: me, Open: []string{"hub"}})
+	n.Worker("sink", app, "listener")
+	relay, err := n.Relay("@hub", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := identity.ParseIdentifier(stock.Identifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := route.To(relay.Address, "listener")
+	for name, start := range map[string]func(*testing.T) party{"on MQTT": goOnMQTT, "on TCP": goOnTCP} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t).(*goParty)
+			p.connect(h)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			ch, err := p.node.Dial(ctx, to, channel.TrustIdentifiers(peer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			says := func(when string) {
+				t.Helper()
+				if g := ch.Guarantee(); g != device.GuaranteeHub || g.String() != "hub" {
+					t.Errorf("%s: the guarantee is %v", when, g)
+				}
+				began := time.Now()
+				if err := ch.Deliver(ctx, app, []byte("never sent")); !errors.Is(err, device.ErrNoDelivery) {
+					t.Errorf("%s: Deliver: %v", when, err)
+				}
+				if took := time.Since(began); took > atOnce {
+					t.Errorf("%s: Deliver took %v to refuse", when, took)
+				}
+			}
+			says("before the first message")
+			for _, text := range []string{"one", "two"} {
+				if err := errors.Join(ch.Send(ctx, app, []byte(text)), ch.Flush(ctx)); err != nil {
+					t.Fatal(err)
+				}
+				if m := n.MustNext(app); m.SHA256 != rustpeer.Digest([]byte(text)) || m.From != p.identifier() {
+					t.Errorf("%q arrived as %+v", text, m)
+				}
+				says("after " + text)
+			}
+			err = p.node.Deliver(ctx, device.Destination{Route: to, Peer: peer}, app, []byte("never sent"))
+			if !errors.Is(err, device.ErrNoDelivery) {
+				t.Errorf("Deliver through an outbox: %v", err)
+			}
+			if n := n.Pending(app); n != 0 {
+				t.Errorf("%d messages of Deliver arrived", n)
+			}
+		})
+	}
+}
