@@ -3,6 +3,7 @@ package matrix
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,7 +26,6 @@ func TestDeliverToRust(t *testing.T) {
 	stock := n.Identity(me)
 	n.Connect("hub", h.tcp())
 	n.Listener(rustpeer.ListenerConfig{Address: "listener", Identity: me, Open: []string{"hub"}})
-	n.Worker("sink", app, "listener")
 	relay, err := n.Relay("@hub", "")
 	if err != nil {
 		t.Fatal(err)
@@ -37,6 +37,9 @@ func TestDeliverToRust(t *testing.T) {
 	to := route.To(relay.Address, "listener")
 	for name, start := range map[string]func(*testing.T) party{"on MQTT": goOnMQTT, "on TCP": goOnTCP} {
 		t.Run(name, func(t *testing.T) {
+			sink := strings.ReplaceAll(name, " ", "_")
+			n.Worker("sink", sink, "listener")
+			t.Parallel()
 			p := start(t).(*goParty)
 			p.connect(h)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -51,7 +54,7 @@ func TestDeliverToRust(t *testing.T) {
 					t.Errorf("%s: the guarantee is %v", when, g)
 				}
 				began := time.Now()
-				if err := ch.Deliver(ctx, app, []byte("never sent")); !errors.Is(err, device.ErrNoDelivery) {
+				if err := ch.Deliver(ctx, sink, []byte("never sent")); !errors.Is(err, device.ErrNoDelivery) {
 					t.Errorf("%s: Deliver: %v", when, err)
 				}
 				if took := time.Since(began); took > atOnce {
@@ -60,19 +63,21 @@ func TestDeliverToRust(t *testing.T) {
 			}
 			says("before the first message")
 			for _, text := range []string{"one", "two"} {
-				if err := errors.Join(ch.Send(ctx, app, []byte(text)), ch.Flush(ctx)); err != nil {
+				if err := errors.Join(ch.Send(ctx, sink, []byte(text)), ch.Flush(ctx)); err != nil {
 					t.Fatal(err)
 				}
-				if m := n.MustNext(app); m.SHA256 != rustpeer.Digest([]byte(text)) || m.From != p.identifier() {
-					t.Errorf("%q arrived as %+v", text, m)
+				m, err := n.Next(ctx, sink)
+				if err != nil || m.SHA256 != rustpeer.Digest([]byte(text)) || m.From != p.identifier() {
+					t.Errorf("%q arrived as %+v, %v", text, m, err)
 				}
 				says("after " + text)
 			}
-			err = p.node.Deliver(ctx, device.Destination{Route: to, Peer: peer}, app, []byte("never sent"))
+			// An outbox is for peers that may sleep, and gives them time to say hello.
+			err = p.node.Deliver(ctx, device.Destination{Route: to, Peer: peer}, sink, []byte("never sent"))
 			if !errors.Is(err, device.ErrNoDelivery) {
 				t.Errorf("Deliver through an outbox: %v", err)
 			}
-			if n := n.Pending(app); n != 0 {
+			if n := n.Pending(sink); n != 0 {
 				t.Errorf("%d messages of Deliver arrived", n)
 			}
 		})
