@@ -325,6 +325,9 @@ func TestReceiverRefusesAndGoesOn(t *testing.T) {
 	if st := r.state(t); st.Next != 1 {
 		t.Errorf("returned: %+v", st)
 	}
+	if r.Ack(simPeer, OutboxID{0}, 1) != 0 {
+		t.Error("acknowledged what is to be handed on again")
+	}
 	r.data(0, 1, 1, 1)
 	r.data(0, 2, 1, 1)
 	want(t, "handed on again", r.got, []uint64{1, 2, 1, 2})
