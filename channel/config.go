@@ -170,7 +170,8 @@ type Limits struct {
 	// counted from the same message. Defaults 5 s and 20 s. Dead negative: never.
 	Probe, Dead time.Duration
 	// Idle is how long nothing may come from a sealmq peer before it is asked,
-	// even if nothing was sent. Default 2 minutes; negative: never.
+	// even if nothing was sent. It is given up Dead after that. Default 2 minutes;
+	// negative: never.
 	Idle time.Duration
 }
 

@@ -122,7 +122,10 @@ type Config struct {
 	// Credential returns our own credential for peers when a handshake needs it;
 	// nil shows none.
 	Credential func() ([]byte, error)
-	// ChannelLimits bound what peers can cost. Its Frame is ignored.
+	// ChannelLimits bound what peers can cost, and say when a silent one is given up:
+	// by default 20 s after something was sent that nothing answers (Dead), 2 min 20 s
+	// after the last sign of life with nothing to send (Idle, then Dead). Its Frame is
+	// ignored.
 	ChannelLimits channel.Limits
 
 	features channel.Features // what is announced to peers; as given, what tests take away

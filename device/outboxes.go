@@ -219,8 +219,9 @@ func (o *Outbox) failure(ctx context.Context, err error) error {
 // When ctx ends first the message is withdrawn, as by Channel.Deliver; Post leaves it
 // in the outbox. A process that ends meanwhile leaves it too.
 //
-// Errors: ErrNoDelivery, ErrPeerRefused, ErrNoWorker, ErrUnacknowledged with what
-// ended the wait, and those of Post.
+// Errors: ErrNoDelivery, at the latest 10 s after a handshake with a peer that does
+// not say hello; ErrPeerRefused; ErrNoWorker; ErrUnacknowledged with what ended the
+// wait; and those of Post.
 func (o *Outbox) Deliver(ctx context.Context, payload []byte) error {
 	r, err := o.post(ctx, payload, true)
 	if err != nil {
