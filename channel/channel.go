@@ -246,6 +246,10 @@ func (c *Channel) Confirmed() bool { return c.greeting.Load() != nil }
 // Greeted is closed once the peer has said hello, see Confirmed.
 func (c *Channel) Greeted() <-chan struct{} { return c.confirmed }
 
+// HelloExpected reports whether the peer has said hello in an earlier channel. As
+// long as this one is not Confirmed its hello is late, or somebody keeps it back.
+func (c *Channel) HelloExpected() bool { return c.e.hasSaidHello(c.peerID) }
+
 // Features returns what the peer announced; 0 until it has said hello.
 func (c *Channel) Features() Features {
 	if h := c.greeting.Load(); h != nil {

@@ -173,7 +173,7 @@ func (c *Channel) awaitDelivery(ctx context.Context) error {
 			c.confirmed.Store(true)
 			return nil
 		}
-		if !c.opts.channel.NoConfirm && !c.confirmed.Load() {
+		if !c.opts.channel.NoConfirm && !c.confirmed.Load() && !cur.HelloExpected() {
 			return fmt.Errorf("%w: it did not say hello, so it is a stock Ockam peer; use Send", ErrNoDelivery)
 		}
 		select {

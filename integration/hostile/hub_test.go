@@ -299,6 +299,37 @@ func TestLyingPubacks(t *testing.T) {
 	}
 }
 
+// TestHeldHello keeps back the hello of a peer, which makes it look like a stock one:
+// whoever knows better waits for it instead of settling for less.
+func TestHeldHello(t *testing.T) {
+	t.Parallel()
+	alice, bob := pair(t)
+	works(t, alice, bob)
+	var h held
+	alice.end.set(func(p *passage) [][]byte {
+		if p.way == down && p.n > 0 {
+			h[down] = append(h[down], p.body)
+			return nil
+		}
+		return asIs(p)
+	})
+	ch, err := alice.node.Dial(within(t), bob.at(), bob.trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Deliver(soon(t), sure, []byte("too early")); !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("Deliver, before the hello: %v", err)
+	}
+	alice.end.set(nil)
+	h.letGo(alice.end)()
+	if err := ch.Deliver(within(t), sure, []byte("in time")); err != nil {
+		t.Errorf("Deliver, after it: %v", err)
+	}
+	if got := bob.received(sure); len(got) != 2 || got[1] != "in time" {
+		t.Errorf("bob accepted %q", got)
+	}
+}
+
 // TestHugeFrames answers with the largest frames that links take, and larger ones.
 func TestHugeFrames(t *testing.T) {
 	for name, overTCP := range map[string]bool{"MQTT": false, "TCP": true} {

@@ -127,6 +127,14 @@ func (p *person) dial(to *person, opts ...device.DialOption) *device.Channel {
 	if err != nil {
 		p.t.Fatalf("dial: %v", err)
 	}
+	// On a busy machine the peer's hello comes after Dial has returned.
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for limit := within(p.t); !ch.Confirmed(); <-tick.C {
+		if limit.Err() != nil {
+			p.t.Fatal("the peer does not confirm the channel")
+		}
+	}
 	return ch
 }
 
