@@ -49,6 +49,9 @@ type Principal struct {
 	// Proven says that the peer showed a proof of Identity. An identity that
 	// is only claimed (open loopback listener) gives way to a proven one.
 	Proven bool
+	// Account is the front's name for the account that let the peer in, which
+	// owns the client id of an ordinary client; empty: there is none.
+	Account string
 }
 
 // Conn is one live connection of a peer, made by a front. The bridge calls it

@@ -103,18 +103,19 @@ func admit(a Account, clientID string) (Account, error) {
 type loginResult int
 
 const (
-	loginOK       loginResult = iota // admitted
-	loginOpen                        // admitted without a password
-	loginBad                         // wrong user name or password
-	loginClientID                    // right password, another's client id
-	loginBusy                        // too many at once
-	loginGuest                       // admitted to learn which hub this is
-	loginProof                       // a device's proof was refused; its reason is counted apart
+	loginOK          loginResult = iota // admitted
+	loginOpen                           // admitted without a password
+	loginBad                            // wrong user name or password
+	loginClientID                       // right password, another's client id
+	loginBusy                           // too many at once
+	loginGuest                          // admitted to learn which hub this is
+	loginCertificate                    // a verified certificate, of nobody who may connect
+	loginProof                          // a device's proof was refused; its reason is counted apart
 
 	numLogins
 )
 
-var loginNames = [numLogins]string{"ok", "open", "bad-password", "wrong-client-id", "busy", "guest", "proof-refused"}
+var loginNames = [numLogins]string{"ok", "open", "bad-password", "wrong-client-id", "busy", "guest", "certificate-not-allowed", "proof-refused"}
 
 func (r loginResult) String() string { return loginNames[r] }
 
@@ -126,6 +127,8 @@ func resultOf(err error) loginResult {
 		return loginClientID
 	case errors.Is(err, ErrLoginBusy):
 		return loginBusy
+	case errors.Is(err, ErrCertificate):
+		return loginCertificate
 	}
 	return loginBad
 }

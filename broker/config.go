@@ -35,6 +35,11 @@ type Config struct {
 	// PasswordFile names the file with user:bcrypt:role[:identifier] lines.
 	// With one, every connection needs a password.
 	PasswordFile string `yaml:"password_file"`
+	// Certificates says who may connect with a TLS client certificate of
+	// TLS.ClientCA instead of a password: by the subject's common name or a DNS
+	// name the role, "user", "observer" or "device:" and an identifier. Once
+	// something is set, nobody connects by a client id alone.
+	Certificates map[string]string `yaml:"certificates"`
 	// Devices says which devices may connect with a proof of their identity.
 	Devices Devices `yaml:"devices"`
 	// InsecurePlaintext allows passwords and proofs on listeners that are neither
@@ -98,6 +103,12 @@ type TLS struct {
 	Cert string `yaml:"cert"`
 	// Key is a PEM file with the private key, not readable by everybody.
 	Key string `yaml:"key"`
+	// ClientCA is a PEM file with the authorities of client certificates, for
+	// Config.Certificates. A certificate of another authority ends the handshake.
+	ClientCA string `yaml:"client_ca"`
+	// ClientRequired ends the handshake of every client without a certificate of
+	// ClientCA, also of devices and of who has a password.
+	ClientRequired bool `yaml:"client_required"`
 }
 
 // ConfigError says which setting is wrong and what to do.
@@ -234,6 +245,9 @@ func (c *Config) checkPolicy(endpoints []endpoint) error {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		return &ConfigError{Key: "tls", Problem: "one of cert and key is missing", Fix: "set both tls.cert (--tls-cert) and tls.key (--tls-key)"}
 	}
+	if err := c.checkCertificates(); err != nil {
+		return err
+	}
 	used := false
 	for _, e := range endpoints {
 		used = used || e.secure()
@@ -243,9 +257,13 @@ func (c *Config) checkPolicy(endpoints []endpoint) error {
 		if loopback(e.addr) {
 			continue
 		}
-		if !c.MQTTOpen && c.PasswordFile == "" && !c.Devices.set() {
+		if !c.MQTTOpen && c.PasswordFile == "" && !c.Devices.set() && len(c.Certificates) == 0 {
 			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("%s can be reached from other machines, and nothing says who may connect", e),
-				Fix: "set devices (--allow-device, --device-authority), password_file (--password-file), or mqtt_open (--mqtt-open) to let anybody in"}
+				Fix: "set devices (--allow-device, --device-authority), password_file (--password-file), certificates (--certificate), or mqtt_open (--mqtt-open) to let anybody in"}
+		}
+		if c.PasswordFile == "" && !c.Devices.set() && len(c.Certificates) > 0 && !e.secure() {
+			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("nobody could connect at %s: a certificate needs TLS", e),
+				Fix: "listen at mqtts:// or wss://, or set devices (--allow-device) or password_file (--password-file) too"}
 		}
 		if (c.PasswordFile != "" || c.Devices.set()) && !e.secure() && !c.InsecurePlaintext {
 			return &ConfigError{Key: "mqtt", Problem: fmt.Sprintf("passwords and proofs would travel to %s in the clear", e),

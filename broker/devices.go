@@ -19,7 +19,7 @@ import (
 // Devices says which devices may connect with a proof of their identity. While
 // nothing is set, any proven identity may on a hub that anybody may connect to
 // (on the loopback interface, or with MQTTOpen), and none on one with a password
-// file. Once something is set, no device connects without a proof or a password.
+// file or certificates. Once something is set, no device connects without a proof or a password.
 type Devices struct {
 	// Allow lists identifiers.
 	Allow []string `yaml:"allow"`
@@ -82,7 +82,7 @@ func (d *Devices) validate() error {
 
 // devicePolicy is a Devices with its files read. It does not change.
 type devicePolicy struct {
-	open        bool // nothing is set, and there are no passwords
+	open        bool // nothing is set, and there are neither passwords nor certificates
 	anyone      bool
 	allow       map[identity.Identifier]struct{}
 	authorities []*identity.Identity
@@ -97,7 +97,7 @@ var (
 
 // loadDevices reads the policy for proofs.
 func (c *Config) loadDevices() (*devicePolicy, error) {
-	return c.Devices.load(c.PasswordFile == "")
+	return c.Devices.load(c.PasswordFile == "" && len(c.Certificates) == 0)
 }
 
 // load reads the files of the policy. everybody says that the hub has no other

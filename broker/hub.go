@@ -33,12 +33,14 @@ type Hub struct {
 	identity *identity.Private
 	gate     *gate // nil without a password file
 	devices  *devicePolicy
-	proofs   *verifier
-	cert     *certificate // nil without TLS
-	bridge   *bridge.Bridge
-	ockam    *ockam
-	store    *store.Store  // nil when queues are kept in memory
-	found    *store.Report // what was in it
+
+	certificates certificates // nil without any
+	proofs       *verifier
+	cert         *certificate // nil without TLS
+	bridge       *bridge.Bridge
+	ockam        *ockam
+	store        *store.Store  // nil when queues are kept in memory
+	found        *store.Report // what was in it
 
 	limits  *guard.Limits
 	guarded *guard.Counters
@@ -172,6 +174,9 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		}
 		h.gate = newGate(p)
 	}
+	if h.certificates, err = cfg.loadCertificates(); err != nil {
+		return nil, err
+	}
 	if h.devices, err = cfg.loadDevices(); err != nil {
 		return nil, err
 	}
@@ -179,7 +184,7 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		return nil, err
 	}
 	if cfg.TLS.Cert != "" {
-		if h.cert, err = loadCertificate(cfg.TLS.Cert, cfg.TLS.Key, h.logger); err != nil {
+		if h.cert, err = loadCertificate(cfg.TLS, h.logger); err != nil {
 			return nil, err
 		}
 	}
@@ -220,6 +225,15 @@ func (h *Hub) Start(ctx context.Context) error {
 // policy names who may connect, for the log.
 func (h *Hub) policy() string {
 	switch {
+	case h.certificates != nil:
+		s := "certificates"
+		if h.gate != nil {
+			s = "password-file-and-" + s
+		}
+		if h.cfg.Devices.set() {
+			s += "-and-proofs"
+		}
+		return s
 	case h.gate != nil && h.cfg.Devices.set():
 		return "password-file-and-proofs"
 	case h.gate != nil:

@@ -36,7 +36,7 @@ func (h *Hub) newServer(open []net.Listener) (mqttServer, error) {
 			FrameLimit:   route.Limits{Frame: int(h.cfg.Limits.Frame)}.WithDefaults().Frame,
 			Authenticate: h.authenticate,
 			Outside:      outside,
-			OneAccount:   h.gate != nil,
+			OneAccount:   h.gate != nil || h.certificates != nil,
 			Observers:    h.cfg.Limits.Observers,
 			Counters:     &h.hooked,
 			Logger:       h.logger.With("part", "mqtt"),
@@ -87,11 +87,20 @@ func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResul
 		}
 		return p, loginGuest, nil
 	}
+	if leaf := h.byCertificate(&c); leaf != nil {
+		a, err := h.certificateLogin(c.ClientID, leaf)
+		if err != nil {
+			return p, resultOf(err), refusal(err)
+		}
+		return a.principal(c.ClientID), loginOK, nil
+	}
 	if h.gate == nil {
 		p = openPrincipal(p)
 		switch {
 		case p.Role == bridge.RoleDevice && h.cfg.Devices.set():
 			return p, loginBad, &mochibridge.Refusal{Code: mochibridge.NotAllowed, Reason: "a device proves its identity here"}
+		case h.certificates != nil:
+			return p, loginBad, &mochibridge.Refusal{Code: mochibridge.NotAllowed, Reason: "a client shows its certificate here"}
 		case !h.cfg.MQTTOpen && (h.cfg.Devices.set() || !fromLoopback(c.RemoteAddr)):
 			return p, loginBad, &mochibridge.Refusal{Code: mochibridge.NotAllowed, Reason: "not open to everybody"}
 		}
@@ -103,9 +112,13 @@ func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResul
 	if err != nil {
 		return p, resultOf(err), refusal(err)
 	}
-	// The operator vouches for the identity by its line in the password file.
-	p.Role, p.Identity, p.Proven = a.Role, a.Identity, a.Role == bridge.RoleDevice
-	return p, loginOK, nil
+	return a.principal(c.ClientID), loginOK, nil
+}
+
+// principal is who an account is under a client id. The operator vouches for the
+// identity by the account.
+func (a *Account) principal(clientID string) bridge.Principal {
+	return bridge.Principal{ClientID: clientID, Role: a.Role, Identity: a.Identity, Proven: a.Role == bridge.RoleDevice, Account: a.User}
 }
 
 // openPrincipal believes what a client says about itself. Who does not claim to
@@ -125,6 +138,8 @@ func refusal(err error) error {
 	switch {
 	case errors.Is(err, ErrClientID):
 		r.Code, r.Reason = mochibridge.NotAllowed, "this account may not use this client id"
+	case errors.Is(err, ErrCertificate):
+		r.Code, r.Reason = mochibridge.NotAllowed, "this certificate may not connect"
 	case errors.Is(err, ErrLoginBusy):
 		r.Code, r.Reason = mochibridge.Full, "too many logins at once, try again"
 	}

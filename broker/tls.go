@@ -39,12 +39,15 @@ func (e *PermissionError) Hint() string {
 // replaced. Connections that exist keep theirs. It is safe for concurrent use.
 type certificate struct {
 	certFile, keyFile string
+	caFile            string // of clients' certificates; empty: none are asked for
+	required          bool   // every client has to show one
 	logger            *slog.Logger
 	now               func() time.Time
 
 	mu     sync.Mutex
 	cert   *tls.Certificate
-	stamp  [2]fileStamp
+	pool   *x509.CertPool // from caFile
+	stamp  [3]fileStamp
 	looked time.Time
 }
 
@@ -62,15 +65,24 @@ func stampOf(name string) (fileStamp, error) {
 	return fileStamp{info.ModTime(), info.Size()}, nil
 }
 
-func loadCertificate(certFile, keyFile string, logger *slog.Logger) (*certificate, error) {
-	c := &certificate{certFile: certFile, keyFile: keyFile, logger: logger, now: time.Now}
+func loadCertificate(t TLS, logger *slog.Logger) (*certificate, error) {
+	c := &certificate{certFile: t.Cert, keyFile: t.Key, caFile: t.ClientCA, required: t.ClientRequired, logger: logger, now: time.Now}
 	if err := c.reload(); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// reload reads both files. On an error the certificate in use stays.
+// files are those it reads.
+func (c *certificate) files() []string {
+	all := []string{c.certFile, c.keyFile}
+	if c.caFile != "" {
+		all = append(all, c.caFile)
+	}
+	return all
+}
+
+// reload reads the files. On an error the certificate in use stays.
 func (c *certificate) reload() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,9 +91,9 @@ func (c *certificate) reload() error {
 
 func (c *certificate) load() error {
 	c.looked = c.now()
-	var stamp [2]fileStamp
+	var stamp [3]fileStamp
 	var err error
-	for i, name := range []string{c.certFile, c.keyFile} {
+	for i, name := range c.files() {
 		if stamp[i], err = stampOf(name); err != nil {
 			return fmt.Errorf("broker: tls: %w", err)
 		}
@@ -100,7 +112,13 @@ func (c *certificate) load() error {
 	if leaf := cert.Leaf; leaf != nil && c.now().After(leaf.NotAfter) {
 		return &expiredError{file: c.certFile, at: leaf.NotAfter}
 	}
-	c.cert, c.stamp = &cert, stamp
+	var pool *x509.CertPool
+	if c.caFile != "" {
+		if pool, err = loadPool(c.caFile); err != nil {
+			return err
+		}
+	}
+	c.cert, c.pool, c.stamp = &cert, pool, stamp
 	return nil
 }
 
@@ -118,6 +136,12 @@ func (e *expiredError) Unwrap() error { return x509.CertificateInvalidError{Reas
 
 // get is a tls.Config's GetCertificate.
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, _, err := c.current()
+	return cert, err
+}
+
+// current returns what is in force, after a look whether the files changed.
+func (c *certificate) current() (*tls.Certificate, *x509.CertPool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := c.now(); now.Sub(c.looked) >= certLookEvery {
@@ -133,13 +157,13 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		}
 	}
 	if c.cert == nil {
-		return nil, errors.New("broker: tls: no certificate")
+		return nil, nil, errors.New("broker: tls: no certificate")
 	}
-	return c.cert, nil
+	return c.cert, c.pool, nil
 }
 
 func (c *certificate) changed() bool {
-	for i, name := range []string{c.certFile, c.keyFile} {
+	for i, name := range c.files() {
 		if s, err := stampOf(name); err == nil && s != c.stamp[i] {
 			return true
 		}
@@ -150,8 +174,28 @@ func (c *certificate) changed() bool {
 // tlsConfig is what the hub's TLS listeners use: TLS 1.3, or 1.2 with the
 // suites that Go holds safe.
 func (c *certificate) tlsConfig() *tls.Config {
-	return &tls.Config{
+	base := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: c.get,
 	}
+	if c.caFile == "" {
+		return base
+	}
+	// A ticket would carry a client's certificate past a new list of authorities.
+	base.SessionTicketsDisabled = true
+	base.ClientAuth = tls.VerifyClientCertIfGiven
+	if c.required {
+		base.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	served := base.Clone()
+	served.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		_, pool, err := c.current()
+		if err != nil {
+			return nil, err
+		}
+		each := base.Clone()
+		each.ClientCAs = pool
+		return each, nil
+	}
+	return served
 }

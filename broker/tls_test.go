@@ -74,7 +74,7 @@ func TestCertificateReload(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "hub.pem"), filepath.Join(dir, "hub.key")
 	writeCert(t, certFile, keyFile, 1, time.Now().Add(time.Hour))
-	c, err := loadCertificate(certFile, keyFile, slog.New(slog.DiscardHandler))
+	c, err := loadCertificate(TLS{Cert: certFile, Key: keyFile}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestCertificateErrors(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "hub.pem"), filepath.Join(dir, "hub.key")
 	log := slog.New(slog.DiscardHandler)
-	if _, err := loadCertificate(certFile, keyFile, log); !errors.Is(err, os.ErrNotExist) {
+	if _, err := loadCertificate(TLS{Cert: certFile, Key: keyFile}, log); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no files: %v", err)
 	}
 	writeCert(t, certFile, keyFile, 1, time.Now().Add(time.Hour))
@@ -135,17 +135,17 @@ func TestCertificateErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	var pe *PermissionError
-	if _, err := loadCertificate(certFile, keyFile, log); !errors.As(err, &pe) || !strings.Contains(pe.Hint(), keyFile) {
+	if _, err := loadCertificate(TLS{Cert: certFile, Key: keyFile}, log); !errors.As(err, &pe) || !strings.Contains(pe.Hint(), keyFile) {
 		t.Errorf("a key that everybody reads: %v", err)
 	}
 	if err := os.Chmod(keyFile, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadCertificate(keyFile, keyFile, log); err == nil {
+	if _, err := loadCertificate(TLS{Cert: keyFile, Key: keyFile}, log); err == nil {
 		t.Error("a key is taken for a certificate")
 	}
 	writeCert(t, certFile, keyFile, 1, time.Now().Add(-time.Hour))
-	if _, err := loadCertificate(certFile, keyFile, log); err == nil || !strings.Contains(err.Error(), "ended on") {
+	if _, err := loadCertificate(TLS{Cert: certFile, Key: keyFile}, log); err == nil || !strings.Contains(err.Error(), "ended on") {
 		t.Errorf("an expired certificate: %v", err)
 	}
 }

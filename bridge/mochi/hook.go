@@ -204,6 +204,10 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
 			return h.refuse(cl, events, r)
 		}
 	}
+	if who.Account != "" {
+		// The account, not what the client calls itself, also owns a kept session.
+		cl.Properties.Username = []byte(who.Account)
+	}
 	if !sends && h.o.OneAccount && who.ClientID != "" {
 		if !h.users.take(h.o.Server.Clients, cl.ID, string(cl.Properties.Username)) {
 			return h.refuse(cl, RefusedClientID, &Refusal{Code: NotAllowed, Reason: "client id is in use by another user"})

@@ -57,9 +57,9 @@ type Options struct {
 	// and then each topic. It never widens anything under the root.
 	Outside func(p bridge.Principal, topic string, write bool) bool
 
-	// OneAccount has a client id of an observer or user belong to the user name
-	// that uses it: while a connection or a kept session of it lives, another
-	// user name is refused. Without it, who knows a client id gets its session,
+	// OneAccount has a client id of an observer or user belong to the account
+	// that uses it, which is Principal.Account, or else the user name: while a connection or a kept session of it lives, another
+	// account is refused. Without it, who knows a client id gets its session,
 	// unless Authenticate sees to it.
 	OneAccount bool
 

@@ -88,6 +88,9 @@ func hubFlags(f *pflag.FlagSet, c *broker.Config) {
 	f.StringVar(&c.APIAuthority, "api-authority", "", "change history of the authority whose credentials register aliases through the listener \"api\"")
 	f.StringVar(&c.TLS.Cert, "tls-cert", "", "certificate chain for mqtts and wss (PEM)")
 	f.StringVar(&c.TLS.Key, "tls-key", "", "its private key (PEM)")
+	f.StringVar(&c.TLS.ClientCA, "tls-client-ca", "", "authorities of client certificates (PEM)")
+	f.BoolVar(&c.TLS.ClientRequired, "tls-client-required", false, "end the handshake of every client without such a certificate")
+	f.StringToStringVar(&c.Certificates, "certificate", nil, "NAME=ROLE: let in whose certificate has this common name or DNS name, as user, observer or device:IDENTIFIER; may be repeated")
 	f.StringVar(&c.Data, "data", "", "folder for what outlives the process (default: nothing does)")
 	f.StringVar((*string)(&c.Durability), "durability", "", "when a frame is acknowledged: always (synced to disk), interval (survives a kill, default with --data) or memory")
 	f.DurationVar(&c.SyncInterval, "sync-interval", 0, "most that a power cut loses with --durability interval (default 1s)")
@@ -112,34 +115,37 @@ func hubConfig(file string, f *pflag.FlagSet, flags *broker.Config) (broker.Conf
 		}
 	}
 	override := map[string]func(){
-		"mqtt":               func() { cfg.MQTT = flags.MQTT },
-		"mqtt-open":          func() { cfg.MQTTOpen = flags.MQTTOpen },
-		"password-file":      func() { cfg.PasswordFile = flags.PasswordFile },
-		"allow-device":       func() { cfg.Devices.Allow = flags.Devices.Allow },
-		"allow-devices-file": func() { cfg.Devices.AllowFile = flags.Devices.AllowFile },
-		"device-authority":   func() { cfg.Devices.Authorities = flags.Devices.Authorities },
-		"device-attribute":   func() { cfg.Devices.Attributes = flags.Devices.Attributes },
-		"anyone-proven":      func() { cfg.Devices.AnyoneProven = flags.Devices.AnyoneProven },
-		"clock-skew":         func() { cfg.Devices.ClockSkew = flags.Devices.ClockSkew },
-		"insecure-plaintext": func() { cfg.InsecurePlaintext = flags.InsecurePlaintext },
-		"tcp":                func() { cfg.TCP = flags.TCP },
-		"tcp-open":           func() { cfg.TCPOpen = flags.TCPOpen },
-		"tcp-aliases":        func() { cfg.TCPAliases = flags.TCPAliases },
-		"api-authority":      func() { cfg.APIAuthority = flags.APIAuthority },
-		"tls-cert":           func() { cfg.TLS.Cert = flags.TLS.Cert },
-		"tls-key":            func() { cfg.TLS.Key = flags.TLS.Key },
-		"data":               func() { cfg.Data = flags.Data },
-		"durability":         func() { cfg.Durability = flags.Durability },
-		"sync-interval":      func() { cfg.SyncInterval = flags.SyncInterval },
-		"segment-size":       func() { cfg.SegmentSize = flags.SegmentSize },
-		"address-key-file":   func() { cfg.AddressKeyFile = flags.AddressKeyFile },
-		"http":               func() { cfg.HTTP = flags.HTTP },
-		"http-open":          func() { cfg.HTTPOpen = flags.HTTPOpen },
-		"root":               func() { cfg.Root = flags.Root },
-		"trace":              func() { cfg.Trace = flags.Trace },
-		"max-frame":          func() { cfg.Limits.Frame = flags.Limits.Frame },
-		"max-connections":    func() { cfg.Limits.Connections = flags.Limits.Connections },
-		"shutdown-timeout":   func() { cfg.ShutdownTimeout = flags.ShutdownTimeout },
+		"mqtt":                func() { cfg.MQTT = flags.MQTT },
+		"mqtt-open":           func() { cfg.MQTTOpen = flags.MQTTOpen },
+		"password-file":       func() { cfg.PasswordFile = flags.PasswordFile },
+		"allow-device":        func() { cfg.Devices.Allow = flags.Devices.Allow },
+		"allow-devices-file":  func() { cfg.Devices.AllowFile = flags.Devices.AllowFile },
+		"device-authority":    func() { cfg.Devices.Authorities = flags.Devices.Authorities },
+		"device-attribute":    func() { cfg.Devices.Attributes = flags.Devices.Attributes },
+		"anyone-proven":       func() { cfg.Devices.AnyoneProven = flags.Devices.AnyoneProven },
+		"clock-skew":          func() { cfg.Devices.ClockSkew = flags.Devices.ClockSkew },
+		"insecure-plaintext":  func() { cfg.InsecurePlaintext = flags.InsecurePlaintext },
+		"tcp":                 func() { cfg.TCP = flags.TCP },
+		"tcp-open":            func() { cfg.TCPOpen = flags.TCPOpen },
+		"tcp-aliases":         func() { cfg.TCPAliases = flags.TCPAliases },
+		"api-authority":       func() { cfg.APIAuthority = flags.APIAuthority },
+		"tls-cert":            func() { cfg.TLS.Cert = flags.TLS.Cert },
+		"tls-key":             func() { cfg.TLS.Key = flags.TLS.Key },
+		"tls-client-ca":       func() { cfg.TLS.ClientCA = flags.TLS.ClientCA },
+		"tls-client-required": func() { cfg.TLS.ClientRequired = flags.TLS.ClientRequired },
+		"certificate":         func() { cfg.Certificates = flags.Certificates },
+		"data":                func() { cfg.Data = flags.Data },
+		"durability":          func() { cfg.Durability = flags.Durability },
+		"sync-interval":       func() { cfg.SyncInterval = flags.SyncInterval },
+		"segment-size":        func() { cfg.SegmentSize = flags.SegmentSize },
+		"address-key-file":    func() { cfg.AddressKeyFile = flags.AddressKeyFile },
+		"http":                func() { cfg.HTTP = flags.HTTP },
+		"http-open":           func() { cfg.HTTPOpen = flags.HTTPOpen },
+		"root":                func() { cfg.Root = flags.Root },
+		"trace":               func() { cfg.Trace = flags.Trace },
+		"max-frame":           func() { cfg.Limits.Frame = flags.Limits.Frame },
+		"max-connections":     func() { cfg.Limits.Connections = flags.Limits.Connections },
+		"shutdown-timeout":    func() { cfg.ShutdownTimeout = flags.ShutdownTimeout },
 	}
 	f.Visit(func(flag *pflag.Flag) {
 		if set, ok := override[flag.Name]; ok {
