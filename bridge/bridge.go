@@ -176,6 +176,7 @@ func isOneShot(clientID string) bool { return hubproto.IsOneShot(clientID) }
 // Errors: ErrRole, ErrClientID, ErrNotProven, ErrTooManyPorts, ErrClosed, or
 // what the outbox's store says.
 func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
+	p.Account, p.Grant = "", nil // the connection's; a port outlives it
 	switch p.Role {
 	case RoleGuest:
 		port := b.newPort(portGuest, "", p)
@@ -220,6 +221,7 @@ func (b *Bridge) ConnectStream(p Principal, c Conn) (*Link, error) {
 	if p.Role != RoleDevice && p.Role != RoleGuest {
 		return nil, ErrRole
 	}
+	p.Account, p.Grant = "", nil
 	addr := randomAddress(prefixStream)
 	port := b.newPort(portStream, addr, p)
 	port.guest = p.Role == RoleGuest

@@ -52,6 +52,9 @@ type Principal struct {
 	// Account is the front's name for the account that let the peer in, which
 	// owns the client id of an ordinary client; empty: there is none.
 	Account string
+	// Grant is the authenticator's own: why it let the peer in. The bridge does
+	// not look at it.
+	Grant any
 }
 
 // Conn is one live connection of a peer, made by a front. The bridge calls it

@@ -440,6 +440,7 @@ func (h *Hub) drain() {
 
 // Reload reads password file, lists of devices and authorities, and certificate
 // again. What cannot be used is reported, and what was in force stays.
+// Connections that what is in force now would not let in are ended.
 func (h *Hub) Reload() error {
 	var errs []error
 	if h.gate != nil {
@@ -465,6 +466,7 @@ func (h *Hub) Reload() error {
 			h.logger.Info("the TLS certificate was read again")
 		}
 	}
+	h.recheck()
 	return errors.Join(errs...)
 }
 

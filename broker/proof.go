@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -163,49 +164,55 @@ func newVerifier(cfg *Config, hub identity.Identifier, born bool, p *devicePolic
 	return v, nil
 }
 
-// login checks the proof of one CONNECT and returns whose it is. It blocks while
+// login checks the proof of one CONNECT and returns whose it is and why it was let in. It blocks while
 // others are being checked, until ctx ends.
-func (v *verifier) login(ctx context.Context, c *mochibridge.ConnectInfo) (identity.Identifier, error) {
-	id, err := v.check(ctx, c)
+func (v *verifier) login(ctx context.Context, c *mochibridge.ConnectInfo) (identity.Identifier, *grant, error) {
+	id, g, err := v.check(ctx, c)
 	if err != nil {
 		r := resultOfProof(err)
 		v.counts[r].Add(1)
-		return identity.Identifier{}, refusalOf(r, err)
+		return identity.Identifier{}, nil, refusalOf(r, err)
 	}
 	v.counts[proofOK].Add(1)
-	return id, nil
+	return id, g, nil
 }
 
-func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (identity.Identifier, error) {
+func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (identity.Identifier, *grant, error) {
 	var none identity.Identifier
 	want := hubproto.ProofBinding{Hub: v.hub, ClientID: c.ClientID, Exporter: c.Exporter()}
 	switch {
 	case c.TLS == nil && !v.cleartext && !fromLoopback(c.RemoteAddr):
-		return none, errCleartext
+		return none, nil, errCleartext
 	case c.TLS != nil && len(want.Exporter) == 0:
-		return none, errNoBinding
+		return none, nil, errNoBinding
 	}
 	// What costs nothing comes before what costs signatures.
 	proof, err := hubproto.ParseProof(c.Password)
 	if err != nil {
-		return none, err
+		return none, nil, err
 	}
 	claimed, err := proof.Check(want)
 	if err != nil {
-		return none, err
+		return none, nil, err
 	}
 	if v.waiting.Add(1) > proofsWaiting {
 		v.waiting.Add(-1)
-		return none, ErrLoginBusy
+		return none, nil, ErrLoginBusy
 	}
 	defer v.waiting.Add(-1)
 	select {
 	case v.workers <- struct{}{}:
 	case <-ctx.Done():
-		return none, ErrLoginBusy
+		return none, nil, ErrLoginBusy
 	}
 	defer func() { <-v.workers }()
-	return v.verify(claimed, proof, want, v.everywhere || fromLoopback(c.RemoteAddr))
+	open := v.everywhere || fromLoopback(c.RemoteAddr)
+	id, err := v.verify(claimed, proof, want, open)
+	g := &grant{proven: true, open: open}
+	for _, raw := range proof.Credentials { // they lie in the packet
+		g.credentials = append(g.credentials, bytes.Clone(raw))
+	}
+	return id, g, err
 }
 
 // verify does what takes signatures. open says that anybody may connect from
@@ -266,11 +273,11 @@ func fromLoopback(a net.Addr) bool {
 func (h *Hub) deviceLogin(c mochibridge.ConnectInfo) (bridge.Principal, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), loginTimeout)
 	defer cancel()
-	id, err := h.proofs.login(ctx, &c)
+	id, g, err := h.proofs.login(ctx, &c)
 	if err != nil {
 		return bridge.Principal{}, err
 	}
-	return bridge.Principal{ClientID: c.ClientID, Role: bridge.RoleDevice, Identity: id, Proven: true}, nil
+	return bridge.Principal{ClientID: c.ClientID, Role: bridge.RoleDevice, Identity: id, Proven: true, Grant: g}, nil
 }
 
 // guestLogin lets anybody in who wants to know which hub this is. The client id

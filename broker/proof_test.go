@@ -536,7 +536,7 @@ func TestProofInTheClear(t *testing.T) {
 	} {
 		h := start(t, tt.cfg)
 		d := newDevice(t, h)
-		_, err := h.proofs.login(t.Context(), &mochibridge.ConnectInfo{ClientID: d.name(), Password: d.make(nil), RemoteAddr: far})
+		_, _, err := h.proofs.login(t.Context(), &mochibridge.ConnectInfo{ClientID: d.name(), Password: d.make(nil), RemoteAddr: far})
 		if (err == nil) != (tt.result == proofOK) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
@@ -565,7 +565,7 @@ func TestProofOnce(t *testing.T) {
 	for range 16 {
 		wg.Go(func() {
 			info := &mochibridge.ConnectInfo{ClientID: d.name(), Password: proof, RemoteAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}}
-			if _, err := h.proofs.login(t.Context(), info); err == nil {
+			if _, _, err := h.proofs.login(t.Context(), info); err == nil {
 				ok.Add(1)
 			}
 		})

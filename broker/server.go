@@ -25,6 +25,7 @@ const loginTimeout = 8 * time.Second
 type mqttServer interface {
 	Serve() error
 	Close() error
+	Recheck() (ended int)
 }
 
 // newServer makes the MQTT server on ports that are open, one for each
@@ -35,6 +36,7 @@ func (h *Hub) newServer(open []net.Listener) (mqttServer, error) {
 			Bridge: h.bridge, Root: h.root,
 			FrameLimit:   route.Limits{Frame: int(h.cfg.Limits.Frame)}.WithDefaults().Frame,
 			Authenticate: h.authenticate,
+			Allowed:      h.allowed,
 			Outside:      outside,
 			OneAccount:   h.gate != nil || h.certificates != nil,
 			Observers:    h.cfg.Limits.Observers,
@@ -92,7 +94,7 @@ func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResul
 		if err != nil {
 			return p, resultOf(err), refusal(err)
 		}
-		return a.principal(c.ClientID), loginOK, nil
+		return a.principal(c.ClientID, &grant{account: a, chain: c.TLS.PeerCertificates}), loginOK, nil
 	}
 	if h.gate == nil {
 		p = openPrincipal(p)
@@ -112,13 +114,13 @@ func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResul
 	if err != nil {
 		return p, resultOf(err), refusal(err)
 	}
-	return a.principal(c.ClientID), loginOK, nil
+	return a.principal(c.ClientID, &grant{account: a}), loginOK, nil
 }
 
 // principal is who an account is under a client id. The operator vouches for the
 // identity by the account.
-func (a *Account) principal(clientID string) bridge.Principal {
-	return bridge.Principal{ClientID: clientID, Role: a.Role, Identity: a.Identity, Proven: a.Role == bridge.RoleDevice, Account: a.User}
+func (a *Account) principal(clientID string, g *grant) bridge.Principal {
+	return bridge.Principal{ClientID: clientID, Role: a.Role, Identity: a.Identity, Proven: a.Role == bridge.RoleDevice, Account: a.User, Grant: g}
 }
 
 // openPrincipal believes what a client says about itself. Who does not claim to

@@ -29,8 +29,11 @@ type Hook struct {
 	unlogged atomic.Uint64 // refused since the last such line
 	users    accounts
 
-	mu   sync.Mutex
-	live map[string]*session // devices and guests, by client id
+	rechecks atomic.Uint64 // how often Recheck has begun
+
+	mu       sync.Mutex
+	live     map[string]*session   // devices and guests, by client id
+	sessions map[*session]struct{} // all, with Options.Allowed
 
 	watchMu   sync.Mutex
 	observers map[*session]struct{} // observers with a filter under the root
@@ -133,6 +136,7 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	if c.WillFlag {
 		info.Will = &Will{Topic: c.WillTopic, QoS: c.WillQos, Retain: c.WillRetain}
 	}
+	before := h.rechecks.Load()
 	who, err := h.o.Authenticate(info)
 	switch {
 	case errors.Is(err, ErrNotOurs):
@@ -149,7 +153,7 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	case who.ClientID != c.ClientIdentifier || who.ClientID == "" && who.Role != bridge.RoleUser && who.Role != bridge.RoleObserver:
 		return h.refuse(cl, RefusedClientID, &Refusal{Code: BadClientID, Reason: "client id not valid"})
 	}
-	return h.admit(cl, who)
+	return h.admit(cl, who, before)
 }
 
 // reaches reports whether a will on topic, which mochi does not check, could
@@ -176,8 +180,8 @@ func (h *Hook) deviceID(id string) bool {
 	return ok
 }
 
-// admit makes a session for a principal.
-func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
+// admit makes a session for a principal. before is as in enter.
+func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal, before uint64) error {
 	sends := who.Role == bridge.RoleDevice || who.Role == bridge.RoleGuest
 	switch {
 	case sends && !topics.ValidDevice(who.ClientID):
@@ -190,6 +194,9 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal) error {
 		return h.refuse(cl, events, &Refusal{Code: NotAllowed, Reason: "connection not usable", Err: err})
 	}
 	s := newSession(h, cl, conn, who)
+	if !h.enter(s, before) {
+		return h.refuse(cl, Revoked, &Refusal{Code: NotAllowed, Reason: "no longer allowed"})
+	}
 	if sends {
 		if err := s.connect(); err != nil {
 			r := &Refusal{Code: NotAllowed, Reason: "not allowed", Err: err}

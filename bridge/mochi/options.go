@@ -52,6 +52,10 @@ type Options struct {
 	//   - any other error, which refuses as NotAllowed.
 	Authenticate func(ConnectInfo) (bridge.Principal, error)
 
+	// Allowed reports whether a principal that Authenticate let in may stay; see
+	// Hook.Recheck. It must not block. Nil: everybody may.
+	Allowed func(bridge.Principal) bool
+
 	// Outside decides what a principal may do outside the root; nil leaves it
 	// to the server's other hooks. For subscriptions topic is the filter first,
 	// and then each topic. It never widens anything under the root.
@@ -217,6 +221,7 @@ func New(o Options) (*Hook, error) {
 		o:         o,
 		lines:     rate.NewLimiter(refusalLines, 10*refusalLines),
 		live:      make(map[string]*session),
+		sessions:  make(map[*session]struct{}),
 		observers: make(map[*session]struct{}),
 	}, nil
 }

@@ -41,7 +41,10 @@ type ServerConfig struct {
 // Server is a whole MQTT server with the forwarder in it: nothing reaches it but
 // through guarded listeners, and its clients get QoS 0 and 1. It is for programs
 // that have no mochi server of their own. Serve and Close are each for one call.
-type Server struct{ server *mqtt.Server }
+type Server struct {
+	server *mqtt.Server
+	hook   *Hook
+}
 
 // NewServer checks the configuration and makes a server that listens where it
 // was told to; it serves from Serve on. mochi's own log is kept from warnings
@@ -122,7 +125,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 			return nil, fmt.Errorf("mochibridge: listener %q: %w", l.ID, err)
 		}
 	}
-	return &Server{server}, nil
+	return &Server{server, hook}, nil
 }
 
 // Serve starts serving and returns at once.
