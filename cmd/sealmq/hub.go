@@ -39,7 +39,8 @@ this machine; behind a reverse proxy on the same machine that means everybody.
 Anywhere else it refuses to start until it is told who may connect.
 
 Settings come from --config and from flags; a flag wins. A hub ends at TERM or
-INT, and reads certificate and password file again at HUP.`,
+INT. At HUP it reads certificates, password file and lists of devices again, and
+ends the connections that they no longer let in.`,
 		Example: `  sealmq hub
   sealmq hub --mqtt 127.0.0.1:0 --data ./hub-data
   sealmq hub --mqtt mqtts://0.0.0.0:8883 --tls-cert hub.pem --tls-key hub.key --password-file passwd
@@ -211,7 +212,7 @@ func (a *app) printHub(info hubInfo) error {
 	return a.result(nil, "Hub identity "+info.Identifier)
 }
 
-// reloadOnHUP reads certificate and password file again at each HUP until the
+// reloadOnHUP reads the files that can change again at each HUP until the
 // returned function is called.
 func reloadOnHUP(hub *broker.Hub, stderr io.Writer) (stop func()) {
 	hup := make(chan os.Signal, 1)
