@@ -63,8 +63,8 @@ type Config struct {
 	HelloBurst        int
 	RegistrationRate  float64
 	RegistrationBurst int
-	// StreamWait is how long a packet of a stream waits for a full outbox
-	// before it is dropped. Default 1 s.
+	// StreamWait is how long a packet of a stream waits for a full outbox that
+	// takes nothing in, before it is dropped. Default 1 s.
 	StreamWait time.Duration
 
 	// FirstContact is how long a frame waits that came through a forwarder for

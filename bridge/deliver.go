@@ -279,6 +279,9 @@ func (p *Port) unpark() {
 		p.parked = nil
 		return
 	}
+	if i > 0 {
+		p.madeRoom = p.b.now()
+	}
 	p.parked = p.parked[i:]
 	if p.frames < p.b.cfg.OutboxFrames && p.bytes < p.b.cfg.OutboxBytes {
 		p.b.starve(p)

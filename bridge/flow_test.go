@@ -316,6 +316,28 @@ func TestStreamWaitsThenDrops(t *testing.T) {
 	})
 }
 
+// TestSlowTargetSlowsAStream: a target that takes a frame now and then loses none.
+func TestSlowTargetSlowsAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 1 })
+		s, d := stream(t, b, true), attach(t, b, "bob", false)
+		s.Port().allow([]byte(d.Port().Address()))
+		const n = 6
+		for range n {
+			s.send(route.To(d.Port().Address(), "x"), nil, nil)
+		}
+		for i := range n {
+			time.Sleep(900 * time.Millisecond)
+			synctest.Wait()
+			got := d.conn.entries()
+			equal(t, "delivered", len(got), i+1)
+			d.Delivered(got[i].Seq)
+		}
+		c := b.Counters()
+		equal(t, "dropped and waiting", []uint64{c.Dropped[DropFull], uint64(c.Waiting)}, []uint64{0, 0})
+	})
+}
+
 // TestAgeLimitMakesRoom: what waited is delivered without another event.
 func TestAgeLimitMakesRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

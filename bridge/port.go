@@ -73,6 +73,7 @@ type Port struct {
 	starved bool // in Bridge.starved
 
 	parkedFrames          int
+	madeRoom              int64 // when a parked packet was let in last, others staying
 	heldFrames, heldBytes int
 
 	hellos, registrations *rate.Limiter

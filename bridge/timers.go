@@ -146,7 +146,7 @@ func (p *Port) nextWake() int64 {
 		at(w.deadline)
 	}
 	for _, w := range p.parked {
-		at(w.deadline)
+		at(p.parkedUntil(w))
 	}
 	if p.box != nil {
 		if arrival, ok := p.box.Oldest(); ok {
@@ -196,11 +196,11 @@ func (p *Port) expire() {
 	if attach {
 		p.helloBy = 0
 	}
-	p.held = p.expireWaiting(p.held, now, DropOffline, &notes, func(w *waiting) {
+	p.held = p.expireWaiting(p.held, now, DropOffline, &notes, (*waiting).until, func(w *waiting) {
 		p.heldFrames -= w.frames
 		p.heldBytes -= w.bytes
 	})
-	p.parked = p.expireWaiting(p.parked, now, DropFull, &notes, func(w *waiting) { p.parkedFrames -= w.frames })
+	p.parked = p.expireWaiting(p.parked, now, DropFull, &notes, p.parkedUntil, func(w *waiting) { p.parkedFrames -= w.frames })
 	if p.box != nil && p.frames > 0 {
 		p.expireQueued(now, &notes)
 	}
@@ -232,12 +232,26 @@ func (p *Port) expire() {
 	b.relieve()
 }
 
+func (w *waiting) until() int64 { return w.deadline }
+
+// parkedUntil returns when a packet has waited too long for a full outbox; 0: never.
+// A stream's has as long again whenever the target has made room: a slow target
+// slows its senders, and only one that takes nothing loses their frames. p.mu is
+// held.
+func (p *Port) parkedUntil(w *waiting) int64 {
+	if w.deadline == 0 {
+		return 0
+	}
+	return max(w.deadline, p.madeRoom+int64(p.b.cfg.StreamWait))
+}
+
 // expireWaiting ends waiting packets whose deadline has passed; p.mu is held.
-func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note, out func(*waiting)) []*waiting {
+func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note,
+	until func(*waiting) int64, out func(*waiting)) []*waiting {
 	keep := list[:0]
 	reason, _ := why.reason()
 	for _, w := range list {
-		if w.deadline == 0 || w.deadline > now {
+		if end := until(w); end == 0 || end > now {
 			keep = append(keep, w)
 			continue
 		}

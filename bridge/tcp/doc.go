@@ -14,7 +14,8 @@
 // network; what does not fit stays in the connection's outbox, and what does not
 // fit there is withheld from its sender. TCP has no acknowledgement to withhold,
 // so the server stops reading from a sender whose frames wait for room; the
-// bridge drops and counts a frame that waited for a second.
+// bridge drops and counts a frame that waited for a second in which its target took
+// nothing.
 //
 // # Hostile peers
 //
