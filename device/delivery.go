@@ -277,7 +277,18 @@ func (ds *deliveries) follow(c *Channel, cur *channel.Channel) {
 			return
 		case <-patience(c.persist):
 			ds.refuse(c, fmt.Errorf("%w: it does not say hello", ErrNoDelivery))
-			return
+			// What was posted stays. The hello may be late; or the peer's half of the
+			// channel never came up, and then nothing else would end ours.
+			select {
+			case <-cur.Greeted():
+			case <-cur.Done():
+				return
+			case <-ds.n.stopped.Done():
+				return
+			case <-time.After(helloPatience):
+				_ = cur.Close()
+				return
+			}
 		}
 		epoch, _ := cur.PeerEpoch()
 		ds.mu.Lock()

@@ -174,7 +174,12 @@ func newHub(t *testing.T) *hub {
 	if err := ln.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h.args = []string{"hub", "--mqtt", h.addr, "--data", filepath.Join(t.TempDir(), "data")}
+	// Queues so small that they are full whenever a receiver is not there.
+	config := filepath.Join(t.TempDir(), "hub.yaml")
+	if err := os.WriteFile(config, []byte("limits:\n  outbox_frames: 64\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.args = []string{"hub", "--config", config, "--mqtt", h.addr, "--data", filepath.Join(t.TempDir(), "data")}
 	return h
 }
 
