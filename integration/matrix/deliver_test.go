@@ -73,9 +73,29 @@ func TestDeliverToRust(t *testing.T) {
 				says("after " + text)
 			}
 			// An outbox is for peers that may sleep, and gives them time to say hello.
-			err = p.node.Deliver(ctx, device.Destination{Route: to, Peer: peer}, sink, []byte("never sent"))
-			if !errors.Is(err, device.ErrNoDelivery) {
+			box, err := p.node.Outbox(device.Destination{Route: to, Peer: peer}, sink)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := box.Post(ctx, []byte("never sent either")); err != nil {
+				t.Fatal(err)
+			}
+			if err := box.Deliver(ctx, []byte("never sent")); !errors.Is(err, device.ErrNoDelivery) {
 				t.Errorf("Deliver through an outbox: %v", err)
+			}
+			// What was posted stays, and the channel without a hello does not: its other
+			// half may never have come up.
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for limit := time.After(patience); p.node.Stats().Channels.Dialled < 3; {
+				select {
+				case <-tick.C:
+				case <-limit:
+					t.Fatal("the outbox never dialled again")
+				}
+			}
+			if messages, _ := box.Pending(); messages == 0 { // the withdrawn one counts too
+				t.Error("what was posted is gone")
 			}
 			if n := n.Pending(sink); n != 0 {
 				t.Errorf("%d messages of Deliver arrived", n)
