@@ -566,6 +566,7 @@ func TestPausesGrowToHalfAMinute(t *testing.T) {
 			t.Errorf("longest pause %v", longest)
 		}
 		c = h.ready(8)
+		synctest.Wait() // until the device has taken the answer
 		finish(n, c)
 		synctest.Wait()
 		kinds := log.kinds()

@@ -25,7 +25,12 @@ func TestCommandLineAtAStockRelay(t *testing.T) {
 		case l := <-lines:
 			return l
 		case <-listening.Exited():
-			t.Fatalf("listen has ended: %s", listening.Stderr())
+			select {
+			case l := <-lines: // what it printed last
+				return l
+			default:
+				t.Fatalf("listen has ended: %s", listening.Stderr())
+			}
 		case <-time.After(patience):
 			t.Fatal("listen prints nothing")
 		}
