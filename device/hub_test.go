@@ -2,15 +2,10 @@ package device_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"strings"
 	"sync"
@@ -24,6 +19,7 @@ import (
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/testcert"
 )
 
 // hub is a mochi server with the forwarder hook.
@@ -83,7 +79,7 @@ func startHub(t testing.TB, before *hub, changes ...func(*bridge.Config)) *hub {
 			t.Fatal(err)
 		}
 	}
-	cert, roots := certificate(t)
+	cert, roots := testcert.Loopback(t)
 	h.roots = roots
 	listen := func(id, addr string, secure, web bool) string {
 		c := guard.Config{ID: id, Address: addr, PacketLimit: int(caps.MaximumPacketSize), Counters: counters, WebSocket: web}
@@ -147,30 +143,6 @@ func authenticate(c mochibridge.ConnectInfo) (bridge.Principal, error) {
 	name, _, _ := strings.Cut(c.ClientID, "-")
 	id, err := identity.ParseIdentifier(name)
 	return bridge.Principal{Identity: id, ClientID: c.ClientID, Role: bridge.RoleDevice, Proven: true}, err
-}
-
-func certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "hub"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
 // network is a device's way to the hub, which a test can cut.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/testcert"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -354,7 +355,8 @@ func TestLateFence(t *testing.T) {
 }
 
 func TestExporterReachesAuthenticator(t *testing.T) {
-	server, client := certificate(t)
+	cert, roots := testcert.Loopback(t)
+	server, client := &tls.Config{Certificates: []tls.Certificate{cert}}, &tls.Config{RootCAs: roots}
 	seen := make(chan ConnectInfo, 1)
 	h := newHub(t, func(s *setup) {
 		s.listener.TLS = server

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
+	"github.com/sealmq/sealmq/internal/testcert"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -311,7 +312,8 @@ func pair(t *testing.T, dial func() *rawmqtt.Client) {
 }
 
 func TestTransports(t *testing.T) {
-	server, client := certificate(t)
+	cert, roots := testcert.Loopback(t)
+	server, client := &tls.Config{Certificates: []tls.Certificate{cert}}, &tls.Config{RootCAs: roots}
 	check := func(t *testing.T, err error) {
 		t.Helper()
 		if err != nil {
