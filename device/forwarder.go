@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/bare"
 	"github.com/sealmq/sealmq/route"
 )
@@ -36,9 +37,11 @@ type Forwarder struct {
 	pending int // registrations sent and not answered
 	first   chan struct{}
 	closed  bool
-	// claimed is the number of the last claim that the hub took, at claimedAt.
+	// claimed is the number of the last claim that the hub took, at claimedAt, and
+	// claimedBy the identity with the key that signed it.
 	claimed   uint64
 	claimedAt time.Time
+	claimedBy *identity.Identity
 }
 
 // ForwarderOption changes how CreateForwarder asks.

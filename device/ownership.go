@@ -72,8 +72,9 @@ func (n *Node) Lookup(ctx context.Context, address string) (Ownership, error) {
 	return o, n.verifyClaim(&o, r.Claim)
 }
 
-// verifyClaim fills in what a claim proves. One that has merely ended proves
-// nothing, and is no error: its owner may have been away.
+// verifyClaim fills in what a claim proves. One that has merely ended, or was
+// signed with the key before the owner's latest, proves nothing, and is no error:
+// the owner may have been away.
 func (n *Node) verifyClaim(o *Ownership, raw []byte) error {
 	c, err := hubproto.ParseClaim(raw)
 	switch {
@@ -92,6 +93,14 @@ func (n *Node) verifyClaim(o *Ownership, raw []byte) error {
 	case errors.Is(err, hubproto.ErrClaimExpired), errors.Is(err, hubproto.ErrClaimHistory):
 		n.log.Info("the claim to a forwarding address proves nothing", "address", o.Address, "err", err)
 		return nil
+	case errors.Is(err, identity.ErrOlder):
+		// Its claimant has rotated the key since and may be about to sign again.
+		seen, err := n.claimSeen(c)
+		if err == nil && c.Number < seen {
+			err = fmt.Errorf("%w: %w: number %d after %d", ErrBadClaim, pinfile.ErrOlder, c.Number, seen)
+		}
+		n.log.Warn("the claim to a forwarding address is by a key that was rotated away", "address", o.Address, "identifier", c.Claimant)
+		return err
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrBadClaim, err)
 	}
@@ -102,9 +111,26 @@ func (n *Node) verifyClaim(o *Ownership, raw []byte) error {
 	return nil
 }
 
+// claimSeen returns the largest number seen of the claims of a claimant to an
+// address.
+func (n *Node) claimSeen(c *hubproto.Claim) (uint64, error) {
+	e, _, err := n.numbers.Lookup(claimName(c))
+	if err != nil || n.cfg.KnownPeers == nil {
+		return e.Number, err
+	}
+	known, ok, err := n.cfg.KnownPeers.file.Lookup(c.Address)
+	if ok && known.Identifier == c.Claimant {
+		return max(e.Number, known.Number), err
+	}
+	return e.Number, err
+}
+
+// claimName is what a claim's number is remembered under while the process lives.
+func claimName(c *hubproto.Claim) string { return c.Address + "=" + c.Claimant.String() }
+
 // seenClaim remembers the number of a claim and refuses an older one than seen.
 func (n *Node) seenClaim(c *hubproto.Claim) error {
-	err := n.numbers.Remember(c.Address+"="+c.Claimant.String(), c.Claimant, c.Number)
+	err := n.numbers.Remember(claimName(c), c.Claimant, c.Number)
 	if err == nil && n.cfg.KnownPeers != nil {
 		if id, ok, lerr := n.cfg.KnownPeers.Lookup(c.Address); lerr == nil && ok && id == c.Claimant {
 			err = n.cfg.KnownPeers.file.Remember(c.Address, c.Claimant, c.Number)
@@ -229,7 +255,7 @@ func (f *Forwarder) claim(ctx context.Context) {
 	if closed || address == "" {
 		return
 	}
-	now := time.Now()
+	now, by := time.Now(), n.cfg.Identity.Identity()
 	number := max(uint64(max(now.UnixMilli(), 0)), last+1)
 	c, err := hubproto.MakeClaim(n.cfg.Identity, address, number, now.Add(hubproto.ClaimTTL))
 	if err == nil {
@@ -242,38 +268,56 @@ func (f *Forwarder) claim(ctx context.Context) {
 		return
 	}
 	n.mu.Lock()
-	f.claimed, f.claimedAt = number, now
+	f.claimed, f.claimedAt, f.claimedBy = number, now, by
 	n.mu.Unlock()
+	if n.rotatedSince(by) {
+		f.claim(ctx)
+	}
 	n.renewing.Do(func() { n.spawn(n.renewClaims) })
+}
+
+// rotatedSince reports whether our identity has another key than it had as by.
+func (n *Node) rotatedSince(by *identity.Identity) bool {
+	return n.cfg.Identity.Identity().Compare(by) != identity.Equal
 }
 
 // claimRound is how often claims are looked through for those that have run half
 // their time.
 const claimRound = hubproto.ClaimTTL / 14
 
-// renewClaims signs claims again before they end.
+// renewClaims signs claims again before they end, and when the identity has a new
+// key: peers that have seen it no longer count what the old one signed.
 func (n *Node) renewClaims() {
 	tick := time.NewTicker(claimRound)
 	defer tick.Stop()
+	ticked := false
 	for {
-		select {
-		case <-tick.C:
-		case <-n.stopped.Done():
-			return
-		}
-		if n.State() != Online {
-			continue // they are signed again with the next connection
-		}
+		rotated := n.cfg.Identity.Rotated()
 		n.mu.Lock()
 		var due []*Forwarder
 		for f := range n.forwarders {
-			if f.address != "" && time.Since(f.claimedAt) > hubproto.ClaimTTL/2 {
+			old := f.claimedBy != nil && n.rotatedSince(f.claimedBy)
+			if f.address != "" && (old || ticked && time.Since(f.claimedAt) > hubproto.ClaimTTL/2) {
 				due = append(due, f)
 			}
 		}
 		n.mu.Unlock()
+		if n.State() != Online {
+			due = nil // they are signed again with the next connection
+		}
 		for _, f := range due {
 			f.claim(n.stopped)
+		}
+		select {
+		case <-rotated:
+			ticked = false
+		case <-tick.C:
+			ticked = true
+			if err := n.cfg.Identity.Refresh(); err != nil {
+				n.log.Warn("the identity cannot be read again", "err", err)
+			}
+		case <-n.stopped.Done():
+			return
 		}
 	}
 }

@@ -23,11 +23,12 @@ type private struct {
 	clock func() time.Time
 	id    Identifier
 
-	mu     sync.Mutex
-	state  *state  // immutable; replaced whole
-	keeper keeper  // nil: the keys live in memory only
-	stamp  any     // what keeper compares to see a change
-	opts   options // external keys
+	mu      sync.Mutex
+	state   *state        // immutable; replaced whole
+	keeper  keeper        // nil: the keys live in memory only
+	stamp   any           // what keeper compares to see a change
+	opts    options       // external keys
+	rotated chan struct{} // closed when the identity changes; nil until asked for
 }
 
 // state is everything that belongs to a private identity. It is immutable.
@@ -173,6 +174,18 @@ func (p *Private) Identity() *Identity {
 	return p.p.state.identity
 }
 
+// Rotated returns a channel that is closed when the identity next has a new key:
+// rotated here, or in another process once this one has seen it (Refresh). Ask for
+// the channel before Identity, and no rotation is missed.
+func (p *Private) Rotated() <-chan struct{} {
+	p.p.mu.Lock()
+	defer p.p.mu.Unlock()
+	if p.p.rotated == nil {
+		p.p.rotated = make(chan struct{})
+	}
+	return p.p.rotated
+}
+
 // Refresh reads the identity again if another process has changed it on disk:
 // rotated its key or renewed a purpose key. ChannelKey does so by itself, and
 // goes on with what it has when that fails; Refresh returns the error.
@@ -201,7 +214,8 @@ func (p *private) refresh() error {
 func (p *private) adopt(st *state, stamp any) error {
 	switch st.identity.Compare(p.state.identity) {
 	case Equal, Newer:
-		p.state, p.stamp = st, stamp
+		p.stamp = stamp
+		p.replace(st)
 		return nil
 	case Older:
 		return fmt.Errorf("%w: the stored identity has gone back", ErrOlder)
@@ -215,7 +229,7 @@ func (p *private) update(change func(*state) (*state, error)) error {
 	if p.keeper == nil {
 		st, err := change(p.state)
 		if err == nil && st != nil {
-			p.state = st
+			p.replace(st)
 		}
 		return err
 	}
@@ -235,9 +249,18 @@ func (p *private) renew(change func(*state) (*state, error)) error {
 	}
 	st, err := change(p.state)
 	if err == nil && st != nil {
-		p.state = st
+		p.replace(st)
 	}
 	return err
+}
+
+// replace installs the next state, and tells those who wait for a rotation.
+func (p *private) replace(st *state) {
+	rotated := st.identity.latest().hash != p.state.identity.latest().hash
+	if p.state = st; rotated && p.rotated != nil {
+		close(p.rotated)
+		p.rotated = nil
+	}
 }
 
 // Rotate gives the identity a new key: a fresh Ed25519 key, or that of

@@ -339,3 +339,45 @@ func TestPrivateConcurrently(t *testing.T) {
 		t.Errorf("%d changes, want 17", n)
 	}
 }
+
+func TestRotated(t *testing.T) {
+	v := newVault(t)
+	for name, q := range map[string]*Private{"in memory": must(Create()), "here": must(v.Create("alice")), "elsewhere": must(v.Create("bob"))} {
+		rotated := q.Rotated()
+		told := func() bool {
+			select {
+			case <-rotated:
+				return true
+			default:
+				return false
+			}
+		}
+		if _, err := q.IssueCredential(q.Identity(), map[string]string{"a": "b"}, 1, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if told() {
+			t.Errorf("%s: a purpose key counts as a rotation", name)
+		}
+		by := q
+		if name == "elsewhere" {
+			by = must(v.Load("bob"))
+		}
+		if err := by.Rotate(); err != nil {
+			t.Fatal(err)
+		}
+		if by != q {
+			if told() {
+				t.Errorf("%s: known before it was looked for", name)
+			}
+			if _, err := q.ChannelKey(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !told() {
+			t.Errorf("%s: a rotation tells nobody", name)
+		}
+		if rotated = q.Rotated(); told() {
+			t.Errorf("%s: told of a rotation before", name)
+		}
+	}
+}

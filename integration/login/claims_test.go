@@ -69,27 +69,43 @@ func TestClaims(t *testing.T) {
 		t.Errorf("took %v", d)
 	}
 
-	// Claims survive the hub, and are signed again with a newer number and key.
-	before, err := alice.Lookup(within(t), static.Address())
-	if err != nil {
+	// A rotated key signs them again by itself, with a newer number; and they survive
+	// the hub.
+	newer := func(f *device.Forwarder, than uint64) {
+		t.Helper()
+		eventually(t, "a newer claim", func() bool {
+			r := h.Bridge().Forwarder(f.Address())
+			if r == nil || len(r.Claim) == 0 {
+				return false
+			}
+			c, err := hubproto.ParseClaim(r.Claim)
+			return err == nil && c.Number > than
+		})
+	}
+	number := func(f *device.Forwarder) uint64 {
+		t.Helper()
+		o, err := alice.Lookup(within(t), f.Address())
+		if err != nil || !o.Signed {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		return o.Number
+	}
+	before := map[*device.Forwarder]uint64{static: number(static), dynamic: number(dynamic)}
+	if err := bobID.Rotate(); err != nil {
 		t.Fatal(err)
 	}
+	for f, n := range before {
+		newer(f, n)
+	}
+	n := number(static)
 	if err := bobID.Rotate(); err != nil {
 		t.Fatal(err)
 	}
 	stopHub(t, h)
 	h = startHub(t, broker.Config{Data: data, MQTT: []string{addr}})
-	eventually(t, "a newer claim", func() bool {
-		r := h.Bridge().Forwarder(static.Address())
-		if r == nil || len(r.Claim) == 0 {
-			return false
-		}
-		c, err := hubproto.ParseClaim(r.Claim)
-		return err == nil && c.Number > before.Number
-	})
-	o, err := alice.Lookup(within(t), static.Address())
-	if err != nil || !o.Signed || o.Number <= before.Number {
-		t.Errorf("after a rotation: %+v, %v", o, err)
+	newer(static, n)
+	if now := number(static); now <= n {
+		t.Errorf("number %d after %d", now, n)
 	}
 
 	// Given up, an alias is free for others at once.
@@ -296,6 +312,31 @@ func TestLyingHub(t *testing.T) {
 	show(7)
 	if err := dial(again); err != nil {
 		t.Errorf("the same claim: %v", err)
+	}
+
+	// By the key before the last: it proves nothing, and the handshake decides; with an
+	// older number the hub hides something.
+	newest, older := claim(bobID, f.Address(), 7), claim(bobID, f.Address(), 6)
+	if err := bobID.Rotate(); err != nil {
+		t.Fatal(err)
+	}
+	for _, alice := range []*device.Node{alice, again} {
+		show := func(claim []byte) { r := *honest; r.Claim = claim; shown.Store(&r) }
+		show(nil)
+		if err := dial(alice); err != nil { // meets the new key
+			t.Fatal(err)
+		}
+		show(newest)
+		if o, err := alice.Lookup(within(t), f.Address()); err != nil || o.Signed {
+			t.Errorf("a claim by the key before: %+v, %v", o, err)
+		}
+		if err := dial(alice); err != nil {
+			t.Errorf("a claim by the key before: %v", err)
+		}
+		show(older)
+		if err := dial(alice); !errors.Is(err, device.ErrBadClaim) {
+			t.Errorf("an older claim by the key before: %v", err)
+		}
 	}
 }
 
