@@ -10,11 +10,15 @@ import (
 )
 
 // Bounds of what is held for a handshake that is not finished: frames may
-// overtake message 3, or arrive while it is being verified.
+// overtake message 3, or arrive while it is being verified. A stock initiator sends
+// as fast as it can once it has sent message 3. Each frame counts with
+// earlyOverhead bytes beside its payload. The total leaves every handshake its
+// first frame, so that nobody's early ones keep another's message 3 out.
 const (
-	maxEarlyFrames     = Window + 1
+	maxEarlyFrames     = 1024
 	maxEarlyBytes      = 1 << 20
 	maxEarlyBytesTotal = 16 << 20
+	earlyOverhead      = 256
 )
 
 // halfOpen is a handshake that a peer has begun. Its Handshake belongs to the
@@ -41,7 +45,7 @@ type halfOpen struct {
 	resends int
 	queue   []Inbound // not looked at yet
 	early   []Inbound // not message 3: kept for the channel
-	held    int       // bytes in queue and early
+	held    int       // costs of what is in queue and early
 }
 
 // arm starts the timeout.
@@ -121,16 +125,16 @@ func (h *halfOpen) receive(in Inbound) {
 		return
 	}
 	defer h.mu.Unlock()
-	size := len(in.Frame.Payload)
+	size := cost(in)
 	switch {
 	case h.stopped:
 		h.e.drops.add(DropEnded)
 		return
-	case size < Overhead:
+	case len(in.Frame.Payload) < Overhead:
 		h.e.drops.add(DropShort)
 		return
-	case len(h.queue)+len(h.early) >= maxEarlyFrames, h.held+size > maxEarlyBytes && h.held > 0,
-		h.e.earlyBytes.Load()+int64(size) > maxEarlyBytesTotal:
+	case h.held > 0 && (len(h.queue)+len(h.early) >= maxEarlyFrames || h.held+size > maxEarlyBytes ||
+		h.e.earlyBytes.Load()+int64(size) > maxEarlyBytesTotal):
 		h.e.drops.add(DropEarly)
 		return
 	}
@@ -141,6 +145,9 @@ func (h *halfOpen) receive(in Inbound) {
 		h.e.pool.submit(h.work)
 	}
 }
+
+// cost returns what a frame counts as while it is held.
+func cost(in Inbound) int { return len(in.Frame.Payload) + earlyOverhead }
 
 func (h *halfOpen) hold(n int) {
 	h.held += n
@@ -184,7 +191,7 @@ func (h *halfOpen) try(in Inbound) (over bool) {
 		h.early = append(h.early, in) // perhaps data that overtook message 3
 	default:
 		h.e.drops.add(DropHandshake)
-		h.hold(-len(in.Frame.Payload))
+		h.hold(-cost(in))
 	}
 	return false
 }

@@ -122,6 +122,7 @@ func TestRepeatedFirst(t *testing.T) {
 // message 1 and data before it do no harm, and the data is not lost.
 func TestDataOvertakesMessage3(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const burst = maxEarlyFrames / 2
 		n := newTestNet()
 		a, b := listen(t, n)
 		var m3 *packet
@@ -140,7 +141,7 @@ func TestDataOvertakesMessage3(t *testing.T) {
 			return []packet{p}
 		})
 		c := dial(t, a, "bob", DialOptions{NoConfirm: true})
-		for i := range 5 {
+		for i := range burst {
 			send(t, c, fmt.Sprint(i))
 		}
 		synctest.Wait()
@@ -148,7 +149,7 @@ func TestDataOvertakesMessage3(t *testing.T) {
 			t.Fatal("data before the handshake is complete")
 		}
 		n.inject(*m3)
-		for i := range 5 {
+		for i := range burst {
 			if d := b.next(t); string(d.Frame.Payload) != fmt.Sprint(i) {
 				t.Errorf("message %d is %q", i, d.Frame.Payload)
 			}
