@@ -267,33 +267,36 @@ func TestDowngradeIsReported(t *testing.T) {
 func TestCloseReachesThePeer(t *testing.T) {
 	for _, initiator := range []bool{true, false} {
 		t.Run(fmt.Sprintf("initiator=%v", initiator), func(t *testing.T) {
-			n := newTestNet()
-			a, b, ab, ba := pair(t, n)
-			closing, other := ab, ba
-			if !initiator {
-				closing, other = ba, ab
-			}
-			if err := closing.Close(); err != nil {
-				t.Fatal(err)
-			}
-			ended(t, closing, ErrClosed)
-			ended(t, other, ErrPeerClosed)
-			if err := closing.Send(t.Context(), route.To("x"), nil, nil); !errors.Is(err, ErrClosed) {
-				t.Errorf("send on closed: %v", err)
-			}
-			if err := other.Send(t.Context(), route.To("x"), nil, nil); !errors.Is(err, ErrPeerClosed) {
-				t.Errorf("send on closed by the peer: %v", err)
-			}
-			if err := closing.Close(); err != nil {
-				t.Errorf("closing again: %v", err)
-			}
-			sent := len(n.seen("alice")) + len(n.seen("bob"))
-			if want := 3 + 2 + 1; sent != want { // handshake, hellos, one Close
-				t.Errorf("%d packets, want %d: no Close in reply to Close", sent, want)
-			}
-			if x, y := a.registered(), b.registered(); x != 0 || y != 1 {
-				t.Errorf("addresses left: %d, %d", x, y)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b, ab, ba := pair(t, n)
+				closing, other := ab, ba
+				if !initiator {
+					closing, other = ba, ab
+				}
+				if err := closing.Close(); err != nil {
+					t.Fatal(err)
+				}
+				ended(t, closing, ErrClosed)
+				ended(t, other, ErrPeerClosed)
+				if err := closing.Send(t.Context(), route.To("x"), nil, nil); !errors.Is(err, ErrClosed) {
+					t.Errorf("send on closed: %v", err)
+				}
+				if err := other.Send(t.Context(), route.To("x"), nil, nil); !errors.Is(err, ErrPeerClosed) {
+					t.Errorf("send on closed by the peer: %v", err)
+				}
+				if err := closing.Close(); err != nil {
+					t.Errorf("closing again: %v", err)
+				}
+				synctest.Wait()
+				sent := len(n.seen("alice")) + len(n.seen("bob"))
+				if want := 3 + 2 + 1; sent != want { // handshake, hellos, one Close
+					t.Errorf("%d packets, want %d: no Close in reply to Close", sent, want)
+				}
+				if x, y := a.registered(), b.registered(); x != 0 || y != 1 {
+					t.Errorf("addresses left: %d, %d", x, y)
+				}
+			})
 		})
 	}
 }

@@ -92,6 +92,7 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 // step handles the packets at the front of t.in: it returns the length of one
 // that is mochi's, or 0 when more bytes are needed.
 func (t *tap) step(c *Conn) (int, error) {
+	extended := false // all that is in t.in has arrived by now
 	for len(t.in) >= 2 {
 		length, head, err := remaining(t.in)
 		if err != nil {
@@ -126,7 +127,10 @@ func (t *tap) step(c *Conn) (int, error) {
 		if !taken {
 			return total, nil
 		}
-		c.extend()
+		if !extended {
+			c.extend()
+			extended = true
+		}
 		t.skip(total)
 	}
 	return 0, nil
