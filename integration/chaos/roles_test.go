@@ -262,9 +262,21 @@ func (r *role) send(ctx context.Context) error {
 	say(line{Event: "ready"})
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	// A message whose Post is given up is withdrawn, and its count is not used again:
+	// the numbers are counts, so who is told to end leaves Post at it, as a kill does.
+	posted := make(chan error, 1)
 	for n := box.Last().Count + 1; n <= r.N; n++ {
-		if _, err := box.Post(ctx, content(r.Name, n)); err != nil {
-			return err
+		go func() {
+			_, err := box.Post(context.WithoutCancel(ctx), content(r.Name, n))
+			posted <- err
+		}()
+		select {
+		case err := <-posted:
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 		if r.PerTick > 0 && n%uint64(r.PerTick) == 0 {
 			<-tick.C
