@@ -11,6 +11,7 @@ import (
 	"github.com/sealmq/sealmq/broker"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
 )
 
 // explanations give the errors of the library their exit code and say what to
@@ -46,6 +47,8 @@ var explanations = []struct {
 	{device.ErrPeerClosed, exitTempFail, "the peer ended the channel; try again"},
 	{device.ErrHubAway, exitUnavailable, "is the hub running there? sealmq hub starts one; --hub says where to look"},
 	{broker.ErrBadLogin, exitNoPerm, ""},
+	{identity.ErrFile, exitData, ""},
+	{identity.ErrNewerFile, exitConfig, ""},
 	{device.ErrBusy, exitTempFail, "try again in a moment"},
 	{device.ErrTimeout, exitTempFail, "try again, or allow more time with --timeout"},
 	{channel.ErrHandshake, exitProtocol, "what answered there is not an Ockam secure channel listener"},
@@ -74,13 +77,14 @@ func explain(err error) (code int, hint string) {
 	var config *broker.ConfigError
 	var password *broker.PasswordError
 	var permission *broker.PermissionError
+	var keys *identity.PermissionError
 	var listen *broker.ListenError
 	var stored *broker.StoreError
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &config), errors.As(err, &password):
 		return exitConfig, ""
-	case errors.As(err, &permission):
+	case errors.As(err, &permission), errors.As(err, &keys):
 		return exitNoPerm, ""
 	case errors.As(err, &listen):
 		return exitOS, ""
