@@ -118,6 +118,13 @@ func (c *call) noticed(n *hubproto.Notice) {
 	}
 }
 
+// waiting reports whether the hub has said that it waits for the peer.
+func (c *call) waiting() bool {
+	c.calls.mu.Lock()
+	defer c.calls.mu.Unlock()
+	return c.waited
+}
+
 // noticeError is the error of a call that the notice ends; nil for reasons that
 // say nothing about a call.
 func noticeError(r hubproto.Reason) error {

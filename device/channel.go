@@ -98,8 +98,8 @@ type Channel struct {
 // Without NoWait an offline peer is waited for as long as the hub does, 10 s. ctx
 // bounds the whole.
 //
-// Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so,
-// ErrPeerRefused, ErrWrongIdentity, ErrTimeout, ErrBusy, that of ctx, or what
+// Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so, or once
+// ctx ends while the hub waits for the peer; ErrPeerRefused, ErrWrongIdentity, ErrTimeout, ErrBusy, that of ctx, or what
 // stopped the node.
 func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, opts ...DialOption) (*Channel, error) {
 	switch {
@@ -165,6 +165,8 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return nil, fmt.Errorf("%w: dialling %s: %w", ErrWrongIdentity, to, err)
 	case errors.Is(err, channel.ErrBusy):
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+	case (errors.Is(err, channel.ErrTimeout) && cause == nil || errors.Is(cause, context.DeadlineExceeded)) && call.waiting():
+		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
 	case errors.Is(err, channel.ErrTimeout) && cause == nil, errors.Is(cause, context.DeadlineExceeded):
 		return nil, callError("no answer to the handshake through", to, ErrTimeout, hint)
 	case errors.Is(cause, context.Canceled):

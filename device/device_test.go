@@ -221,6 +221,15 @@ func TestDialErrors(t *testing.T) {
 			t.Error("waiting was not reported")
 		}
 	})
+	t.Run("offline, and little time", func(t *testing.T) {
+		// The context ends long before the hub would give up.
+		ctx, cancel := context.WithCancelCause(context.Background())
+		defer cancel(nil)
+		_, err := alice.Dial(ctx, to, channel.TrustEveryone, device.OnWaiting(func() { cancel(context.DeadlineExceeded) }))
+		if !errors.Is(err, device.ErrPeerOffline) {
+			t.Errorf("error: %v", err)
+		}
+	})
 	t.Run("offline, no wait", func(t *testing.T) {
 		quick(t, device.ErrPeerOffline, to, channel.TrustEveryone, device.NoWait())
 	})

@@ -185,7 +185,7 @@ func TestSendWhilePeersDie(t *testing.T) {
 	<-bob.ended
 
 	offline := start(t, env, "send", "--to", address, "--trust", "everyone", "hello")
-	if text := offline.exits(exitTempFail); !errorLine.MatchString(text) || !strings.Contains(text, "offline") {
+	if text := offline.exits(exitTempFail); !errorLine.MatchString(text) || !strings.Contains(text, "the hub waits for it") {
 		t.Errorf("to an offline peer:\n%s", text)
 	}
 

@@ -93,7 +93,9 @@ func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to 
 		return err
 	}
 	defer node.Close()
-	ch, err := node.Dial(ctx, to, policy)
+	ch, err := node.Dial(ctx, to, policy, device.OnWaiting(func() {
+		a.note("the peer is offline; the hub waits for it, 10 s at most")
+	}))
 	if err != nil {
 		return err
 	}
