@@ -515,7 +515,7 @@ func TestURLs(t *testing.T) {
 func TestBadURLsAndConfigurations(t *testing.T) {
 	id := newIdentity(t)
 	for _, url := range []string{
-		"", "hub", "hub:1883", "http://hub", "mqtt://", "mqtt:hub", "mqtt://hub/path", "mqtt://hub?x=1", "mqtt://hub?hub=I12",
+		"", "hub", "hub:1883", "127.0.0.1:1883", "user:secret@127.0.0.1:1883", "mqtt://hub:99999", "mqtt://hub:0", "http://hub", "mqtt://", "mqtt:hub", "mqtt://hub/path", "mqtt://hub?x=1", "mqtt://hub?hub=I12",
 		"mqtt://hub#x", "mqtt://user:secret@hub:port", "mqtt://hub?hub=I1&hub=I2", "mqtt://hub?hub=" + identity.Identifier{}.String(),
 	} {
 		_, err := device.Connect(t.Context(), url, device.Config{Identity: id})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/sealmq/sealmq/identity"
@@ -37,6 +38,9 @@ func parseURL(text string) (hubURL, error) {
 		return hubURL{}, fmt.Errorf("%w: %s (expected mqtt://HOST[:PORT], mqtts://, ws://, wss:// or tcp://, optionally with ?hub=IDENTIFIER)",
 			ErrURL, fmt.Sprintf(format, args...))
 	}
+	if !strings.Contains(text, "://") {
+		return fail("it has no scheme; put mqtt:// in front") // without the text, which may hold a password
+	}
 	u, err := url.Parse(text)
 	if err != nil {
 		var ue *url.Error
@@ -48,7 +52,7 @@ func parseURL(text string) (hubURL, error) {
 	h := hubURL{scheme: strings.ToLower(u.Scheme), host: u.Hostname(), path: u.EscapedPath()}
 	port, known := schemes[h.scheme]
 	switch {
-	case u.Scheme == "" || u.Opaque != "":
+	case u.Scheme == "":
 		return fail("%q has no scheme", u.Redacted())
 	case !known:
 		return fail("the scheme %q is unknown", u.Scheme)
@@ -60,6 +64,9 @@ func parseURL(text string) (hubURL, error) {
 		return fail("a %s URL has no path", h.scheme)
 	}
 	if p := u.Port(); p != "" {
+		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
+			return fail("%s is not a port", p)
+		}
 		port = p
 	}
 	h.address = net.JoinHostPort(h.host, port)
