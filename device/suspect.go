@@ -116,18 +116,30 @@ func (o *outbox) suspectLocked() {
 }
 
 // takeAloneLocked returns the next packet of the suspect's flow: one frame, with
-// nothing else under way.
+// nothing else under way that a loss of the connection could be put down to. What
+// was sent longer ago does not count: its acknowledgement may be withheld for as
+// long as its target's queue is full.
 func (o *outbox) takeAloneLocked() (packet, bool) {
 	f := o.alone.flow
 	o.skipLocked(f)
-	if f.next >= len(f.entries) {
-		if len(o.flights) == 0 {
-			o.releaseLocked()
+	i := f.index(o.alone.seq)
+	if i >= len(f.entries) || f.entries[i].seq != o.alone.seq || f.entries[i].state == entryDone {
+		o.releaseLocked() // it has left
+		return packet{}, false
+	}
+	if f.entries[i].state == entrySent {
+		return packet{}, false // its acknowledgement, or acquit, goes on
+	}
+	if wait := o.settledIn(time.Now()); wait > 0 {
+		if o.aloneTimer == nil {
+			gen := o.gen
+			o.aloneTimer = time.AfterFunc(wait, func() { o.settled(gen) })
 		}
 		return packet{}, false
 	}
-	if len(o.flights) > 0 {
-		return packet{}, false
+	if o.aloneTimer != nil {
+		o.aloneTimer.Stop()
+		o.aloneTimer = nil
 	}
 	seq := f.entries[f.next].seq
 	p := o.packLocked(f, 1)
@@ -136,6 +148,26 @@ func (o *outbox) takeAloneLocked() (packet, bool) {
 		o.aloneTimer = time.AfterFunc(killTime, func() { o.acquit(gen, seq) })
 	}
 	return p, true
+}
+
+// settledIn returns how long it takes until everything in flight has been there
+// for killTime.
+func (o *outbox) settledIn(now time.Time) time.Duration {
+	var wait time.Duration
+	for _, fl := range o.flights {
+		wait = max(wait, killTime-now.Sub(fl.at))
+	}
+	return wait
+}
+
+// settled asks for the suspect's turn.
+func (o *outbox) settled(gen uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gen == gen {
+		o.aloneTimer = nil
+		o.signal()
+	}
 }
 
 // acquit ends the test of a suspect that the connection has survived.

@@ -141,19 +141,63 @@ func TestSuspectAcquitted(t *testing.T) {
 		wantPackets(t, got, "a")
 		time.Sleep(killTime)
 		synctest.Wait()
-		got, _ = takeAll(o, gen) // a is still under way, so b has to wait for its turn alone
-		wantPackets(t, got)
-		o.detach(gen)
-		gen = o.attach(8, bundleBytes)
-		got, tokens := takeAll(o, gen)
+		got, tokens := takeAll(o, gen) // a is still under way, and no longer suspected
 		wantPackets(t, got, "b")
 		o.ack(gen, tokens[0])
+		o.detach(gen)
+		gen = o.attach(8, bundleBytes)
 		got, tokens = takeAll(o, gen)
 		wantPackets(t, got, "a")
 		o.ack(gen, tokens[0])
 		if o.frames != 0 || o.dropped[dropKills] != 0 {
 			t.Errorf("%d frames left, %d given up", o.frames, o.dropped[dropKills])
 		}
+		o.close(ErrClosed)
+	})
+}
+
+// A suspect whose acknowledgement the hub withholds stalls nobody else, nor do frames
+// of its own flow before it.
+func TestSuspectWithheld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		o := newOutbox(64, 1<<20)
+		put := func(key, body string) {
+			t.Helper()
+			if err := o.put(ctx, key, []byte(body), route.Stored); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("full", "f1")
+		put("ok", "o1")
+		for range maxStrikes {
+			gen := o.attach(8, 1) // a packet for each frame
+			takeAll(o, gen)
+			time.Sleep(time.Second)
+			o.detach(gen)
+		}
+		put("full", "f2")
+		put("other", "x1")
+		gen := o.attach(8, 1)
+		var sent []string
+		deadline := time.Now().Add(10 * killTime)
+		for len(sent) < 4 && time.Now().Before(deadline) {
+			got, tokens := takeAll(o, gen)
+			for i, p := range got {
+				sent = append(sent, p)
+				if p[0] != 'f' {
+					o.ack(gen, tokens[i])
+				}
+			}
+			select {
+			case <-o.wake:
+			case <-time.After(time.Second):
+			}
+		}
+		if len(sent) != 4 || sent[0] != "f1" || sent[1] != "o1" {
+			t.Errorf("sent %q", sent)
+		}
+		o.detach(gen)
 		o.close(ErrClosed)
 	})
 }
