@@ -212,6 +212,12 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	// Redelivered messages would go out with an alias that the new connection
 	// does not know.
 	cl.Properties.Props.TopicAliasMaximum = 0
+	// A session without expiry ends with its connection, and a will is not delayed
+	// beyond its session (MQTT 5 3.1.3.2.2). mochi would keep it, for as long as 136
+	// years, one for each client id that ever connected.
+	if !pk.Properties.SessionExpiryIntervalFlag {
+		cl.Properties.Will.WillDelayInterval = 0
+	}
 	return nil
 }
 

@@ -376,3 +376,17 @@ func TestPanicsOfHooksAreSurvived(t *testing.T) {
 		})
 	}
 }
+
+// TestDelayedWillEndsWithItsSession: a will is not delayed beyond a session that ends
+// with its connection.
+func TestDelayedWillEndsWithItsSession(t *testing.T) {
+	b := start(t, nil)
+	watch := b.login(t, true, rawmqtt.Options{ID: "watch"})
+	if _, err := watch.Sub(1, 0, "will"); err != nil {
+		t.Fatal(err)
+	}
+	delay := []byte{0x18, 0xff, 0xff, 0xff, 0xff} // Will Delay Interval, 136 years
+	c := b.login(t, true, rawmqtt.Options{ID: "c", Will: "will", WillPayload: "x", WillProps: delay})
+	_ = c.Close()
+	expect(t, watch, rawmqtt.PUBLISH)
+}

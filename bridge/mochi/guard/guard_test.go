@@ -178,6 +178,18 @@ func TestConnectDeadline(t *testing.T) {
 	expect(t, c, rawmqtt.PINGRESP)
 }
 
+// TestRequestThatIsNoWebSocket: the deadline is not over with an answer in HTTP.
+func TestRequestThatIsNoWebSocket(t *testing.T) {
+	b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.WebSocket = true })
+	c := b.dial(t, false)
+	send(t, c, []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	answer, err := io.ReadAll(c)
+	if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 4")) {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
 func TestFirstPacket(t *testing.T) {
 	b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.ConnectSize = 1000 })
 	for name, tc := range map[string]struct {

@@ -210,6 +210,9 @@ func (l *Listener) Init(*slog.Logger) error {
 				}
 			},
 		}
+		// A connection is for one upgrade: what is no WebSocket ends with its answer,
+		// and so within the deadline.
+		l.web.SetKeepAlivesEnabled(false)
 	}
 	return nil
 }
