@@ -13,10 +13,19 @@ import (
 // which makes the next sequence to, for a store that restores a queue.
 func MemoryOutboxes() OutboxFactory { return newMemoryOutboxes() }
 
-// RoutedPacket returns a packet of one frame that is routed and stamped already,
-// as an Outbox returned it before a restart. Nothing is copied.
-func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byte) *Packet {
-	return &Packet{Class: class, Arrival: arrival, First: first, Hop: hop, raw: frame}
+// RoutedPacket returns a packet of frames, one at least, that are routed and stamped
+// already, as an Outbox returned them before a restart. One frame is not copied.
+func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byte, more ...[]byte) *Packet {
+	p := &Packet{Class: class, Arrival: arrival, First: first, Hop: hop, raw: frame}
+	if len(more) > 0 {
+		p.ends = []int{len(frame)}
+		p.raw = append([]byte(nil), frame...)
+		for _, f := range more {
+			p.raw = append(p.raw, f...)
+			p.ends = append(p.ends, len(p.raw))
+		}
+	}
+	return p
 }
 
 // NewTicket returns the ticket of a packet that no connection sent: ack hears when

@@ -252,8 +252,14 @@ func (b *outbox) released(upTo uint64) {
 	upTo = min(upTo, b.Outbox.Next()-1)
 	for i := b.head; i < len(b.recs) && b.recs[i].first() <= upTo; i++ {
 		r := &b.recs[i]
-		if r.last > upTo {
-			break // part of a bundle: the rest needs the record
+		if r.last > upTo { // part of a bundle: the rest, if any is left, needs the record
+			b.done = max(b.done, upTo)
+			if r.live > 0 {
+				if r.live = b.liveUpTo(r.last); r.live == 0 {
+					b.s.log.Release(uint64(r.seg), 1, int64(r.size))
+				}
+			}
+			break
 		}
 		if r.live > 0 {
 			r.live = 0
@@ -262,13 +268,21 @@ func (b *outbox) released(upTo uint64) {
 		b.done = max(b.done, r.last)
 	}
 	b.trim()
-	if b.head < len(b.recs) && b.recs[b.head].first() <= upTo {
-		b.done = max(b.done, upTo)
-	}
 	if b.done > b.written && !b.queued {
 		b.queued = true
 		b.s.markDone(b)
 	}
+}
+
+// liveUpTo returns the number of frames of stored class up to a sequence.
+func (b *outbox) liveUpTo(seq uint64) (n uint32) {
+	b.Outbox.Scan(func(it *bridge.Item) bool {
+		if it.Seq <= seq && it.Class == route.Stored {
+			n++
+		}
+		return it.Seq < seq
+	})
+	return n
 }
 
 // flushDone writes what has been delivered since the last time.

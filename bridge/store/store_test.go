@@ -97,6 +97,40 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestPartOfABundle: a record goes with the last of its frames, however they go.
+func TestPartOfABundle(t *testing.T) {
+	for name, rest := range map[string]func(b bridge.Outbox){
+		"released, dropped":  func(b bridge.Outbox) { b.Release(1); b.Drop(2); b.Drop(3) },
+		"dropped, released":  func(b bridge.Outbox) { b.Drop(1); b.Release(2); b.Release(3) },
+		"dropped in between": func(b bridge.Outbox) { b.Drop(2); b.Release(1); b.Drop(3) },
+		"dropped behind":     func(b bridge.Outbox) { b.Drop(3); b.Drop(2); b.Release(1) },
+		"one after another":  func(b bridge.Outbox) { b.Release(1); b.Release(2); b.Release(3) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s, _ := openStore(t, dir, Options{})
+			b := box(t, s, "bob")
+			empty := s.Stats().LiveBytes
+			p := bridge.RoutedPacket(route.Stored, 7, false, nil, []byte("one"), []byte("two"), []byte("three"))
+			if _, _, err := b.Append(p, bridge.Ticket{}); err != nil {
+				t.Fatal(err)
+			}
+			rest(b)
+			if live := s.Stats().LiveBytes; live != empty {
+				t.Errorf("%d bytes are held of an empty queue, %d before", live, empty)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s, rep := openStore(t, dir, Options{})
+			defer s.Close()
+			if rep.Frames != 0 {
+				t.Errorf("%d frames came back", rep.Frames)
+			}
+		})
+	}
+}
+
 func TestTables(t *testing.T) {
 	dir := t.TempDir()
 	s, _ := openStore(t, dir, Options{})
