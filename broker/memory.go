@@ -58,7 +58,7 @@ func (l Limits) checkMemory() error {
 		}
 		sum += *s.value
 	}
-	sum += l.OutputBytes // once for MQTT, once for TCP
+	sum += l.OutputBytes + l.ArrivingBytes // once for MQTT, once for TCP
 	sum += Size(min(l.Connections, 1<<30)) * connectionCost
 	if sum > l.Memory/4*3 {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("queues, buffers and connections may come to %d MiB, more than three quarters of %v", sum>>20, l.Memory),

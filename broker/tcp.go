@@ -91,6 +91,7 @@ func (h *Hub) openOckam(ln net.Listener) error {
 	}
 	front, err := tcp.New(tcp.Config{
 		Bridge: h.bridge, Frames: frames, Closed: closed, Limits: o.limits, TotalOutput: int64(h.cfg.Limits.OutputBytes),
+		TotalInput:      int64(h.cfg.Limits.ArrivingBytes),
 		PreambleTimeout: h.cfg.Limits.TCPFirstByte, FirstFrame: h.cfg.Limits.TCPFirstFrame,
 		IdleTimeout: h.cfg.Limits.TCPIdle, FrameTimeout: h.cfg.Limits.TCPFrame, StallTimeout: h.cfg.Limits.TCPStall,
 		OutputBytes: int(h.cfg.Limits.TCPOutput), ReadWindow: h.cfg.Limits.TCPWindow,
@@ -129,7 +130,9 @@ func (o *ockam) samples() []sample {
 		{name: "sealmq_tcp_connections_pending", help: "Ockam TCP connections that have not sent a frame yet.", gauge: true, n: float64(pending)},
 	}
 	if front := o.front.Load(); front != nil {
-		all = append(all, sample{name: "sealmq_tcp_output_bytes", help: "Output that Ockam TCP peers have yet to take.", gauge: true, n: float64(front.Buffered())})
+		all = append(all,
+			sample{name: "sealmq_tcp_output_bytes", help: "Output that Ockam TCP peers have yet to take.", gauge: true, n: float64(front.Buffered())},
+			sample{name: "sealmq_tcp_arriving_bytes", help: "Long frames of Ockam TCP peers that have begun to arrive.", gauge: true, n: float64(front.Arriving())})
 	}
 	o.frontCounts.Each(func(e tcp.Event, n uint64) {
 		all = append(all, sample{name: "sealmq_tcp_events_total", help: "What became of Ockam TCP connections and their frames, by event.",

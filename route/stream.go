@@ -69,6 +69,16 @@ type Reader struct {
 // stream.
 func (r *Reader) Partial() bool { return r.end > r.start || r.discard > 0 }
 
+// Held returns how many bytes the Reader holds memory for, beyond what every busy
+// stream has: those of a frame that has not arrived whole, or a buffer grown for
+// large ones. It may be called where Partial may.
+func (r *Reader) Held() int {
+	if len(r.buf) > fullBuffer {
+		return len(r.buf)
+	}
+	return r.end - r.start
+}
+
 // NewReader returns a Reader with the frame limit of lim.
 func NewReader(r io.Reader, lim Limits) *Reader {
 	return &Reader{r: r, limit: lim.WithDefaults().Frame}

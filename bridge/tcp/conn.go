@@ -90,8 +90,9 @@ func (c *conn) count() {
 // read takes frames until the connection ends, and returns why it did.
 func (c *conn) read() Event {
 	cfg := &c.s.cfg
-	src := &source{nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
+	src := &source{s: c.s, nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
 	src.frames = route.NewReader(src, cfg.Frames)
+	defer func() { c.s.input.Add(int64(-src.held)) }()
 	if err := src.frames.ReadPreamble(); err != nil {
 		return readEvent(err, PreambleTimeout)
 	}
@@ -133,6 +134,8 @@ func readEvent(err error, late Event) Event {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return late
+	case errors.Is(err, errInputFull):
+		return InputFull
 	case errors.Is(err, route.ErrPreamble):
 		return PreambleWrong
 	case errors.Is(err, route.ErrFraming):
@@ -149,6 +152,7 @@ func readEvent(err error, late Event) Event {
 // begun a deadline that allows for its length, and one between frames the idle
 // time-out.
 type source struct {
+	s      *Server
 	nc     net.Conn
 	cfg    *Config
 	frames *route.Reader // that reads from here
@@ -157,6 +161,32 @@ type source struct {
 	partial  bool          // a frame has begun, and deadline is its own
 	deadline time.Time     // of what is being waited for; zero: none
 	armed    time.Time     // the deadline of nc
+
+	held int // bytes charged to Config.TotalInput
+}
+
+// smallFrame is the longest frame that is not counted while it arrives.
+const smallFrame = 16 << 10
+
+// errInputFull ends a connection that would hold more of a long frame than there is
+// room for.
+var errInputFull = errors.New("tcp: too many long frames under way")
+
+// hold charges what the frame reader holds.
+func (s *source) hold() error {
+	n := s.frames.Held()
+	if n <= smallFrame {
+		n = 0
+	}
+	more := n - s.held
+	if more == 0 {
+		return nil
+	}
+	s.held = n
+	if total := s.s.input.Add(int64(more)); more > 0 && total > s.cfg.TotalInput {
+		return errInputFull
+	}
+	return nil
 }
 
 // next says that the preamble, or a frame's last byte, or an oversized frame's
@@ -166,6 +196,9 @@ func (s *source) next(idle time.Duration) {
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	if err := s.hold(); err != nil {
+		return 0, err
+	}
 	switch partial := s.frames.Partial(); {
 	case partial && !s.partial:
 		// Some of the frame came together with the one before.

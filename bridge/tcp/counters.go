@@ -21,6 +21,7 @@ const (
 	Framing                      // closed: a length of 0 or above 16 MiB
 	Malformed                    // closed: a body that is not a frame
 	CutShort                     // ended by the peer inside a frame
+	InputFull                    // closed: TotalInput reached while a long frame arrived
 	Oversized                    // frames above the limit, read past and dropped
 	OutgrownFrame                // frames dropped: too long with the hub's own address in front
 	Stalled                      // closed: takes no data
@@ -34,7 +35,7 @@ const (
 var eventNames = [events]string{
 	"accepted", "refused-total", "refused-address", "refused-pending", "refused-bridge", "accept-failed",
 	"preamble-timeout", "preamble-wrong", "first-frame-timeout", "frame-timeout", "idle", "framing",
-	"malformed", "cut-short", "oversized", "outgrown-frame", "stalled", "kicked", "ended-by-peer", "network-error",
+	"malformed", "cut-short", "input-full", "oversized", "outgrown-frame", "stalled", "kicked", "ended-by-peer", "network-error",
 }
 
 // String returns the event's stable name, fit for a metric's label.

@@ -214,6 +214,38 @@ func TestTotalOutput(t *testing.T) {
 	})
 }
 
+// TestTotalInput: what has arrived of long frames is bounded over all connections,
+// and whoever exceeds it is closed, nobody else.
+func TestTotalInput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const total, frame = 200 << 10, 100 << 10
+		h := newHub(t, options{
+			pipes:  true,
+			server: func(c *Config) { c.TotalInput, c.FrameTimeout = total, time.Hour },
+		})
+		other := h.connect()
+		other.alive()
+		for range 10 {
+			p := h.connect()
+			p.alive()
+			begun := append(route.AppendFrameHeader(nil, 200<<10), make([]byte, frame)...)
+			_, _ = p.Write(begun) // fails where it is closed meanwhile
+		}
+		synctest.Wait()
+		if n := h.s.Arriving(); n == 0 || n > total+frame {
+			t.Errorf("%d bytes are arriving", n)
+		}
+		if n := h.counts.Count(InputFull); n < 7 || int(n)+h.s.Conns() != 11 {
+			t.Errorf("%d closed, %d left", n, h.s.Conns())
+		}
+		other.alive()
+		h.stop()
+		if n := h.s.Arriving(); n != 0 {
+			t.Errorf("%d bytes are left", n)
+		}
+	})
+}
+
 // TestBackPressureByBytes: large frames for a slow peer hold their sender back,
 // and never make it overrun the bridge's window, which would cut it.
 func TestBackPressureByBytes(t *testing.T) {

@@ -23,6 +23,7 @@ const (
 	DefaultStallTimeout    = 30 * time.Second
 	DefaultReadWindow      = 128
 	DefaultTotalOutput     = 1 << 30
+	DefaultTotalInput      = 256 << 20
 	keepAliveIdle          = 60 * time.Second
 	keepAliveInterval      = 15 * time.Second
 	keepAliveCount         = 4
@@ -67,6 +68,10 @@ type Config struct {
 	// reached, a connection with more than 64 KiB takes no more until it has been
 	// read. Default 1 GiB.
 	TotalOutput int64
+	// TotalInput bounds what the frames above 16 KiB that have begun to arrive, and
+	// the buffers grown for such, hold in all connections together: one that would
+	// take more is closed. Default 256 MiB.
+	TotalInput int64
 	// ReadWindow is how many frames of a connection may wait for an acknowledgement
 	// before the server stops reading from it; the bridge's own window, in frames
 	// and bytes, holds besides. Default 128.
@@ -103,8 +108,11 @@ func (c Config) complete() (Config, error) {
 			*d.v = d.def
 		}
 	}
-	if c.OutputBytes < 0 || c.ReadWindow < 0 || c.TotalOutput < 0 {
-		return c, errors.New("tcp: Config.OutputBytes, TotalOutput and ReadWindow must not be negative")
+	if c.OutputBytes < 0 || c.ReadWindow < 0 || c.TotalOutput < 0 || c.TotalInput < 0 {
+		return c, errors.New("tcp: Config.OutputBytes, TotalOutput, TotalInput and ReadWindow must not be negative")
+	}
+	if c.TotalInput == 0 {
+		c.TotalInput = DefaultTotalInput
 	}
 	if c.TotalOutput == 0 {
 		c.TotalOutput = DefaultTotalOutput
@@ -129,6 +137,7 @@ func (c Config) complete() (Config, error) {
 type Server struct {
 	cfg    Config
 	output atomic.Int64 // bytes buffered for all connections
+	input  atomic.Int64 // what TotalInput bounds
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -218,6 +227,9 @@ func (s *Server) admit(nc net.Conn) {
 	s.cfg.Counters.add(Accepted)
 	go c.run()
 }
+
+// Arriving returns what TotalInput bounds.
+func (s *Server) Arriving() int64 { return s.input.Load() }
 
 // Buffered returns how many bytes of output are buffered.
 func (s *Server) Buffered() int64 { return s.output.Load() }
