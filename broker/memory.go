@@ -35,7 +35,7 @@ func (l *Limits) shares() []share {
 		{"queued_bytes", &l.QueuedBytes, 12},
 		{"waiting_bytes", &l.WaitingBytes, 4},
 		{"output_bytes", &l.OutputBytes, 4},
-		{"arriving_bytes", &l.ArrivingBytes, 4},
+		{"arriving_bytes", &l.ArrivingBytes, 2},
 		{"session_bytes", &l.SessionBytes, 4},
 		{"retained_bytes", &l.RetainedBytes, 2},
 	}
