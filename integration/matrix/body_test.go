@@ -1,10 +1,11 @@
 package matrix
 
 import (
+	"errors"
 	"testing"
 	"time"
 
-	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/integration/internal/rustpeer"
 )
 
@@ -142,36 +143,62 @@ func (x *table) closes() {
 }
 
 // refusals: a policy on each side that the other does not satisfy. Nothing is
-// delivered, and no channel stays.
+// delivered, and no channel stays. That the same listener lets the right peer in, and
+// through to app, shows that it is the policy which refuses.
 func (x *table) refusals() {
-	stranger, err := identity.Create()
-	if err != nil {
-		x.Fatal(err)
-	}
-	nobody := trust{stranger.Identifier().String()}
-	x.connect(nobody)
-	err = x.right.dial(x.to, nil)
-	if !x.stock && err == nil {
-		x.Error("who was refused is not told")
-	}
-	if err == nil {
-		// A stock listener tells nobody: a dialler looks connected, and gets nothing.
-		x.right.try()
-	}
+	x.connect(trust{x.right.identifier()})
+	x.open()
+	x.pass()
+	other := x.cell.right(x.T)
+	other.connect(x.hub)
+	x.refused(other, other.dial(x.to, trust{x.left.identifier()}))
 	if !x.left.nothing() {
 		x.Error("a message of a peer that was refused was delivered")
 	}
-	if n := x.left.channels(); n != 0 {
-		x.Errorf("%d channels with a peer that was refused", n)
+	if n := x.left.channels(); n != 1 {
+		x.Errorf("%d channels beside that with the right peer", n-1)
 	}
+	x.pass()
 
 	y := x.cell.table(x.T)
 	y.connect(nil)
-	if err := y.right.dial(y.to, nobody); err == nil {
-		y.Error("dialled somebody that the policy refuses")
+	err := y.right.dial(y.to, trust{x.right.identifier()})
+	if _, ours := y.right.(*goParty); err == nil || ours && !errors.Is(err, device.ErrWrongIdentity) {
+		y.Errorf("dialled somebody that the policy refuses: %v", err)
 	}
-	if n := y.right.channels(); n != 0 {
-		y.Errorf("%d channels with a peer that the policy refuses", n)
+	if n, m := y.right.channels(), y.left.channels(); n != 0 || m != 0 {
+		y.Errorf("%d and %d channels with a peer that the policy refuses", n, m)
+	}
+	y.open()
+	y.pass()
+	if n := y.left.channels(); n != 1 {
+		y.Errorf("%d channels, want the one that the policy admits", n)
+	}
+}
+
+// refused checks what a peer finds that the listener has refused: our listener closes
+// the channel, which a dialler of ours takes for the refusal that it is; a stock one
+// says nothing, and a dialler has a channel that nobody answers on.
+func (x *table) refused(p party, err error) {
+	x.Helper()
+	_, ourListener := x.left.(*goParty)
+	_, ourDialler := p.(*goParty)
+	switch {
+	case ourDialler && ourListener:
+		if !errors.Is(err, device.ErrPeerRefused) {
+			x.Errorf("who was refused is told: %v", err)
+		}
+		return
+	case ourDialler && err != nil:
+		if !errors.Is(err, device.ErrTimeout) {
+			x.Errorf("who was refused in silence is told: %v", err)
+		}
+		return
+	case err == nil && p.try() == nil:
+		x.Error("a peer that was refused got an answer")
+	}
+	if ourListener {
+		p.hungUp() // a stock dialler takes the Close for what it says
 	}
 }
 

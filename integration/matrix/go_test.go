@@ -312,11 +312,15 @@ func (p *goParty) nothing() bool {
 	return errors.Is(err, device.ErrTimeout)
 }
 
-func (p *goParty) try() {
+func (p *goParty) try() error {
 	p.up()
-	ctx, cancel := p.ctx()
+	ctx, cancel := context.WithTimeout(context.Background(), moment)
 	defer cancel()
-	_ = p.cur.Send(ctx, app, []byte("refused"))
+	if err := p.cur.Send(ctx, app, []byte("refused")); err != nil {
+		return err
+	}
+	_, err := p.cur.Request(ctx, echo, []byte("refused"))
+	return err
 }
 
 func (p *goParty) request(payload []byte) error {

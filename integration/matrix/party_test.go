@@ -17,6 +17,9 @@ const patience = 30 * time.Second
 // quiet is how long a test watches that nothing happens.
 const quiet = 200 * time.Millisecond
 
+// moment is how long it waits for an answer that should not come.
+const moment = 2 * time.Second
+
 // Addresses that every party serves behind its channels: app keeps what arrives
 // for next, echo sends raw bytes back.
 const (
@@ -86,8 +89,9 @@ type party interface {
 	next() message
 	// nothing reports whether nothing arrives at app.
 	nothing() bool
-	// try sends something on a channel that may be none, and does not care.
-	try()
+	// try sends something to the peer's app on a channel that may be none, and asks
+	// its echo, for a moment; nil means that an answer came.
+	try() error
 	// request asks the peer's echo, and compares what comes back.
 	request(payload []byte) error
 	// hang closes the channel from this side.

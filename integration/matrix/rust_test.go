@@ -173,8 +173,10 @@ func (p *rustParty) send(run rustpeer.Run) {
 	}
 }
 
-func (p *rustParty) try() {
+func (p *rustParty) try() error {
 	_ = p.n.Send([]string{"@" + dialled, app}, nil, []byte("refused"))
+	_, err := p.n.Request([]string{"@" + dialled, echo}, []byte("refused"), moment)
+	return err
 }
 
 func (p *rustParty) next() message {
