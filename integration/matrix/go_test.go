@@ -27,11 +27,8 @@ type ourHub struct {
 
 func startOurHub(t *testing.T) hub {
 	t.Helper()
-	// A stock node sends without regard for what its peer has taken, and a queue that
-	// stays full for a second loses frames from TCP: on a busy machine a run has to fit.
-	limits := broker.Limits{OutboxBytes: 64 << 20}
 	h := &ourHub{t: t, cfg: broker.Config{
-		Limits: limits, MQTT: []string{"127.0.0.1:0"}, TCP: "127.0.0.1:0", TCPAliases: true, Data: filepath.Join(t.TempDir(), "hub"),
+		MQTT: []string{"127.0.0.1:0"}, TCP: "127.0.0.1:0", TCPAliases: true, Data: filepath.Join(t.TempDir(), "hub"),
 	}}
 	h.start()
 	t.Cleanup(h.stop)
