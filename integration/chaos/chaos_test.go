@@ -280,13 +280,14 @@ func (c *chaos) fault(ctx context.Context) {
 		pause(ctx, c.between(100*time.Millisecond, 3*time.Second))
 		resume()
 	case kind < 18:
-		// It comes back while its hub still holds the stalled connection, and takes
-		// the session over.
-		c.count["session taken over"]++
-		resume := d.proxy.stall()
+		// It comes back while its hub still holds the connection of the process before,
+		// and takes the session over. The proxy counts that.
+		c.count[d.role.Kind+" killed"]++
+		release := d.proxy.hold()
 		d.end(syscall.SIGKILL)
 		d.start()
-		resume()
+		pause(ctx, c.between(time.Second, 2*time.Second))
+		release()
 	default:
 		// Its queue fills meanwhile.
 		c.count["process stopped"]++
@@ -351,6 +352,9 @@ func TestChaos(t *testing.T) {
 		d.proxy.mu.Lock()
 		c.count["packets repeated"] += d.proxy.count.repeated
 		c.count["packets reordered"] += d.proxy.count.reordered
+		if n := d.proxy.count.takenOver; n > 0 {
+			c.count["session taken over"] += n
+		}
 		d.proxy.mu.Unlock()
 		d.end(syscall.SIGTERM)
 	}

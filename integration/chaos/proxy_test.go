@@ -19,11 +19,12 @@ type proxy struct {
 
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
+	held   map[net.Conn]struct{} // to the hub, kept open though the device's side ends
 	closed bool
 	flow   chan struct{} // closed while bytes flow
 	mangle bool
 	rnd    *rand.Rand
-	count  struct{ repeated, reordered int }
+	count  struct{ repeated, reordered, takenOver int }
 }
 
 func newProxy(t *testing.T, target string, seed uint64) *proxy {
@@ -33,7 +34,7 @@ func newProxy(t *testing.T, target string, seed uint64) *proxy {
 		t.Fatal(err)
 	}
 	p := &proxy{
-		ln: ln, target: target, conns: make(map[net.Conn]struct{}), flow: make(chan struct{}),
+		ln: ln, target: target, conns: make(map[net.Conn]struct{}), held: make(map[net.Conn]struct{}), flow: make(chan struct{}),
 		rnd: rand.New(rand.NewPCG(seed, 7)),
 	}
 	close(p.flow)
@@ -64,8 +65,8 @@ func (p *proxy) accept() {
 		}
 		p.conns[down], p.conns[up] = struct{}{}, struct{}{}
 		p.mu.Unlock()
-		p.wg.Go(func() { p.pass(up, down) })
-		p.wg.Go(func() { p.pass(down, up) })
+		p.wg.Go(func() { defer p.end(up, down); p.pass(up, down) })
+		p.wg.Go(func() { defer p.end(up, down); p.pass(down, up); p.drain(up) })
 	}
 }
 
@@ -85,6 +86,61 @@ func (p *proxy) stall() (resume func()) {
 	flow := make(chan struct{})
 	p.flow = flow
 	return sync.OnceFunc(func() { close(flow) })
+}
+
+// hold keeps the present connections open towards the hub, whatever becomes of the
+// device, until the returned function is called: the hub believes that the device is
+// there.
+func (p *proxy) hold() (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if c.RemoteAddr().String() == p.target {
+			p.held[c] = struct{}{}
+		}
+	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for c := range p.held {
+			_ = c.Close()
+			delete(p.held, c)
+		}
+	}
+}
+
+func (p *proxy) isHeld(up net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.held[up]
+	return ok
+}
+
+// drain reads on from a held connection whose device is gone. That the hub ends it
+// while it is held means that somebody took the session over.
+func (p *proxy) drain(up net.Conn) {
+	if !p.isHeld(up) {
+		return
+	}
+	_, _ = io.Copy(io.Discard, up)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.held[up]; ok {
+		p.count.takenOver++
+		delete(p.held, up)
+	}
+}
+
+// end closes a pair of connections.
+func (p *proxy) end(up, down net.Conn) {
+	_ = down.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, down)
+	if _, ok := p.held[up]; !ok {
+		_ = up.Close()
+		delete(p.conns, up)
+	}
 }
 
 func (p *proxy) setMangle(on bool) {
@@ -110,14 +166,6 @@ func (p *proxy) close() {
 
 // pass hands on one direction, packet by packet.
 func (p *proxy) pass(to, from net.Conn) {
-	defer func() {
-		_ = to.Close()
-		_ = from.Close()
-		p.mu.Lock()
-		delete(p.conns, to)
-		delete(p.conns, from)
-		p.mu.Unlock()
-	}()
 	in := bufio.NewReaderSize(from, 64<<10)
 	out := bufio.NewWriterSize(to, 64<<10)
 	var late []byte // a publish that lets the next one pass
