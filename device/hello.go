@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/sealmq/sealmq/identity"
@@ -40,6 +41,10 @@ type hubIdentity struct {
 	known   *identity.Identity  // proved; nil before
 	seen    identity.Registry   // so that no hub shows a key that was rotated away; may be nil
 	epoch   [hubproto.EpochLen]byte
+	// passing says that known's identity ends with its process, as it said itself, so
+	// that without a pin another one is as good after that (ADR 11).
+	passing bool
+	log     *slog.Logger // may be nil
 }
 
 // greeting is one hello in progress.
@@ -66,7 +71,8 @@ func (g *greeting) frame(epoch [hubproto.EpochLen]byte, fresh bool) ([]byte, err
 }
 
 // verify checks who signed the answer. A hub that proves no identity passes
-// unless one is expected; one that proves another than expected never does.
+// unless one is expected; one that proves another than expected does only after one
+// that said that its identity ends with its process, and never where there is a pin.
 func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.ConnectionState) error {
 	expected := h.pin
 	if h.known != nil {
@@ -74,9 +80,14 @@ func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.Co
 	}
 	who, err := h.prove(g, a, state)
 	switch {
-	case err == nil && !expected.IsZero() && who.Identifier() != expected:
+	case err == nil && !expected.IsZero() && who.Identifier() != expected && !(h.passing && h.pin.IsZero()):
 		return &HubMismatchError{Pinned: expected, Got: who.Identifier()}
 	case err == nil:
+		if !expected.IsZero() && who.Identifier() != expected && h.log != nil {
+			h.log.Warn("the hub has a new identity: it keeps none over a restart; run it with a data folder, or pin it",
+				"old", expected, "new", who.Identifier())
+		}
+		h.passing = a.Features&hubproto.FeatureEphemeral != 0
 		if h.seen != nil {
 			if err := h.seen.Update(who); errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict) {
 				return fmt.Errorf("%w: %w", ErrWrongHub, err)

@@ -218,7 +218,7 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 		dialer:  n.overTCP(u, limits, func() linkDialer { return n.proving(u, plain, memory, limits) }),
 		hubName: u.String(), out: n.out, in: &n.in, limits: limits, sendLimit: n.cfg.Limits.Frame,
 		helloWait: n.cfg.HelloTimeout, persist: n.cfg.KeepTrying,
-		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry}, memory: memory,
+		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry, log: n.log}, memory: memory,
 		log: n.log, receive: n.receive, noticed: n.calls.noticed, changed: n.changed,
 	}, nil
 }

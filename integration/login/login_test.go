@@ -24,9 +24,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sealmq/sealmq/broker"
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/testcert"
+	"github.com/sealmq/sealmq/route"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -195,6 +197,56 @@ func TestEphemeralHubIsNotRemembered(t *testing.T) {
 	}
 	if _, err := tryConnect(t, h.MQTTURL(), device.Config{KnownHubs: known}); err == nil || !strings.Contains(err.Error(), known) {
 		t.Errorf("a broken file: %v", err)
+	}
+}
+
+// TestEphemeralHubComesBack: a device without a pin goes on with the successor of a hub
+// that keeps no identity, registers again, and can be reached; one with a pin stops.
+func TestEphemeralHubComesBack(t *testing.T) {
+	h := startHub(t, broker.Config{})
+	addr, first := h.MQTTAddr().String(), h.Identifier()
+	stopped, changed := make(chan error, 1), make(chan string, 8)
+	connect(t, h.MQTTURL(), device.Config{Hub: first, OnEvent: func(e device.Event) {
+		if e.Kind == device.EventStopped {
+			stopped <- e.Err
+		}
+	}})
+	bob := connect(t, h.MQTTURL(), device.Config{KnownHubs: filepath.Join(t.TempDir(), "known_hubs"), OnEvent: func(e device.Event) {
+		if e.Kind == device.EventForwarderChanged {
+			changed <- e.Forwarder.Address()
+		}
+	}})
+	f := forwarder(t, bob)
+	old := f.Address()
+	stopHub(t, h)
+	h = startHub(t, broker.Config{MQTT: []string{addr}})
+	if h.Identifier() == first {
+		t.Fatal("the hub has kept its identity")
+	}
+	select {
+	case now := <-changed:
+		if now == old || now != f.Address() {
+			t.Errorf("the address is %s after %s", f.Address(), old)
+		}
+	case <-within(t).Done():
+		t.Fatal("the device does not come back")
+	}
+	if id, ok := bob.Hub(); !ok || id != h.Identifier() {
+		t.Errorf("connected to %v, %v", id, ok)
+	}
+	alice := connect(t, h.MQTTURL(), device.Config{})
+	ch, err := alice.Dial(within(t), route.To(f.Address()), channel.TrustIdentifiers(bob.Identifier()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = ch.Close()
+	select {
+	case err := <-stopped:
+		if !errors.Is(err, device.ErrWrongHub) {
+			t.Errorf("with a pin: %v", err)
+		}
+	case <-within(t).Done():
+		t.Error("a device with a pin goes on")
 	}
 }
 
