@@ -65,7 +65,7 @@ func readPrivate(path string, limit int64) ([]byte, fs.FileInfo, error) {
 		return nil, nil, fmt.Errorf("identity: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("identity: %s: is %v, not a regular file; put the file itself there", path, describe(info.Mode()))
+		return nil, nil, fmt.Errorf("identity: %s: is %v, %w", path, describe(info.Mode()), ErrNotRegular)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|noFollow, 0)
 	if err != nil {
@@ -83,7 +83,7 @@ func readPrivate(path string, limit int64) ([]byte, fs.FileInfo, error) {
 		return nil, nil, fmt.Errorf("identity: %w", err)
 	}
 	if int64(len(b)) > limit {
-		return nil, nil, fmt.Errorf("identity: %s: larger than the %d bytes such a file can have", path, limit)
+		return nil, nil, fmt.Errorf("identity: %s: larger than the %d bytes such a file can have: %w", path, limit, ErrFile)
 	}
 	return b, info, nil
 }

@@ -31,6 +31,8 @@ const (
 var (
 	// ErrFile means that a file is no identity of ours, or damaged.
 	ErrFile = errors.New("not an identity file, or damaged; restore it from a backup")
+	// ErrNotRegular means that a link, folder or device is where a file should be.
+	ErrNotRegular = errors.New("not a regular file; put the file itself there")
 	// ErrNewerFile means that a newer sealmq wrote a file.
 	ErrNewerFile = errors.New("written by a newer version; upgrade this one")
 	// ErrExternalKey means that an identity's key lives in a device and was not

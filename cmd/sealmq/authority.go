@@ -75,7 +75,7 @@ func authorityError(name string, err error) error {
 	case errors.Is(err, identity.ErrExists):
 		return coded(exitCantCreate, fmt.Errorf("the authority %q exists already", name), "it is never overwritten: choose another name")
 	}
-	return vaultError(name, "", err)
+	return vaultError(name, err)
 }
 
 func (a *app) loadAuthority(name string) (*identity.Private, error) {
@@ -197,7 +197,7 @@ func (a *app) subject(file, local string) (*identity.Identity, error) {
 		}
 		id, err := v.Identity(local)
 		if err != nil {
-			return nil, vaultError(local, "", err)
+			return nil, vaultError(local, err)
 		}
 		return id, nil
 	case file == "":

@@ -48,6 +48,7 @@ var explanations = []struct {
 	{device.ErrHubAway, exitUnavailable, "is the hub running there? sealmq hub starts one; --hub says where to look"},
 	{broker.ErrBadLogin, exitNoPerm, ""},
 	{identity.ErrFile, exitData, ""},
+	{identity.ErrNotRegular, exitData, ""},
 	{identity.ErrNewerFile, exitConfig, ""},
 	{device.ErrBusy, exitTempFail, "try again in a moment"},
 	{device.ErrTimeout, exitTempFail, "try again, or allow more time with --timeout"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ func (a *app) createIdentity(name string) error {
 	}
 	p, err := v.Create(name)
 	if err != nil {
-		return vaultError(name, "", err)
+		return vaultError(name, err)
 	}
 	return a.result(infoOf(name, p.Identity()), p.Identifier().String())
 }
@@ -99,7 +100,7 @@ func (a *app) loadIdentity(name string) (*identity.Private, error) {
 	}
 	p, err := v.Load(name)
 	if err != nil {
-		return nil, vaultError(name, "", err)
+		return nil, vaultError(name, err)
 	}
 	return p, nil
 }
@@ -120,7 +121,7 @@ func (a *app) useIdentity(name string) (*identity.Private, error) {
 		}
 	}
 	if err != nil {
-		return nil, vaultError(name, "", err)
+		return nil, vaultError(name, err)
 	}
 	return p, nil
 }
@@ -132,12 +133,14 @@ func (a *app) listIdentities() error {
 	}
 	names, err := v.List()
 	if err != nil {
-		return vaultError("", "", err)
+		return vaultError("", err)
 	}
+	var bad error // the others are listed all the same
 	for _, name := range names {
 		id, err := v.Identity(name)
 		if err != nil {
-			return vaultError(name, "", err)
+			bad = cmp.Or(bad, vaultError(name, err))
+			continue
 		}
 		info := infoOf(name, id)
 		info.ChangeHistory = ""
@@ -145,11 +148,11 @@ func (a *app) listIdentities() error {
 			return err
 		}
 	}
-	return nil
+	return bad
 }
 
 // vaultError gives an error of the vault its exit code.
-func vaultError(name, dir string, err error) error {
+func vaultError(name string, err error) error {
 	if sealed := sealedError(name, err); sealed != nil {
 		return sealed
 	}
@@ -164,7 +167,7 @@ func vaultError(name, dir string, err error) error {
 	case errors.Is(err, identity.ErrName):
 		return coded(exitUsage, err, "")
 	case errors.Is(err, fs.ErrPermission):
-		return coded(exitNoPerm, fmt.Errorf("the vault %s: %w", dir, err), "set "+envHome+" to a folder of your own")
+		return coded(exitNoPerm, err, "give it to the user who runs this, or set "+envHome+" to a folder of your own")
 	}
 	return err
 }

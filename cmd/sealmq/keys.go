@@ -57,7 +57,7 @@ func (k keyFlags) protection() (identity.Protection, error) {
 	case k.keyFile != "":
 		p, err := identity.KeyFile(k.keyFile)
 		if err != nil {
-			return p, vaultError("", k.keyFile, err)
+			return p, vaultError("", err)
 		}
 		return p, nil
 	}
@@ -80,7 +80,7 @@ func (a *app) openVault(dir string) (*identity.Vault, error) {
 	}
 	v, err := identity.OpenVault(dir, identity.WithProtection(p))
 	if err != nil {
-		return nil, vaultError("", dir, err)
+		return nil, vaultError("", err)
 	}
 	return v, nil
 }
@@ -123,7 +123,7 @@ func (a *app) showCommand() *cobra.Command {
 			}
 			id, err := v.Identity(name)
 			if err != nil {
-				return vaultError(name, "", err)
+				return vaultError(name, err)
 			}
 			info := infoOf(name, id)
 			if history {
@@ -153,11 +153,11 @@ run with the identity pick the new key up; channels that are open stay open.`,
 				return err
 			}
 			if err := v.Rotate(args[0]); err != nil {
-				return vaultError(args[0], "", err)
+				return vaultError(args[0], err)
 			}
 			p, err := v.Identity(args[0])
 			if err != nil {
-				return vaultError(args[0], "", err)
+				return vaultError(args[0], err)
 			}
 			a.note("backups of %q made before now are of no use any more", args[0])
 			return a.result(identityInfo{Name: args[0], Identifier: p.String()}, p.String())
@@ -188,7 +188,7 @@ func (a *app) protectCommand() *cobra.Command {
 				return err
 			}
 			if err := v.Protect(args[0], p); err != nil {
-				return vaultError(args[0], "", err)
+				return vaultError(args[0], err)
 			}
 			return a.result(map[string]any{"name": args[0], "encrypted": p.Encrypts()}, args[0]+": "+p.String())
 		},
@@ -225,7 +225,7 @@ its addresses derive. Whoever has the backup and its passphrase is this device.`
 			}
 			backup, err := v.Export(args[0], p)
 			if err != nil {
-				return vaultError(args[0], "", err)
+				return vaultError(args[0], err)
 			}
 			return a.result(map[string]string{"name": args[0], "backup": string(backup)}, string(bytes.TrimRight(backup, "\n")))
 		},
@@ -272,7 +272,7 @@ on two machines needs a suffix of its own on each.`,
 			case errors.Is(err, identity.ErrFile), errors.Is(err, identity.ErrNewerFile):
 				return coded(exitData, err, "it has to be what sealmq identity export printed")
 			case err != nil:
-				return vaultError(args[0], "", err)
+				return vaultError(args[0], err)
 			}
 			return a.result(infoOf(args[0], id.Identity()), id.Identifier().String())
 		},
@@ -289,7 +289,7 @@ func (a *app) keyFileCommand() *cobra.Command {
 		Args:    exactArgs("a file"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := identity.CreateKeyFile(args[0]); err != nil {
-				return vaultError("", args[0], err)
+				return vaultError("", err)
 			}
 			return a.result(map[string]string{"key_file": args[0]}, args[0])
 		},
