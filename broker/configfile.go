@@ -34,7 +34,7 @@ func Load(name string) (Config, error) {
 func parseConfig(r io.Reader, name string) (Config, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxConfigFile+1))
 	if err != nil {
-		return Config{}, fmt.Errorf("broker: configuration %s: %w", name, err)
+		return Config{}, &ConfigError{File: name, Problem: "it cannot be read: " + err.Error(), Fix: "name a YAML file"}
 	}
 	if len(text) > maxConfigFile {
 		return Config{}, &ConfigError{File: name, Problem: "the file is larger than 1 MiB", Fix: "this is hardly a configuration file"}

@@ -84,9 +84,11 @@ func tlsError(err error) error {
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &invalid):
-		return permanent(fmt.Errorf("device: the hub's certificate is not trusted: %w (give its authority in Config.TLS)", err))
+		return permanent(fmt.Errorf("%w: %w", ErrCertificate, err))
 	case errors.As(err, &record):
 		return permanent(fmt.Errorf("device: the hub does not speak TLS on this port: %w (use mqtt:// or ws://, or the TLS port)", err))
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("device: what listens there ended the connection in the TLS handshake; does it speak TLS on this port? %w", err)
 	default:
 		return fmt.Errorf("device: TLS: %w", err)
 	}

@@ -16,6 +16,9 @@ var (
 	// ErrUnknownAddress: the hub knows no worker at the address. Ask the peer for
 	// its present forwarding address.
 	ErrUnknownAddress = errors.New("device: the hub does not know this address")
+	// ErrCertificate: no authority that is trusted vouches for the hub's certificate;
+	// Config.TLS names others.
+	ErrCertificate = errors.New("device: the hub's certificate is not trusted")
 	// ErrPeerOffline: the address belongs to a device that is not connected.
 	ErrPeerOffline = errors.New("device: the peer is offline")
 	// ErrPeerRefused: the peer's trust policy does not accept this identity.

@@ -12,6 +12,7 @@ import (
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/pinfile"
 )
 
 // explanations give the errors of the library their exit code and say what to
@@ -23,6 +24,7 @@ var explanations = []struct {
 }{
 	{device.ErrURL, exitUsage, "for example --hub mqtt://127.0.0.1:1883"},
 	{device.ErrClock, exitNoPerm, "set this machine's clock, for example with NTP"},
+	{device.ErrCertificate, exitNoPerm, "--ca-file names the authority of the hub's certificate; the host in --hub must be one that it is for"},
 	{device.ErrBadProof, exitNoPerm, "if the key was rotated on another machine, import its backup; the hub's log has the reason"},
 	{device.ErrBadCredentials, exitNoPerm, "check --user and --password-file (or SEALMQ_USER and SEALMQ_PASSWORD)"},
 	{device.ErrWrongHub, exitNoPerm, "somebody may be in the way; if the hub was set up anew, change the pin"},
@@ -81,9 +83,10 @@ func explain(err error) (code int, hint string) {
 	var keys *identity.PermissionError
 	var listen *broker.ListenError
 	var stored *broker.StoreError
+	var syntax *pinfile.SyntaxError
 	var dns *net.DNSError
 	switch {
-	case errors.As(err, &config), errors.As(err, &password):
+	case errors.As(err, &config), errors.As(err, &password), errors.As(err, &syntax):
 		return exitConfig, ""
 	case errors.As(err, &permission), errors.As(err, &keys):
 		return exitNoPerm, ""

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
@@ -57,6 +58,13 @@ gets. Ends at INT or TERM.`,
 			if count < 0 {
 				return usagef("leave it away to listen for ever", "--count is negative")
 			}
+			if err := checkListener(listener); err != nil {
+				return err
+			}
+			if alias != "" && !aliasPattern.MatchString(alias) || reservedAlias.MatchString(alias) {
+				return usagef("use letters, digits, '_', '.' and '-', and no name that begins as an address of the hub's does",
+					"--alias: %.80q cannot be an alias", alias)
+			}
 			return a.listen(c.Context(), &p, policy, listener, alias, count)
 		},
 	}
@@ -66,6 +74,20 @@ gets. Ends at INT or TERM.`,
 	f.StringVar(&listener, "listener", "listener", "name of the secure channel listener")
 	f.IntVar(&count, "count", 0, "end after this many messages (default: never)")
 	return c
+}
+
+// Aliases that hubs take, and among them those that are addresses of another kind.
+var (
+	aliasPattern  = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,244}$`)
+	reservedAlias = regexp.MustCompile(`^(FWD_|forward_to_|dev_|tcp_)`)
+)
+
+// checkListener refuses names that are taken on a listening device.
+func checkListener(name string) error {
+	if name == appAddress || name == echoerAddress || strings.HasPrefix(name, "sealmq.") {
+		return usagef("leave --listener away", "--listener: %q is an address that listen uses itself", name)
+	}
+	return checkAddress("--listener", name)
 }
 
 func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, listener, alias string, count int) error {

@@ -51,6 +51,9 @@ too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
 			if err != nil {
 				return err
 			}
+			if err := checkAddress("--address", address); err != nil {
+				return err
+			}
 			if timeout <= 0 || wait < 0 {
 				return usagef("for example --timeout 30s --wait 2s", "--timeout must be positive and --wait not negative")
 			}
@@ -82,9 +85,28 @@ func parseTo(text string) (route.Route, error) {
 	}
 	hops, err := route.Parse(text)
 	if err != nil || len(hops) == 0 {
-		return nil, usagef(hint, "--to: %q is not an address", text)
+		return nil, usagef(hint, "--to: %.80q is not an address", text)
+	}
+	if len(hops) > route.DefaultHops {
+		return nil, usagef(hint, "--to: a route has %d addresses at most, this one has %d", route.DefaultHops, len(hops))
+	}
+	if !hops[0].IsLocal() {
+		return nil, usagef(hint, "--to: the hub dials nobody, so the first address cannot be %s", hops[0])
+	}
+	for _, hop := range hops {
+		if err := checkAddress("--to: an address", hop.Value); err != nil {
+			return nil, err
+		}
 	}
 	return hops, nil
+}
+
+// checkAddress refuses what no worker can have as its address; what names it.
+func checkAddress(what, address string) error {
+	if n := len(address); n == 0 || n > route.DefaultAddress {
+		return usagef("for example app", "%s has 1 to %d bytes, this one has %d", what, route.DefaultAddress, n)
+	}
+	return nil
 }
 
 func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to route.Route, address, text string, wait time.Duration) error {
