@@ -121,7 +121,7 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 		return h.refuse(cl, RefusedWill, &Refusal{Code: NotAllowed, Reason: "will topic not allowed"})
 	}
 	info := ConnectInfo{
-		ClientID:        c.ClientIdentifier,
+		ClientID:        strings.Clone(c.ClientIdentifier), // not the whole packet with it
 		Password:        c.Password,
 		RemoteAddr:      cl.Net.Conn.RemoteAddr(),
 		Listener:        cl.Net.Listener,

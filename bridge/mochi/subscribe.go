@@ -1,6 +1,8 @@
 package mochibridge
 
 import (
+	"strings"
+
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -47,7 +49,7 @@ func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pack
 		if s != nil {
 			s.marks = append(s.marks, m)
 			if m == markObserve {
-				s.fresh = append(s.fresh, f.Filter)
+				s.fresh = append(s.fresh, strings.Clone(f.Filter))
 			}
 		}
 		if _, outside := h.o.Root.Overlaps(f.Filter); m != markPass && (m != markObserve || !outside) {

@@ -196,13 +196,12 @@ func Connect(v5 bool, o Options) []byte {
 	}
 	b = append(b, version, flags, byte(ka>>8), byte(ka))
 	if v5 {
-		b = append(b, byte(len(o.Props)))
-		b = append(b, o.Props...)
+		b = append(binary.AppendUvarint(b, uint64(len(o.Props))), o.Props...)
 	}
 	b = appendString(b, o.ID)
 	if o.Will != "" {
 		if v5 {
-			b = append(append(b, byte(len(o.WillProps))), o.WillProps...)
+			b = append(binary.AppendUvarint(b, uint64(len(o.WillProps))), o.WillProps...)
 		}
 		b = appendString(b, o.Will)
 		b = appendString(b, o.WillPayload)

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -180,7 +181,7 @@ func (f *Fixes) OnStarted() {
 	defer f.recovered("OnStarted")
 	for topic, pk := range f.server.Topics.Retained.GetAll() {
 		if !strings.HasPrefix(topic, mqtt.SysPrefix) {
-			f.retained(topic, len(pk.Payload))
+			f.retained(topic, kept(&pk))
 		}
 	}
 }
@@ -212,6 +213,7 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	// Redelivered messages would go out with an alias that the new connection
 	// does not know.
 	cl.Properties.Props.TopicAliasMaximum = 0
+	own(cl)
 	// A session without expiry ends with its connection, and a will is not delayed
 	// beyond its session (MQTT 5 3.1.3.2.2). mochi would keep it, for as long as 136
 	// years, one for each client id that ever connected.
@@ -219,6 +221,38 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 		cl.Properties.Will.WillDelayInterval = 0
 	}
 	return nil
+}
+
+// own copies what mochi keeps of a CONNECT for as long as the session lives: its
+// strings are parts of the packet, all of which would stay for them. User properties
+// of a CONNECT mean nothing to a server, and are dropped.
+func own(cl *mqtt.Client) {
+	p := &cl.Properties
+	cl.ID = strings.Clone(cl.ID)
+	p.Username = bytes.Clone(p.Username)
+	p.Props.User = nil
+	p.Props.AuthenticationMethod = strings.Clone(p.Props.AuthenticationMethod)
+	p.Props.AuthenticationData = bytes.Clone(p.Props.AuthenticationData)
+	w := &p.Will
+	w.TopicName, w.Payload = strings.Clone(w.TopicName), bytes.Clone(w.Payload)
+	for i := range w.User {
+		w.User[i].Key, w.User[i].Val = strings.Clone(w.User[i].Key), strings.Clone(w.User[i].Val)
+	}
+}
+
+// propertyCost is about what a user property takes besides its bytes.
+const propertyCost = 32
+
+// kept returns the bytes that a message takes while it is kept: its strings are parts
+// of the packet that brought it, and keep all of that.
+func kept(pk *packets.Packet) int {
+	n := len(pk.TopicName) + len(pk.Payload)
+	p := &pk.Properties
+	n += len(p.CorrelationData) + len(p.ContentType) + len(p.ResponseTopic) + propertyCost*len(p.User)
+	for _, u := range p.User {
+		n += len(u.Key) + len(u.Val)
+	}
+	return max(n, pk.FixedHeader.Remaining+propertyCost*len(p.User))
 }
 
 // refuse writes a CONNACK.
@@ -508,6 +542,7 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	held := cl.State.Subscriptions.Len()
 	for i := range pk.Filters {
 		filter := &pk.Filters[i].Filter
+		*filter = strings.Clone(*filter) // mochi keeps it, and not the rest of the packet
 		if !f.fits(*filter) {
 			f.cfg.Counters.add(FilterRefused)
 			*filter = ""
@@ -527,7 +562,7 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 // OnPublish drops the retain flag where the store is full.
 func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	defer f.recovered("OnPublish")
-	if pk.FixedHeader.Retain && !cl.Net.Inline && !f.mayRetain(pk.TopicName, len(pk.Payload)) {
+	if pk.FixedHeader.Retain && !cl.Net.Inline && len(pk.Payload) > 0 && !f.mayRetain(pk.TopicName, kept(&pk)) {
 		pk.FixedHeader.Retain = false
 	}
 	return pk, nil
@@ -536,16 +571,14 @@ func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, e
 // OnWill does the same for wills, which pass OnPublish by.
 func (f *Fixes) OnWill(_ *mqtt.Client, w mqtt.Will) (mqtt.Will, error) {
 	defer f.recovered("OnWill")
-	if w.Retain && !f.mayRetain(w.TopicName, len(w.Payload)) {
+	pk := packets.Packet{TopicName: w.TopicName, Payload: w.Payload, Properties: packets.Properties{User: w.User}}
+	if w.Retain && len(w.Payload) > 0 && !f.mayRetain(w.TopicName, kept(&pk)) {
 		w.Retain = false
 	}
 	return w, nil
 }
 
 func (f *Fixes) mayRetain(topic string, n int) bool {
-	if n == 0 {
-		return true // removes one
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sizes[topic]
@@ -560,7 +593,11 @@ func (f *Fixes) mayRetain(topic string, n int) bool {
 // OnRetainMessage keeps count of retained messages.
 func (f *Fixes) OnRetainMessage(_ *mqtt.Client, pk packets.Packet, _ int64) {
 	defer f.recovered("OnRetainMessage")
-	f.retained(pk.TopicName, len(pk.Payload))
+	n := 0 // an empty one removes what is there
+	if len(pk.Payload) > 0 {
+		n = kept(&pk)
+	}
+	f.retained(pk.TopicName, n)
 }
 
 // OnRetainedExpired keeps count of retained messages.

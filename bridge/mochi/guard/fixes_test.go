@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -236,7 +237,7 @@ func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 }
 
 func TestRetainedLimits(t *testing.T) {
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 3, 100 })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 3, 130 })
 	c := b.login(t, false, rawmqtt.Options{ID: "c", Will: "will", WillPayload: "x", WillRetain: true})
 	put := func(topic string, n int) {
 		send(t, c, rawmqtt.Publish(false, 3, topic, 1, make([]byte, n)))
@@ -244,7 +245,7 @@ func TestRetainedLimits(t *testing.T) {
 	}
 	held := func(topic string) bool { _, ok := b.Topics.Retained.Get(topic); return ok }
 	put("a", 50)
-	put("b", 51)
+	put("b", 81)
 	put("c", 10)
 	put("d", 10)
 	put("e", 10)
@@ -261,6 +262,43 @@ func TestRetainedLimits(t *testing.T) {
 	eventually(t, "gone", func() bool { _, ok := b.Clients.Get("c"); return !ok })
 	if held("will") || b.c.Count(RetainedFull) != 3 {
 		t.Errorf("will retained %v, counted %d", held("will"), b.c.Count(RetainedFull))
+	}
+}
+
+// TestPropertiesAreCharged: what user properties hold counts, wherever a packet is
+// kept.
+func TestPropertiesAreCharged(t *testing.T) {
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.RetainedBytes, f.QueuedBytes = 4<<10, 8<<10 })
+	property := append([]byte{0x26, 0, 1, 'k', 0x1f, 0x40}, make([]byte, 8000)...) // of 8,000 bytes
+	for i := range property[6:] {
+		property[6+i] = 'v'
+	}
+	publish := func(flags byte, topic string, id uint16) []byte {
+		body := binary.BigEndian.AppendUint16(nil, uint16(len(topic)))
+		body = binary.BigEndian.AppendUint16(append(body, topic...), id)
+		body = binary.AppendUvarint(body, uint64(len(property)))
+		return rawmqtt.Frame(rawmqtt.PUBLISH<<4|flags, append(append(body, property...), 'x'))
+	}
+	c := b.login(t, true, rawmqtt.Options{ID: "c"})
+	send(t, c, publish(3, "kept", 1))
+	expect(t, c, rawmqtt.PUBACK)
+	if _, ok := b.Topics.Retained.Get("kept"); ok || b.c.Count(RetainedFull) != 1 {
+		t.Errorf("retained %v, counted %d", ok, b.c.Count(RetainedFull))
+	}
+	away := b.login(t, true, rawmqtt.Options{ID: "away", Props: append([]byte{0x11, 0, 0, 1, 0}, property...)})
+	if _, err := away.Sub(1, 1, "queue"); err != nil {
+		t.Fatal(err)
+	}
+	cl, ok := b.Clients.Get("away")
+	if !ok || cl.Properties.Props.User != nil {
+		t.Error("the properties of a CONNECT stay for the session")
+	}
+	_ = away.Close()
+	eventually(t, "it is away", func() bool { return cl.Closed() })
+	send(t, c, publish(2, "queue", 2))
+	expect(t, c, rawmqtt.PUBACK)
+	if b.fixes.Queued() != 0 || b.c.Count(QueuedFull) != 1 {
+		t.Errorf("%d bytes queued, counted %d", b.fixes.Queued(), b.c.Count(QueuedFull))
 	}
 }
 

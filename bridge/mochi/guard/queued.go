@@ -10,7 +10,7 @@ import (
 )
 
 // packetOverhead is about what mochi keeps for a queued message besides its
-// payload.
+// bytes.
 const packetOverhead = 1 << 10
 
 // queued counts the bytes of the messages that mochi keeps for ordinary clients
@@ -87,7 +87,7 @@ func (q *queued) check() {
 // the queue when there is no room. A client that is connected gets it all the
 // same, once.
 func (f *Fixes) keep(cl *mqtt.Client, pk *packets.Packet) {
-	size := int64(len(pk.Payload) + len(pk.TopicName) + packetOverhead)
+	size := int64(kept(pk) + packetOverhead)
 	if f.queued.add(cl, pk.PacketID, size, f.cfg.QueuedBytes) {
 		return
 	}
