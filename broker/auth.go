@@ -3,7 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
-	"runtime"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,8 +32,7 @@ var (
 // flood of logins cannot take every processor. It is safe for concurrent use.
 type gate struct {
 	passwords atomic.Pointer[Passwords]
-	workers   chan struct{}
-	waiting   atomic.Int64
+	turns     *turnstile
 	now       func() time.Time
 
 	mu     sync.Mutex
@@ -42,9 +41,9 @@ type gate struct {
 
 func newGate(p *Passwords) *gate {
 	g := &gate{
-		workers: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
-		now:     time.Now,
-		memory:  newMemory(rememberFor, rememberCount),
+		turns:  newTurnstile(loginsWaiting),
+		now:    time.Now,
+		memory: newMemory(rememberFor, rememberCount),
 	}
 	g.passwords.Store(p)
 	return g
@@ -61,7 +60,7 @@ func (g *gate) replace(p *Passwords) {
 
 // login checks one CONNECT. It blocks while other logins are being checked,
 // until ctx ends.
-func (g *gate) login(ctx context.Context, clientID, user string, password []byte) (Account, error) {
+func (g *gate) login(ctx context.Context, addr net.Addr, clientID, user string, password []byte) (Account, error) {
 	g.mu.Lock()
 	p, m := g.passwords.Load(), g.memory
 	mac := m.mac(user, password)
@@ -71,18 +70,12 @@ func (g *gate) login(ctx context.Context, clientID, user string, password []byte
 	if known {
 		return admit(p.accounts[user], clientID)
 	}
-	if g.waiting.Add(1) > loginsWaiting {
-		g.waiting.Add(-1)
-		return Account{}, ErrLoginBusy
-	}
-	defer g.waiting.Add(-1)
-	select {
-	case g.workers <- struct{}{}:
-	case <-ctx.Done():
-		return Account{}, ErrLoginBusy
+	done, err := g.turns.enter(ctx, addr)
+	if err != nil {
+		return Account{}, err
 	}
 	a, ok := p.compare(user, password)
-	<-g.workers
+	done()
 	if !ok {
 		return Account{}, ErrBadLogin
 	}

@@ -176,19 +176,19 @@ func TestLogin(t *testing.T) {
 	id := someID(9)
 	g := gateFor(t, "dev:"+hashed(t, "secret")+":device:"+id.String(), "u:"+hashed(t, "pw")+":user")
 	for range 2 { // the second time from memory
-		if a, err := g.login(ctx, id.String()+"-x", "dev", []byte("secret")); err != nil || a.Identity != id {
+		if a, err := g.login(ctx, nil, id.String()+"-x", "dev", []byte("secret")); err != nil || a.Identity != id {
 			t.Errorf("dev: %+v, %v", a, err)
 		}
-		if _, err := g.login(ctx, someID(8).String(), "dev", []byte("secret")); !errors.Is(err, ErrClientID) {
+		if _, err := g.login(ctx, nil, someID(8).String(), "dev", []byte("secret")); !errors.Is(err, ErrClientID) {
 			t.Errorf("another's client id: %v", err)
 		}
-		if _, err := g.login(ctx, id.String(), "u", []byte("pw")); !errors.Is(err, ErrClientID) {
+		if _, err := g.login(ctx, nil, id.String(), "u", []byte("pw")); !errors.Is(err, ErrClientID) {
 			t.Errorf("a device's client id for a user: %v", err)
 		}
-		if _, err := g.login(ctx, "x", "u", []byte("pW")); !errors.Is(err, ErrBadLogin) {
+		if _, err := g.login(ctx, nil, "x", "u", []byte("pW")); !errors.Is(err, ErrBadLogin) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if _, err := g.login(ctx, "x", "who", []byte("pw")); !errors.Is(err, ErrBadLogin) {
+		if _, err := g.login(ctx, nil, "x", "who", []byte("pw")); !errors.Is(err, ErrBadLogin) {
 			t.Errorf("unknown user: %v", err)
 		}
 	}
@@ -218,7 +218,7 @@ func TestLoginRemembersForAWhile(t *testing.T) {
 func TestReplacedFileCountsAtOnce(t *testing.T) {
 	ctx := context.Background()
 	g := gateFor(t, "u:"+hashed(t, "old")+":user")
-	if _, err := g.login(ctx, "x", "u", []byte("old")); err != nil {
+	if _, err := g.login(ctx, nil, "x", "u", []byte("old")); err != nil {
 		t.Fatal(err)
 	}
 	p, err := ParsePasswords(strings.NewReader("u:"+hashed(t, "new")+":user"), "passwd")
@@ -226,10 +226,10 @@ func TestReplacedFileCountsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.replace(p)
-	if _, err := g.login(ctx, "x", "u", []byte("old")); !errors.Is(err, ErrBadLogin) {
+	if _, err := g.login(ctx, nil, "x", "u", []byte("old")); !errors.Is(err, ErrBadLogin) {
 		t.Errorf("the old password: %v", err)
 	}
-	if _, err := g.login(ctx, "x", "u", []byte("new")); err != nil {
+	if _, err := g.login(ctx, nil, "x", "u", []byte("new")); err != nil {
 		t.Errorf("the new password: %v", err)
 	}
 }
@@ -237,19 +237,17 @@ func TestReplacedFileCountsAtOnce(t *testing.T) {
 // A flood of logins waits for the workers, and past a bound hears "busy".
 func TestLoginFlood(t *testing.T) {
 	g := gateFor(t, "u:"+hashed(t, "pw")+":user")
-	for range cap(g.workers) { // every worker is at work
-		g.workers <- struct{}{}
-	}
+	g.turns.free = 0 // every worker is at work
 	ctx, cancel := context.WithCancel(context.Background())
 	errs := make(chan error, loginsWaiting)
 	var wg sync.WaitGroup
-	for range loginsWaiting {
+	for i := range loginsWaiting {
 		wg.Go(func() {
-			_, err := g.login(ctx, "x", "u", []byte("guess"))
+			_, err := g.login(ctx, from(byte(i%4)), "x", "u", []byte("guess"))
 			errs <- err
 		})
 	}
-	for g.waiting.Load() < loginsWaiting {
+	for g.turns.count() < loginsWaiting {
 		select {
 		case err := <-errs:
 			t.Fatalf("one did not wait: %v", err)
@@ -257,7 +255,7 @@ func TestLoginFlood(t *testing.T) {
 			runtime.Gosched()
 		}
 	}
-	if _, err := g.login(ctx, "x", "u", []byte("one too many")); !errors.Is(err, ErrLoginBusy) {
+	if _, err := g.login(ctx, from(9), "x", "u", []byte("one too many")); !errors.Is(err, ErrLoginBusy) {
 		t.Errorf("one too many: %v", err)
 	}
 	cancel()
@@ -267,7 +265,7 @@ func TestLoginFlood(t *testing.T) {
 			t.Errorf("after the end: %v", err)
 		}
 	}
-	if n := g.waiting.Load(); n != 0 {
+	if n := g.turns.count(); n != 0 {
 		t.Errorf("%d still count as waiting", n)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -132,8 +131,7 @@ type verifier struct {
 	used       *usedProofs
 	now        func() time.Time
 	policy     atomic.Pointer[devicePolicy]
-	workers    chan struct{}
-	waiting    atomic.Int64
+	turns      *turnstile
 	counts     [numProofs]atomic.Uint64
 }
 
@@ -142,7 +140,7 @@ type verifier struct {
 func newVerifier(cfg *Config, hub identity.Identifier, born bool, p *devicePolicy, logger *slog.Logger) (*verifier, error) {
 	v := &verifier{
 		hub: hub, cleartext: cfg.InsecurePlaintext, everywhere: cfg.MQTTOpen, skew: cfg.Devices.clockSkew(), now: time.Now,
-		workers: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		turns: newTurnstile(proofsWaiting),
 	}
 	v.policy.Store(p)
 	if cfg.Data == "" {
@@ -195,17 +193,11 @@ func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (ident
 	if err != nil {
 		return none, nil, err
 	}
-	if v.waiting.Add(1) > proofsWaiting {
-		v.waiting.Add(-1)
-		return none, nil, ErrLoginBusy
+	done, err := v.turns.enter(ctx, c.RemoteAddr)
+	if err != nil {
+		return none, nil, err
 	}
-	defer v.waiting.Add(-1)
-	select {
-	case v.workers <- struct{}{}:
-	case <-ctx.Done():
-		return none, nil, ErrLoginBusy
-	}
-	defer func() { <-v.workers }()
+	defer done()
 	open := v.everywhere || fromLoopback(c.RemoteAddr)
 	id, err := v.verify(claimed, proof, want, open)
 	g := &grant{proven: true, open: open}

@@ -232,10 +232,15 @@ func TestProofCodesOfMQTT5(t *testing.T) {
 	}
 	want(t, "bad", v5(d.name(), []byte{1}), bad5)
 	want(t, "not listed", v5(d.name(), d.make(nil)), refused5)
-	h.proofs.waiting.Store(proofsWaiting)
+	setTurns := func(free, most int) {
+		h.proofs.turns.mu.Lock()
+		defer h.proofs.turns.mu.Unlock()
+		h.proofs.turns.free, h.proofs.turns.most = free, most
+	}
+	setTurns(0, 0)
 	want(t, "busy", v5(d.name(), d.make(nil)), full5)
 	want(t, "busy, 3.1.1", d.fresh(), full3)
-	h.proofs.waiting.Store(0)
+	setTurns(1, proofsWaiting)
 	want(t, "not listed, 3.1.1", d.fresh(), refused3)
 	want(t, "without proof", say(t, d.addr, nil, 4, d.name(), "", func([]byte) []byte { return nil }), refused3)
 	want(t, "an ordinary client", say(t, d.addr, nil, 4, "pump", "", func([]byte) []byte { return nil }), refused3)

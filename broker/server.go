@@ -110,7 +110,7 @@ func (h *Hub) principal(c mochibridge.ConnectInfo) (bridge.Principal, loginResul
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), loginTimeout)
 	defer cancel()
-	a, err := h.gate.login(ctx, c.ClientID, string(c.Username), c.Password)
+	a, err := h.gate.login(ctx, c.RemoteAddr, c.ClientID, string(c.Username), c.Password)
 	if err != nil {
 		return p, resultOf(err), refusal(err)
 	}

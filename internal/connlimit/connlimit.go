@@ -73,7 +73,7 @@ func within(n, limit, def int) bool {
 // Take admits a connection from addr as pending, or says which limit refuses it;
 // the Ticket is nil then.
 func (l *Limits) Take(addr net.Addr) (*Ticket, Verdict) {
-	t := &Ticket{l: l, from: network(addr), pending: true}
+	t := &Ticket{l: l, from: Network(addr), pending: true}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -126,9 +126,9 @@ func (t *Ticket) Release() {
 	}
 }
 
-// network is the address or IPv6 network that a peer's connections are counted
+// Network is the address or IPv6 network that a peer's connections are counted
 // under. Peers without an IP address (Unix sockets) share one place.
-func network(addr net.Addr) netip.Prefix {
+func Network(addr net.Addr) netip.Prefix {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok {
 		return netip.Prefix{}
