@@ -27,6 +27,7 @@ const (
 	TooLargeForPeer                    // frames longer than the device's Maximum Packet Size
 	ObserverDropped                    // copies, records and trace lines not written to a slow observer
 	Revoked                            // connections ended because they are no longer allowed
+	GuestEnded                         // guests that stayed too long: connection closed
 	HookPanicked                       // panics recovered in the hook
 
 	events
@@ -36,7 +37,7 @@ var eventNames = [events]string{
 	"refused-not-allowed", "refused-bad-credentials", "refused-full", "refused-client-id", "refused-will",
 	"wrapped", "publish-refused", "publish-qos2", "publish-inline", "publish-late", "will-suppressed",
 	"retained-purged", "subscribe-granted", "subscribe-refused", "observers-full", "inbox-given-up", "bad-ack",
-	"too-large-for-peer", "observer-dropped", "revoked", "hook-panicked",
+	"too-large-for-peer", "observer-dropped", "revoked", "guest-ended", "hook-panicked",
 }
 
 // String returns the event's stable name, fit for a metric's label.

@@ -1,6 +1,7 @@
 package mochibridge
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -153,6 +155,10 @@ func (h *Hook) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	case who.ClientID != c.ClientIdentifier || who.ClientID == "" && who.Role != bridge.RoleUser && who.Role != bridge.RoleObserver:
 		return h.refuse(cl, RefusedClientID, &Refusal{Code: BadClientID, Reason: "client id not valid"})
 	}
+	// mochi publishes a will without asking who may.
+	if c.WillFlag && h.o.Outside != nil && !h.o.Outside(who, c.WillTopic, true) {
+		return h.refuse(cl, RefusedWill, &Refusal{Code: NotAllowed, Reason: "will topic not allowed"})
+	}
 	return h.admit(cl, who, before)
 }
 
@@ -223,8 +229,20 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal, before uint64) error
 	}
 	conn.SetValue(s)
 	conn.AtEnd(s.end)
+	if who.Role == bridge.RoleGuest {
+		timer := time.AfterFunc(cmp.Or(h.o.guestTime, guestTime), func() {
+			h.o.Counters.add(GuestEnded)
+			cl.Stop(errGuestTime)
+		})
+		conn.AtEnd(func() { timer.Stop() })
+	}
 	return nil
 }
+
+// guestTime is how long a guest may stay: what it is there for takes one round trip.
+const guestTime = 30 * time.Second
+
+var errGuestTime = errors.New("mochibridge: guests do not stay")
 
 // guarded returns the client's guarded connection. One of another listener is
 // wrapped: mochi reads on from its buffer and writes through the wrapper. Nobody

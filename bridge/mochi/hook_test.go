@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/identity"
@@ -370,6 +371,19 @@ func TestGuestReachesHelloOnly(t *testing.T) {
 	if n := h.b.Counters().Dropped[bridge.DropUnknown]; n != 1 {
 		t.Errorf("unknown: %d", n)
 	}
+}
+
+// TestGuestsDoNotStay: what a guest is there for takes a round trip.
+func TestGuestsDoNotStay(t *testing.T) {
+	h := newHub(t, func(s *setup) { s.hook.guestTime = 50 * time.Millisecond })
+	g := h.login(t, false, rawmqtt.Options{ID: "g", User: "guest", NoKeepAlive: true})
+	bob := h.device(t, "bob", false)
+	if p, err := g.ReadPacket(); err == nil {
+		t.Errorf("it got %+v", p)
+	}
+	eventually(t, "counted", func() bool { return h.hook.o.Counters.Count(GuestEnded) == 1 })
+	bob.to("bob", "stays")
+	bob.want("stays")
 }
 
 func TestTooLargeFrameKeepsTheConnection(t *testing.T) {

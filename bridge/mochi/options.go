@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"golang.org/x/time/rate"
@@ -58,7 +59,8 @@ type Options struct {
 
 	// Outside decides what a principal may do outside the root; nil leaves it
 	// to the server's other hooks. For subscriptions topic is the filter first,
-	// and then each topic. It never widens anything under the root.
+	// and then each topic. A will whose topic it refuses is refused at CONNECT, since
+	// mochi asks no hook about wills. It never widens anything under the root.
 	Outside func(p bridge.Principal, topic string, write bool) bool
 
 	// OneAccount has a client id of an observer or user belong to the account
@@ -80,6 +82,8 @@ type Options struct {
 	// Logger hears of refused connections and recovered panics; nil discards.
 	// It never gets payloads, passwords or packets.
 	Logger *slog.Logger
+
+	guestTime time.Duration // tests shorten guestTime
 
 	noTap bool // for tests and comparisons: all packets go through mochi's decoder
 }

@@ -165,6 +165,18 @@ func TestRolesOutsideTheRoot(t *testing.T) {
 			t.Errorf("%s: %v", topic, got)
 		}
 	}
+	// mochi asks nobody about wills, so Outside decides.
+	for topic, want := range map[string]byte{"open": 0, "closed": 5, "$foo/x": 5} {
+		c, err := rawmqtt.Dial(h.addr, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := c.Login(rawmqtt.Options{ID: "w", User: "user", Will: topic, WillPayload: "x"})
+		if err != nil && want == 0 || p.Code() != want {
+			t.Errorf("a will at %s: %v, %v", topic, p, err)
+		}
+		_ = c.Close()
+	}
 }
 
 func TestObservers(t *testing.T) {
