@@ -119,12 +119,12 @@ func TestOutboxStoreTornEnd(t *testing.T) {
 	}
 	addStored(t, b, 1, []byte("one"))
 	addStored(t, b, 2, []byte("two"))
-	s.close()
 	f := segments(t, dir)[0]
-	data, err := os.ReadFile(f)
+	data, err := os.ReadFile(f) // as a crash leaves it
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.close()
 	for cut := 1; cut < 40; cut++ {
 		if err := os.WriteFile(f, data[:len(data)-cut], 0o600); err != nil {
 			t.Fatal(err)

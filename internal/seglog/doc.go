@@ -21,15 +21,17 @@
 //	record   length u32 | crc u32 | kind u8 | body
 //
 // Integers are big endian. length counts kind and body; crc is CRC-32C over the
-// length field, the kind and the body. A segment's file name is its number in 16
+// length field, the kind and the body. Kind 255 is the log's own. A segment's file name is its number in 16
 // hexadecimal digits and ".seg"; numbers rise by one.
 //
 // # Recovery
 //
-// A bad record in the newest segment is the torn end of a crash: everything
-// from there on is cut off and reported. A bad record in any other segment is
-// damage, as is a header that does not fit the records behind it, and Open
-// refuses the log and names file and offset. Replay can show a
+// A bad record in the newest segment is the torn end of a crash, and everything
+// from there on is cut off and reported, unless a mark behind it tells that it had
+// been synced: kind 255, the folder's id and an offset, in front of everything that
+// is written at once, and at the end of a log that was closed. Then, and in any other
+// segment, it is damage, as is a header that does not fit the records behind it, and
+// Open refuses the log, changes nothing, and names file and offset. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.
 //

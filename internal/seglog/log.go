@@ -134,10 +134,13 @@ type Log struct {
 	spare    *batch
 	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
 
-	// syncMu guards cur, which the interval syncer uses beside the writer.
-	syncMu sync.Mutex
-	cur    file
-	dirty  bool
+	// syncMu guards cur, which the interval syncer uses beside the writer, and how
+	// much of it is written and synced.
+	syncMu     sync.Mutex
+	cur        file
+	dirty      bool
+	curWritten int64
+	synced     int64
 }
 
 type holds struct {
@@ -208,6 +211,9 @@ func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*R
 		path := filepath.Join(l.dir, segmentName(n))
 		newest := i == len(segs)-1
 		good, bad, err := scanSegment(path, &l.id, func(kind byte, body []byte) error {
+			if kind == kindMark {
+				return nil
+			}
 			rep.Records++
 			return replay(n, kind, body)
 		})
@@ -286,7 +292,7 @@ func (l *Log) startSegment(n uint64) error {
 func (l *Log) setFile(f file, seg uint64, written int64) {
 	l.f, l.fseg, l.written = f, seg, written
 	l.syncMu.Lock()
-	l.cur = f
+	l.cur, l.curWritten, l.synced = f, written, written // what is there has been synced
 	l.syncMu.Unlock()
 }
 
@@ -297,6 +303,9 @@ func (l *Log) setFile(f file, seg uint64, written int64) {
 // records wait in memory and nobody is told: it is for the caller to bound what it
 // appends.
 func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]byte) (seg uint64, err error) {
+	if kind == kindMark {
+		return 0, ErrKind
+	}
 	size := int64(recordHeaderLen + 1)
 	for _, p := range parts {
 		size += int64(len(p))
@@ -316,7 +325,11 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 		l.here = nil
 		l.sweep = true
 	}
-	b := l.tail()
+	b, fresh := l.tail()
+	if fresh {
+		b.buf = append(b.buf, make([]byte, markLen)...) // write fills it in
+		l.off += markLen
+	}
 	b.buf = appendRecord(b.buf, kind, parts...)
 	if w != nil {
 		b.waits = append(b.waits, wait{w, token})
@@ -331,25 +344,24 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 		l.here.bytes += size - recordHeaderLen - 1
 		l.held += size - recordHeaderLen - 1
 	}
-	if len(l.queue) == 1 && len(b.buf) == int(size) {
+	if len(l.queue) == 1 && fresh {
 		l.wake.Signal()
 	}
 	return l.seg, nil
 }
 
-// tail returns the batch that takes the next record.
-func (l *Log) tail() *batch {
+// tail returns the batch that takes the next record, and whether that is its first.
+func (l *Log) tail() (b *batch, fresh bool) {
 	if n := len(l.queue); n > 0 && l.queue[n-1].seg == l.seg {
-		return l.queue[n-1]
+		return l.queue[n-1], false
 	}
-	b := l.spare
-	l.spare = nil
+	b, l.spare = l.spare, nil
 	if b == nil {
 		b = &batch{}
 	}
 	b.seg = l.seg
 	l.queue = append(l.queue, b)
-	return b
+	return b, true
 }
 
 // Hold says that n records with bodies of size bytes in all, in segment seg, are
@@ -461,5 +473,16 @@ func (l *Log) Close() error {
 	if why := l.Refusal(); why != nil {
 		err = fmt.Errorf("seglog: the disk refused the last records, which were never acknowledged: %w", why)
 	}
-	return errors.Join(err, l.f.Sync(), l.f.Close(), l.lock.Close())
+	return errors.Join(err, l.seal(err == nil), l.f.Close(), l.lock.Close())
+}
+
+// seal syncs the last segment, and marks it as synced to its end.
+func (l *Log) seal(mark bool) error {
+	if err := l.f.Sync(); err != nil || !mark || l.stats.batches.Load() == 0 {
+		return err
+	}
+	if _, err := l.f.Write(appendMark(nil, l.id, l.written)); err != nil {
+		return err
+	}
+	return l.f.Sync()
 }

@@ -1,6 +1,7 @@
 package seglog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,6 +21,12 @@ const (
 	headerLen       = 16
 	recordHeaderLen = 8
 
+	// kindMark is a record of the log's own: the folder's id, and up to which offset
+	// the segment had been synced when the mark was written. One is in front of all
+	// that is written at once, and one at the end of a log that was closed.
+	kindMark = 0xff
+	markLen  = recordHeaderLen + 1 + 8 + 8
+
 	// MaxRecord bounds kind and body of one record, in bytes: the largest frame
 	// and room for what stands around it.
 	MaxRecord = 17 << 20
@@ -36,6 +43,8 @@ var (
 	ErrInUse = errors.New("seglog: folder is in use by another process")
 	// ErrClosed means that the log has been closed.
 	ErrClosed = errors.New("seglog: closed")
+	// ErrKind means that a kind of record is the log's own: 255.
+	ErrKind = errors.New("seglog: kind of record is reserved")
 	// ErrTooLarge means that a record is longer than MaxRecord.
 	ErrTooLarge = errors.New("seglog: record too large")
 )
@@ -90,6 +99,46 @@ func appendRecord(dst []byte, kind byte, parts ...[]byte) []byte {
 	return dst
 }
 
+// appendMark appends a mark.
+func appendMark(dst []byte, id [8]byte, synced int64) []byte {
+	var body [16]byte
+	copy(body[:], id[:])
+	binary.BigEndian.PutUint64(body[8:], uint64(synced))
+	return appendRecord(dst, kindMark, body[:])
+}
+
+// syncedBeyond looks for a mark behind offset from that tells that the segment had
+// been synced further than that. Nobody but the log can make one: the folder's id is
+// in it, which is no secret of great worth, and random.
+func syncedBeyond(f *os.File, id [8]byte, from int64) (bool, error) {
+	want := appendMark(nil, id, 0)
+	head := want[:4] // the length
+	buf := make([]byte, 256<<10)
+	for at, have := from, 0; ; {
+		n, err := f.ReadAt(buf[have:], at+int64(have))
+		if err != nil && err != io.EOF {
+			return false, err
+		}
+		b := buf[:have+n]
+		for i := 0; len(b)-i >= markLen; i++ {
+			k := bytes.Index(b[i:], head)
+			if i += max(k, 0); k < 0 || len(b)-i < markLen {
+				break
+			}
+			synced := int64(binary.BigEndian.Uint64(b[i+markLen-8:]))
+			if synced > from && bytes.Equal(b[i:i+markLen], appendMark(want[:0:0], id, synced)) {
+				return true, nil
+			}
+		}
+		if err == io.EOF {
+			return false, nil
+		}
+		keep := min(len(b), markLen-1)
+		have = copy(buf, b[len(b)-keep:])
+		at += int64(len(b) - keep)
+	}
+}
+
 // A badRecord is where reading a segment had to stop.
 type badRecord struct {
 	offset int64
@@ -106,6 +155,16 @@ func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) er
 		return 0, nil, err
 	}
 	defer f.Close()
+	good, bad, err = scanRecords(f, path, id, visit)
+	if err == nil && bad != nil && !bad.damage && good >= headerLen {
+		if bad.damage, err = syncedBeyond(f, *id, good); bad.damage {
+			bad.reason += ", where it had been synced"
+		}
+	}
+	return good, bad, err
+}
+
+func scanRecords(f *os.File, path string, id *[8]byte, visit func(kind byte, body []byte) error) (good int64, bad *badRecord, err error) {
 	st, err := f.Stat()
 	if err != nil {
 		return 0, nil, err

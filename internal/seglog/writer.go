@@ -111,6 +111,7 @@ func (l *Log) write(b *batch) error {
 			return err
 		}
 	}
+	l.mark(b)
 	_, err := l.f.Write(b.buf)
 	if err == nil && l.opts.Mode == SyncAlways {
 		err = l.f.Sync()
@@ -125,7 +126,7 @@ func (l *Log) write(b *batch) error {
 	l.written += int64(len(b.buf))
 	if l.opts.Mode == SyncInterval {
 		l.syncMu.Lock()
-		l.dirty = true
+		l.dirty, l.curWritten = true, l.written
 		l.syncMu.Unlock()
 		// So that the end of a segment finds little to sync.
 		if l.unsynced += int64(len(b.buf)); l.unsynced >= syncBytes {
@@ -137,6 +138,17 @@ func (l *Log) write(b *batch) error {
 		}
 	}
 	return nil
+}
+
+// mark fills in the mark at the front of a batch.
+func (l *Log) mark(b *batch) {
+	synced := l.written
+	if l.opts.Mode == SyncInterval {
+		l.syncMu.Lock()
+		synced = l.synced
+		l.syncMu.Unlock()
+	}
+	appendMark(b.buf[:0], l.id, synced)
 }
 
 // syncBytes is how much is written before a sync that does not wait for the
@@ -170,7 +182,7 @@ func (l *Log) syncLoop() {
 		case <-l.early:
 		}
 		l.syncMu.Lock()
-		f, dirty := l.cur, l.dirty
+		f, dirty, written := l.cur, l.dirty, l.curWritten
 		l.dirty = false
 		l.syncMu.Unlock()
 		if !dirty {
@@ -183,6 +195,12 @@ func (l *Log) syncLoop() {
 			l.opts.Logger.Error("the disk refused a sync; a power cut may lose more than the interval", "dir", l.dir, "err", err)
 			l.syncMu.Lock()
 			l.dirty = true
+			l.syncMu.Unlock()
+		} else if err == nil {
+			l.syncMu.Lock()
+			if l.cur == f {
+				l.synced = max(l.synced, written)
+			}
 			l.syncMu.Unlock()
 		}
 	}
