@@ -7,6 +7,10 @@
 // them (the machine's timing is its own). SEALMQ_CHAOS_N is the number of messages
 // of the long run, `make chaos N=…`.
 //
+// What is checked here is the promise of the delivery layer, which would also heal a
+// loss at the hub; what a hub promises for itself is checked under faults in package
+// restart.
+//
 // The same faults against ordinary MQTT sessions show that the harness finds the
 // loss that it is there to find. The state machines of the delivery layer run
 // under thousands of seeds with a virtual clock in package delivery.
