@@ -39,6 +39,7 @@ type Hub struct {
 	cert         *certificate // nil without TLS
 	bridge       *bridge.Bridge
 	ockam        *ockam
+	unlock       func()        // gives the data folder free
 	store        *store.Store  // nil when queues are kept in memory
 	found        *store.Report // what was in it
 
@@ -87,7 +88,14 @@ func New(cfg Config) (_ *Hub, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// First, because it locks the folder.
+	if h.unlock, err = lockData(&h.cfg, h.logger); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			h.unlock()
+		}
+	}()
 	if h.store, h.found, err = openStore(&h.cfg, h.logger); err != nil {
 		return nil, err
 	}
@@ -400,6 +408,7 @@ func (h *Hub) stop(ctx context.Context) {
 	if err := h.proofs.close(); err != nil {
 		h.logger.Warn("closing the memory of used proofs", "err", err)
 	}
+	h.unlock()
 	if status != nil { // last, so that readyz says that the hub stops
 		end, cancel := context.WithTimeout(ctx, time.Second)
 		status.shutdown(end)

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/store"
 )
@@ -102,6 +104,33 @@ func (e *StoreError) Hint() string {
 		return "the hub's user must own " + e.Folder + " and what is in it"
 	}
 	return "look after " + e.Folder
+}
+
+// lockName is the file in a data folder that says that a hub has it.
+const lockName = "lock"
+
+// lockData takes the data folder for this hub, whatever it keeps there; unlock gives
+// it free. Where files cannot be locked, on a read-only disk say, that is no reason
+// not to run: the store, where there is one, says why it cannot be used.
+func lockData(cfg *Config, logger *slog.Logger) (unlock func(), err error) {
+	none := func() {}
+	if cfg.Data == "" {
+		return none, nil
+	}
+	lock := flock.New(filepath.Join(cfg.Data, lockName), flock.SetPermissions(0o600))
+	ok, err := lock.TryLock()
+	switch {
+	case err != nil:
+		logger.Warn("the data folder cannot be locked: see to it that no other hub uses it", "folder", cfg.Data, "err", err)
+		return none, nil
+	case !ok:
+		return nil, &StoreError{Folder: cfg.Data, Err: fmt.Errorf("%w: %s", store.ErrInUse, cfg.Data)}
+	}
+	return func() {
+		if err := lock.Unlock(); err != nil {
+			logger.Warn("the data folder stays locked", "folder", cfg.Data, "err", err)
+		}
+	}, nil
 }
 
 // openStore opens the store of a hub whose queues outlive it; nil for any other.

@@ -55,11 +55,13 @@ func TestStoreComesBack(t *testing.T) {
 	if s.Counters["sealmq_peers"] != 1 || s.Counters["sealmq_peers_attached"] != 0 || s.Counters["sealmq_store_segments"] != 1 {
 		t.Fatalf("%v", s.Counters)
 	}
-	// A second hub has no business here.
-	_, err := New(Config{Data: data})
-	var se *StoreError
-	if !errors.As(err, &se) || !errors.Is(err, store.ErrInUse) || !strings.Contains(se.Hint(), "other hub") {
-		t.Fatalf("second hub: %v", err)
+	// A second hub has no business here, whatever it would keep.
+	for _, mode := range []Durability{DurabilityInterval, DurabilityMemory} {
+		_, err := New(Config{Data: data, Durability: mode})
+		var se *StoreError
+		if !errors.As(err, &se) || !errors.Is(err, store.ErrInUse) || !strings.Contains(se.Hint(), "other hub") {
+			t.Fatalf("second hub, %s: %v", mode, err)
+		}
 	}
 }
 
