@@ -39,14 +39,19 @@ func main() {
 	end()
 }
 
+// maxPacket bounds MQTT packets; frames of 256 KiB fit.
+const maxPacket = 1 << 20
+
 // serve starts the server that exists already, and the forwarder in it.
 func serve(address string) (server *mqtt.Server, end func(), err error) {
 	// The server as it was: it lets everybody do everything.
-	server = mqtt.New(nil)
+	capabilities := mqtt.NewDefaultServerCapabilities()
+	capabilities.MaximumPacketSize = maxPacket // 256 MiB otherwise
+	server = mqtt.New(&mqtt.Options{Capabilities: capabilities})
 	if err := server.AddHook(new(auth.AllowHook), nil); err != nil {
 		return nil, nil, err
 	}
-	listener, err := guard.NewListener(guard.Config{ID: "tcp", Address: address})
+	listener, err := guard.NewListener(guard.Config{ID: "tcp", Address: address, PacketLimit: maxPacket})
 	if err != nil {
 		return nil, nil, err
 	}

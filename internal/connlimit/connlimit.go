@@ -4,6 +4,7 @@
 package connlimit
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"sync"
@@ -28,14 +29,18 @@ type Limits struct {
 	// address.
 	PerAddress int
 	// Pending is the number of connections that have not been accepted by the
-	// protocol above yet.
+	// protocol above yet. A quarter of them is kept for others than the address that
+	// has most.
 	Pending int
 
 	mu      sync.Mutex
 	conns   int
 	pending int
-	from    map[netip.Prefix]int
+	from    map[netip.Prefix]counts
 }
+
+// counts are the connections of one address.
+type counts struct{ conns, pending int }
 
 // Verdict says whether a connection may come in.
 type Verdict uint8
@@ -79,18 +84,36 @@ func (l *Limits) Take(addr net.Addr) (*Ticket, Verdict) {
 	switch {
 	case !within(l.conns, l.Conns, DefaultConns):
 		return nil, RefusedTotal
-	case !within(l.from[t.from], l.PerAddress, DefaultPerAddress):
+	case !within(l.from[t.from].conns, l.PerAddress, DefaultPerAddress):
 		return nil, RefusedAddress
-	case !within(l.pending, l.Pending, DefaultPending):
+	case !within(l.pending, l.Pending, DefaultPending), !within(l.from[t.from].pending, l.share(), 0):
 		return nil, RefusedPending
 	}
 	if l.from == nil {
-		l.from = make(map[netip.Prefix]int)
+		l.from = make(map[netip.Prefix]counts)
 	}
-	l.conns++
-	l.pending++
-	l.from[t.from]++
+	l.add(t.from, 1, 1)
 	return t, Admitted
+}
+
+// share is how many pending connections one address may have; negative: any number.
+func (l *Limits) share() int {
+	n := cmp.Or(l.Pending, DefaultPending)
+	return n - n/4
+}
+
+// add counts connections of an address in or out; l.mu is held.
+func (l *Limits) add(from netip.Prefix, conns, pending int) {
+	l.conns += conns
+	l.pending += pending
+	c := l.from[from]
+	c.conns += conns
+	c.pending += pending
+	if c.conns <= 0 {
+		delete(l.from, from)
+		return
+	}
+	l.from[from] = c
 }
 
 // Settle says that the connection is no longer pending.
@@ -102,7 +125,7 @@ func (t *Ticket) Settle() {
 	defer t.l.mu.Unlock()
 	if t.pending && !t.gone {
 		t.pending = false
-		t.l.pending--
+		t.l.add(t.from, 0, -1)
 	}
 }
 
@@ -117,13 +140,11 @@ func (t *Ticket) Release() {
 		return
 	}
 	t.gone = true
-	t.l.conns--
+	pending := 0
 	if t.pending {
-		t.l.pending--
+		pending = -1
 	}
-	if t.l.from[t.from]--; t.l.from[t.from] <= 0 {
-		delete(t.l.from, t.from)
-	}
+	t.l.add(t.from, -1, pending)
 }
 
 // Network is the address or IPv6 network that a peer's connections are counted

@@ -21,6 +21,8 @@ func TestLimits(t *testing.T) {
 		{"one network", &Limits{PerAddress: 1}, []string{"2001:db8::1", "2001:db8:0:1::1"}, "2001:db8::2", RefusedAddress},
 		{"loopback is an address", &Limits{PerAddress: 1}, []string{"::1"}, "::2", Admitted},
 		{"pending", &Limits{Pending: 2}, []string{"10.0.0.1", "10.0.0.2"}, "10.0.0.3", RefusedPending},
+		{"pending of one address", &Limits{Pending: 4}, []string{"10.0.0.1", "10.0.0.1", "10.0.0.1"}, "10.0.0.1", RefusedPending},
+		{"pending of another", &Limits{Pending: 4}, []string{"10.0.0.1", "10.0.0.1", "10.0.0.1"}, "10.0.0.2", Admitted},
 		{"none", &Limits{Conns: -1, PerAddress: -1, Pending: -1}, []string{"10.0.0.1", "10.0.0.1"}, "10.0.0.1", Admitted},
 		{"defaults", &Limits{}, []string{"10.0.0.1"}, "10.0.0.1", Admitted},
 	} {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -360,6 +361,32 @@ func TestRedactKeepsPacketsOutOfLogs(t *testing.T) {
 	if s := out.String(); strings.Contains(s, "secret") || !strings.Contains(s, "client=c") || !strings.Contains(s, "hook=h") {
 		t.Error(s)
 	}
+}
+
+// TestRedactBoundsAFlood: what peers cause as often as they like is not logged as often.
+func TestRedactBoundsAFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := slog.New(Redact(slog.NewTextHandler(&out, nil)))
+		for range 1000 {
+			log.With("listener", "l").Warn("keepalive", "client", strings.Repeat("x", 60_000))
+		}
+		if n := strings.Count(out.String(), "\n"); n != 50 || out.Len() > 50*(maxLogged+200) {
+			t.Errorf("%d lines, %d bytes", n, out.Len())
+		}
+		log.Error("an error passes")
+		if s := out.String(); !strings.Contains(s, "an error passes") || !strings.Contains(s, "unlogged=950") {
+			t.Error(s[len(s)-300:])
+		}
+		time.Sleep(time.Second)
+		out.Reset()
+		for range 1000 {
+			log.Warn("again")
+		}
+		if n := strings.Count(out.String(), "\n"); n != 10 {
+			t.Errorf("%d lines after a second", n)
+		}
+	})
 }
 
 // panicking panics where it is told to, on the client's reader.

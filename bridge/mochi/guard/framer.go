@@ -67,7 +67,7 @@ func (f *framer) scan(p []byte, c *Conn) error {
 		}
 		if f.left == 0 {
 			f.first = true
-		} else if f.left > len(p) && f.left <= max(c.cfg.PacketLimit, smallPacket) { // longer ones mochi refuses
+		} else if most := c.cfg.PacketLimit; f.left > len(p) && (most == 0 || f.left <= max(most, smallPacket)) { // longer ones mochi refuses
 			if err := c.underway(f.left); err != nil {
 				return err
 			}
