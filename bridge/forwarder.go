@@ -232,8 +232,11 @@ func mayTake(old, now Principal) bool {
 	return now.Identity == old.Identity
 }
 
-func (r *registry) validAlias(a string) bool {
-	if len(a) > maxAlias || a == payloadRegister || a == hubproto.NoticeSource || reservedPrefix(a) {
+// ValidAlias reports whether a hub can take an alias: at most 128 letters, digits, '.',
+// '_' and '-', that do not look like an address of another kind. A hub refuses the
+// names of its own services besides.
+func ValidAlias(a string) bool {
+	if a == "" || len(a) > maxAlias || a == payloadRegister || a == hubproto.NoticeSource || reservedPrefix(a) {
 		return false
 	}
 	for _, c := range []byte(a) {
@@ -242,8 +245,12 @@ func (r *registry) validAlias(a string) bool {
 			return false
 		}
 	}
+	return true
+}
+
+func (r *registry) validAlias(a string) bool {
 	w := r.b.table.lookup(a)
-	return w == nil || w.service == nil
+	return ValidAlias(a) && (w == nil || w.service == nil)
 }
 
 // reservedPrefix reports whether an address looks like one that the bridge makes.

@@ -94,9 +94,3 @@ func (s *turnstile) take(key netip.Prefix, i int) chan struct{} {
 	}
 	return turn
 }
-
-func (s *turnstile) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.waiting
-}

@@ -68,3 +68,10 @@ func TestTurnstile(t *testing.T) {
 		}
 	})
 }
+
+// count returns how many wait.
+func (s *turnstile) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
+}

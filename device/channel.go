@@ -99,8 +99,8 @@ type Channel struct {
 // bounds the whole.
 //
 // Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so, or once
-// ctx ends while the hub waits for the peer; ErrPeerRefused, ErrWrongIdentity, ErrTimeout, ErrBusy, that of ctx, or what
-// stopped the node.
+// ctx ends while the hub waits for the peer; ErrPeerRefused, ErrWrongIdentity,
+// ErrTimeout, ErrBusy, that of ctx, or what stopped the node.
 func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, opts ...DialOption) (*Channel, error) {
 	switch {
 	case len(to) == 0:
@@ -152,7 +152,9 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	if len(to) == 1 {
 		hint = fmt.Sprintf(listenerHint, to[0].Value)
 	}
-	switch cause := context.Cause(ctx); {
+	cause := context.Cause(ctx)
+	late := errors.Is(err, channel.ErrTimeout) && cause == nil || errors.Is(cause, context.DeadlineExceeded)
+	switch {
 	case n.Err() != nil:
 		return nil, n.Err()
 	case errors.Is(cause, ErrUnknownAddress):
@@ -165,9 +167,9 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return nil, fmt.Errorf("%w: dialling %s: %w", ErrWrongIdentity, to, err)
 	case errors.Is(err, channel.ErrBusy):
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
-	case (errors.Is(err, channel.ErrTimeout) && cause == nil || errors.Is(cause, context.DeadlineExceeded)) && call.waiting():
+	case late && call.waiting():
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
-	case errors.Is(err, channel.ErrTimeout) && cause == nil, errors.Is(cause, context.DeadlineExceeded):
+	case late:
 		return nil, callError("no answer to the handshake through", to, ErrTimeout, hint)
 	case errors.Is(cause, context.Canceled):
 		return nil, ctxError(ctx, fmt.Sprintf("dialling %s", to))

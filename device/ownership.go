@@ -270,15 +270,10 @@ func (f *Forwarder) claim(ctx context.Context) {
 	n.mu.Lock()
 	f.claimed, f.claimedAt, f.claimedBy = number, now, by
 	n.mu.Unlock()
-	if n.rotatedSince(by) {
-		f.claim(ctx)
+	if n.cfg.Identity.Identity().Compare(by) != identity.Equal {
+		f.claim(ctx) // rotated meanwhile
 	}
 	n.renewing.Do(func() { n.spawn(n.renewClaims) })
-}
-
-// rotatedSince reports whether our identity has another key than it had as by.
-func (n *Node) rotatedSince(by *identity.Identity) bool {
-	return n.cfg.Identity.Identity().Compare(by) != identity.Equal
 }
 
 // claimRound is how often claims are looked through for those that have run half
@@ -292,11 +287,11 @@ func (n *Node) renewClaims() {
 	defer tick.Stop()
 	ticked := false
 	for {
-		rotated := n.cfg.Identity.Rotated()
+		rotated, now := n.cfg.Identity.Rotated(), n.cfg.Identity.Identity()
 		n.mu.Lock()
 		var due []*Forwarder
 		for f := range n.forwarders {
-			old := f.claimedBy != nil && n.rotatedSince(f.claimedBy)
+			old := f.claimedBy != nil && now.Compare(f.claimedBy) != identity.Equal
 			if f.address != "" && (old || ticked && time.Since(f.claimedAt) > hubproto.ClaimTTL/2) {
 				due = append(due, f)
 			}

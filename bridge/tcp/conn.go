@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
@@ -90,7 +91,7 @@ func (c *conn) count() {
 // read takes frames until the connection ends, and returns why it did.
 func (c *conn) read() Event {
 	cfg := &c.s.cfg
-	src := &source{s: c.s, nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
+	src := &source{input: &c.s.input, nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
 	src.frames = route.NewReader(src, cfg.Frames)
 	defer func() { c.s.input.Add(int64(-src.held)) }()
 	if err := src.frames.ReadPreamble(); err != nil {
@@ -152,7 +153,7 @@ func readEvent(err error, late Event) Event {
 // begun a deadline that allows for its length, and one between frames the idle
 // time-out.
 type source struct {
-	s      *Server
+	input  *atomic.Int64 // the server's
 	nc     net.Conn
 	cfg    *Config
 	frames *route.Reader // that reads from here
@@ -183,7 +184,7 @@ func (s *source) hold() error {
 		return nil
 	}
 	s.held = n
-	if total := s.s.input.Add(int64(more)); more > 0 && total > s.cfg.TotalInput {
+	if total := s.input.Add(int64(more)); more > 0 && total > s.cfg.TotalInput {
 		return errInputFull
 	}
 	return nil

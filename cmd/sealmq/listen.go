@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
 )
@@ -61,8 +61,8 @@ gets. Ends at INT or TERM.`,
 			if err := checkListener(listener); err != nil {
 				return err
 			}
-			if alias != "" && !aliasPattern.MatchString(alias) || reservedAlias.MatchString(alias) {
-				return usagef("use letters, digits, '_', '.' and '-', and no name that begins as an address of the hub's does",
+			if alias != "" && !bridge.ValidAlias(alias) {
+				return usagef("use letters, digits, '_', '.' and '-', 128 at most, and no name that begins as an address of the hub's does",
 					"--alias: %.80q cannot be an alias", alias)
 			}
 			return a.listen(c.Context(), &p, policy, listener, alias, count)
@@ -75,12 +75,6 @@ gets. Ends at INT or TERM.`,
 	f.IntVar(&count, "count", 0, "end after this many messages (default: never)")
 	return c
 }
-
-// Aliases that hubs take, and among them those that are addresses of another kind.
-var (
-	aliasPattern  = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,244}$`)
-	reservedAlias = regexp.MustCompile(`^(FWD_|forward_to_|dev_|tcp_)`)
-)
 
 // checkListener refuses names that are taken on a listening device.
 func checkListener(name string) error {

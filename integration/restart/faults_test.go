@@ -30,14 +30,24 @@ type run struct {
 	received   atomic.Int64 // connections
 }
 
-// moment waits, and reports whether ctx goes on.
-func moment(ctx context.Context, d time.Duration) bool {
+// moment waits, unless ctx ends first.
+func moment(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
-		return true
 	case <-ctx.Done():
-		return false
 	}
+}
+
+// connect makes a connection, counts it, and returns what is closed when it is lost; a
+// nil client, after a moment, means that the hub is away.
+func (r *run) connect(ctx context.Context, clientID string, count *atomic.Int64) (c paho.Client, lost <-chan struct{}) {
+	gone := make(chan struct{})
+	if c = connect(r.h, clientID, func() { close(gone) }); c == nil {
+		moment(ctx, 20*time.Millisecond)
+		return nil, nil
+	}
+	count.Add(1)
+	return c, gone
 }
 
 func between(rnd *rand.Rand, low, high time.Duration) time.Duration {
@@ -47,13 +57,10 @@ func between(rnd *rand.Rand, low, high time.Duration) time.Duration {
 // publish sends every number until the hub has acknowledged it, in order.
 func (r *run) publish(ctx context.Context, rnd *rand.Rand) {
 	for acked := uint64(0); acked < r.total && ctx.Err() == nil; {
-		lost := make(chan struct{})
-		c := connect(r.h, r.alice, func() { close(lost) })
+		c, lost := r.connect(ctx, r.alice, &r.published)
 		if c == nil {
-			moment(ctx, 20*time.Millisecond)
 			continue
 		}
-		r.published.Add(1)
 		cut := time.After(between(rnd, 50*time.Millisecond, 500*time.Millisecond))
 		var window []paho.Token
 		for up := true; up && acked < r.total; {
@@ -89,13 +96,10 @@ func (r *run) receive(ctx context.Context, rnd *rand.Rand) {
 	}
 	f := route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: hello}
 	for ctx.Err() == nil {
-		lost := make(chan struct{})
-		c := connect(r.h, r.bob, func() { close(lost) })
+		c, lost := r.connect(ctx, r.bob, &r.received)
 		if c == nil {
-			moment(ctx, 20*time.Millisecond)
 			continue
 		}
-		r.received.Add(1)
 		token := c.Subscribe("sealmq/"+r.bob+"/in", 1, func(_ paho.Client, m paho.Message) {
 			views, err := route.ParseBundle(m.Payload(), route.Limits{}, nil)
 			if err != nil {

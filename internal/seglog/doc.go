@@ -21,8 +21,8 @@
 //	record   length u32 | crc u32 | kind u8 | body
 //
 // Integers are big endian. length counts kind and body; crc is CRC-32C over the
-// length field, the kind and the body. Kind 255 is the log's own. A segment's file name is its number in 16
-// hexadecimal digits and ".seg"; numbers rise by one.
+// length field, the kind and the body. Kind 255 is the log's own. A segment's file
+// name is its number in 16 hexadecimal digits and ".seg"; numbers rise by one.
 //
 // # Recovery
 //

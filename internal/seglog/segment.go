@@ -108,8 +108,8 @@ func appendMark(dst []byte, id [8]byte, synced int64) []byte {
 }
 
 // syncedBeyond looks for a mark behind offset from that tells that the segment had
-// been synced further than that. Nobody but the log can make one: the folder's id is
-// in it, which is no secret of great worth, and random.
+// been synced further than that. The folder's id is in it, which is random, so that
+// no body can pass for one.
 func syncedBeyond(f *os.File, id [8]byte, from int64) (bool, error) {
 	want := appendMark(nil, id, 0)
 	head := want[:4] // the length

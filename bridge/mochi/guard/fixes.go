@@ -181,7 +181,7 @@ func (f *Fixes) OnStarted() {
 	defer f.recovered("OnStarted")
 	for topic, pk := range f.server.Topics.Retained.GetAll() {
 		if !strings.HasPrefix(topic, mqtt.SysPrefix) {
-			f.retained(topic, kept(&pk))
+			f.retained(topic, keptRetained(&pk))
 		}
 	}
 }
@@ -246,13 +246,20 @@ const propertyCost = 32
 // kept returns the bytes that a message takes while it is kept: its strings are parts
 // of the packet that brought it, and keep all of that.
 func kept(pk *packets.Packet) int {
-	n := len(pk.TopicName) + len(pk.Payload)
 	p := &pk.Properties
-	n += len(p.CorrelationData) + len(p.ContentType) + len(p.ResponseTopic) + propertyCost*len(p.User)
+	n := len(pk.TopicName) + len(pk.Payload) + len(p.CorrelationData) + len(p.ContentType) + len(p.ResponseTopic)
 	for _, u := range p.User {
 		n += len(u.Key) + len(u.Val)
 	}
-	return max(n, pk.FixedHeader.Remaining+propertyCost*len(p.User))
+	return max(n, pk.FixedHeader.Remaining) + propertyCost*len(p.User)
+}
+
+// keptRetained is kept for a retained message; an empty one removes what is there.
+func keptRetained(pk *packets.Packet) int {
+	if len(pk.Payload) == 0 {
+		return 0
+	}
+	return kept(pk)
 }
 
 // refuse writes a CONNACK.
@@ -562,7 +569,7 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 // OnPublish drops the retain flag where the store is full.
 func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	defer f.recovered("OnPublish")
-	if pk.FixedHeader.Retain && !cl.Net.Inline && len(pk.Payload) > 0 && !f.mayRetain(pk.TopicName, kept(&pk)) {
+	if pk.FixedHeader.Retain && !cl.Net.Inline && !f.mayRetain(pk.TopicName, keptRetained(&pk)) {
 		pk.FixedHeader.Retain = false
 	}
 	return pk, nil
@@ -572,13 +579,16 @@ func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, e
 func (f *Fixes) OnWill(_ *mqtt.Client, w mqtt.Will) (mqtt.Will, error) {
 	defer f.recovered("OnWill")
 	pk := packets.Packet{TopicName: w.TopicName, Payload: w.Payload, Properties: packets.Properties{User: w.User}}
-	if w.Retain && len(w.Payload) > 0 && !f.mayRetain(w.TopicName, kept(&pk)) {
+	if w.Retain && !f.mayRetain(w.TopicName, keptRetained(&pk)) {
 		w.Retain = false
 	}
 	return w, nil
 }
 
 func (f *Fixes) mayRetain(topic string, n int) bool {
+	if n == 0 {
+		return true // removes one
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sizes[topic]
@@ -593,11 +603,7 @@ func (f *Fixes) mayRetain(topic string, n int) bool {
 // OnRetainMessage keeps count of retained messages.
 func (f *Fixes) OnRetainMessage(_ *mqtt.Client, pk packets.Packet, _ int64) {
 	defer f.recovered("OnRetainMessage")
-	n := 0 // an empty one removes what is there
-	if len(pk.Payload) > 0 {
-		n = kept(&pk)
-	}
-	f.retained(pk.TopicName, n)
+	f.retained(pk.TopicName, keptRetained(&pk))
 }
 
 // OnRetainedExpired keeps count of retained messages.

@@ -61,12 +61,13 @@ func (r redactor) Handle(ctx context.Context, rec slog.Record) error {
 	}
 	out := slog.NewRecord(rec.Time, rec.Level, rec.Message, rec.PC)
 	rec.Attrs(func(a slog.Attr) bool {
+		if secret(a.Key) {
+			return true
+		}
 		if a.Value.Kind() == slog.KindString && len(a.Value.String()) > maxLogged {
 			a.Value = slog.StringValue(strings.ToValidUTF8(a.Value.String()[:maxLogged], "") + "…")
 		}
-		if !secret(a.Key) {
-			out.AddAttrs(a)
-		}
+		out.AddAttrs(a)
 		return true
 	})
 	if n := r.flood.unlogged.Swap(0); n > 0 {
