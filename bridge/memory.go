@@ -17,7 +17,8 @@ const (
 	largeChunk = 16 << 10 // the usual one
 	hugeChunk  = 1 << 20  // the largest that is kept for reuse
 	minRing    = 8
-	keptRing   = 16 // slots that an empty outbox keeps
+	keptRing   = 16      // slots that an empty outbox keeps
+	pooledRing = 1 << 12 // the largest ring that is kept for reuse
 )
 
 type chunk struct {
@@ -78,16 +79,39 @@ func (c *chunkPools) put(old *chunk) {
 	}
 }
 
+// ringPools keeps rings for reuse, by the binary logarithm of their length: the
+// outbox of a device that reads is empty every few frames, and full again.
+type ringPools [13]sync.Pool
+
+// get returns a ring of size slots, a power of two, with any content.
+func (r *ringPools) get(size int) *[]slot {
+	if size <= pooledRing {
+		if ring, ok := r[bits.Len(uint(size-1))].Get().(*[]slot); ok {
+			return ring
+		}
+	}
+	ring := make([]slot, size)
+	return &ring
+}
+
+func (r *ringPools) put(ring *[]slot) {
+	if ring != nil && len(*ring) <= pooledRing {
+		r[bits.Len(uint(len(*ring)-1))].Put(ring)
+	}
+}
+
 func newMemoryOutboxes() OutboxFactory {
-	pools := new(chunkPools)
-	return func(string, bool) (Outbox, error) { return &memoryOutbox{pools: pools, next: 1}, nil }
+	pools, rings := new(chunkPools), new(ringPools)
+	return func(string, bool) (Outbox, error) { return &memoryOutbox{pools: pools, rings: rings, next: 1}, nil }
 }
 
 // memoryOutbox implements Outbox. Its owner's lock guards it.
 type memoryOutbox struct {
 	pools *chunkPools
+	rings *ringPools
 
-	ring []slot // power of two; in order of sequence; the first is not a dropped one
+	ring []slot  // power of two; in order of sequence; the first is not a dropped one
+	own  *[]slot // where the pool keeps it
 	head int
 	n    int
 	dead int    // of them dropped
@@ -205,11 +229,16 @@ func (m *memoryOutbox) recycle(num uint32) {
 }
 
 func (m *memoryOutbox) grow() {
-	ring := make([]slot, max(minRing, 2*len(m.ring)))
-	for i := range m.n {
-		ring[i] = m.ring[(m.head+i)&(len(m.ring)-1)]
-	}
-	m.ring, m.head = ring, 0
+	m.resize(max(minRing, 2*len(m.ring)))
+}
+
+// resize moves the slots to a ring of another length.
+func (m *memoryOutbox) resize(size int) {
+	ring := m.rings.get(size)
+	n := copy(*ring, m.ring[m.head:min(m.head+m.n, len(m.ring))])
+	copy((*ring)[n:], m.ring[:m.n-n])
+	m.rings.put(m.own)
+	m.own, m.ring, m.head = ring, *ring, 0
 }
 
 func (m *memoryOutbox) entry(s *slot) Entry {
@@ -337,16 +366,12 @@ func (m *memoryOutbox) Release(upTo uint64) (frames, bytes int) {
 func (m *memoryOutbox) shrink() {
 	if m.n > 0 {
 		if len(m.ring) > keptRing && m.n < len(m.ring)/8 {
-			ring := make([]slot, 1<<bits.Len(uint(2*m.n)))
-			for i := range m.n {
-				ring[i] = m.ring[(m.head+i)&(len(m.ring)-1)]
-			}
-			m.ring, m.head = ring, 0
+			m.resize(1 << bits.Len(uint(2*m.n)))
 		}
 		return
 	}
 	if len(m.ring) > keptRing {
-		m.ring, m.head = nil, 0
+		m.freeRing()
 	}
 	// An idle outbox holds no chunk: there may be very many of them.
 	if k := len(m.chunks); k > 0 && m.chunks[k-1] != nil {
@@ -363,5 +388,10 @@ func (m *memoryOutbox) Oldest() (int64, bool) {
 
 func (m *memoryOutbox) Discard() {
 	m.Release(m.next)
-	m.ring, m.head = nil, 0
+	m.freeRing()
+}
+
+func (m *memoryOutbox) freeRing() {
+	m.rings.put(m.own)
+	m.own, m.ring, m.head = nil, nil, 0
 }

@@ -182,17 +182,17 @@ func (t Ticket) Done() {
 // BatchAcker are answered together and in their order, which spares it a wake-up
 // and a system call for each; tickets is only read.
 func DoneAll(tickets []Ticket) {
-	groups := ackGroups.Get().(map[*Link]*ackGroup)
+	a := answersPool.Get().(*answers)
+	var last *Link // packets of one connection come in runs
+	var g *answer
 	for _, t := range tickets {
-		ack, ok := t.ack.(BatchAcker)
-		if !ok || t.link == nil || t.paid {
-			t.Done()
-			continue
-		}
-		g := groups[t.link]
-		if g == nil {
-			g = &ackGroup{ack: ack}
-			groups[t.link] = g
+		if t.link != last || last == nil {
+			ack, ok := t.ack.(BatchAcker)
+			if !ok || t.link == nil || t.paid {
+				t.Done()
+				continue
+			}
+			last, g = t.link, a.of(t.link, ack)
 		}
 		g.packets++
 		g.bytes += int64(t.bytes)
@@ -200,30 +200,56 @@ func DoneAll(tickets []Ticket) {
 			g.tokens = append(g.tokens, t.token)
 		}
 	}
-	for l, g := range groups {
-		delete(groups, l)
-		l.port.b.storing.Add(-g.bytes)
-		l.waitPackets.Add(-g.packets)
-		l.waitBytes.Add(-g.bytes)
+	for i := range a.list {
+		g := &a.list[i]
+		b := g.link.port.b
+		b.storing.Add(-g.bytes)
+		g.link.waitPackets.Add(-g.packets)
+		g.link.waitBytes.Add(-g.bytes)
 		if len(g.tokens) > 0 {
 			g.ack.AckedAll(g.tokens)
 		}
-		if b := l.port.b; b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
+		if b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
 			b.relieve()
 		}
+		*g = answer{tokens: g.tokens[:0]}
 	}
-	ackGroups.Put(groups)
+	a.list = a.list[:0]
+	clear(a.at)
+	answersPool.Put(a)
 }
 
-// ackGroup is what DoneAll has to answer on one connection.
-type ackGroup struct {
+// answers is what DoneAll has to answer, by connection.
+type answers struct {
+	at   map[*Link]int // index in list
+	list []answer
+}
+
+type answer struct {
+	link    *Link
 	ack     BatchAcker
 	tokens  []uint64
 	packets int64
 	bytes   int64
 }
 
-var ackGroups = sync.Pool{New: func() any { return make(map[*Link]*ackGroup) }}
+// of returns a connection's answer. It is valid until the next call.
+func (a *answers) of(l *Link, ack BatchAcker) *answer {
+	i, ok := a.at[l]
+	if !ok {
+		i = len(a.list)
+		a.at[l] = i
+		if i < cap(a.list) {
+			a.list = a.list[:i+1] // with tokens to be used again
+		} else {
+			a.list = append(a.list, answer{})
+		}
+		a.list[i].link, a.list[i].ack = l, ack
+	}
+	return &a.list[i]
+}
+
+var answersPool = sync.Pool{New: func() any { return &answers{at: make(map[*Link]int)} }}
 
 // fire calls the acknowledgement; the caller holds no lock.
 func (t Ticket) fire() {

@@ -250,28 +250,53 @@ func (b *outbox) Release(upTo uint64) (frames, bytes int) {
 // released notes that everything up to a sequence is delivered.
 func (b *outbox) released(upTo uint64) {
 	upTo = min(upTo, b.Outbox.Next()-1)
+	var free run
 	for i := b.head; i < len(b.recs) && b.recs[i].first() <= upTo; i++ {
 		r := &b.recs[i]
 		if r.last > upTo { // part of a bundle: the rest, if any is left, needs the record
 			b.done = max(b.done, upTo)
 			if r.live > 0 {
 				if r.live = b.liveUpTo(r.last); r.live == 0 {
-					b.s.log.Release(uint64(r.seg), 1, int64(r.size))
+					free.add(b.s, r)
 				}
 			}
 			break
 		}
 		if r.live > 0 {
 			r.live = 0
-			b.s.log.Release(uint64(r.seg), 1, int64(r.size))
+			free.add(b.s, r)
 		}
 		b.done = max(b.done, r.last)
 	}
+	free.end(b.s)
 	b.trim()
 	if b.done > b.written && !b.queued {
 		b.queued = true
 		b.s.markDone(b)
 	}
+}
+
+// run gathers records of one segment that are no longer needed, so that they cost
+// one call of the log.
+type run struct {
+	seg     uint32
+	n, size int64
+}
+
+func (f *run) add(s *Store, r *record) {
+	if r.seg != f.seg {
+		f.end(s)
+		f.seg = r.seg
+	}
+	f.n++
+	f.size += int64(r.size)
+}
+
+func (f *run) end(s *Store) {
+	if f.n > 0 {
+		s.log.Release(uint64(f.seg), f.n, f.size)
+	}
+	*f = run{}
 }
 
 // liveUpTo returns the number of frames of stored class up to a sequence.
@@ -303,11 +328,13 @@ func (b *outbox) Discard() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.Outbox.Discard()
+	var free run
 	for i := b.head; i < len(b.recs); i++ {
 		if r := &b.recs[i]; r.live > 0 {
-			b.s.log.Release(uint64(r.seg), 1, int64(r.size))
+			free.add(b.s, r)
 		}
 	}
+	free.end(b.s)
 	b.recs, b.head = nil, 0
 	b.done = b.Outbox.Next() - 1
 	b.written = b.done

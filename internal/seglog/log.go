@@ -125,13 +125,13 @@ type Log struct {
 	oldest  uint64
 	moving  uint64 // segment being relocated; 0: none
 	appends uint64
+	spare   []*batch // written, to be filled again
 
 	// The writing goroutine alone uses these.
 	f        file
 	fseg     uint64
 	written  int64
 	unsynced int64 // written since the last early sync
-	spare    *batch
 	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncMu guards cur, which the interval syncer uses beside the writer, and how
@@ -296,23 +296,21 @@ func (l *Log) setFile(f file, seg uint64, written int64) {
 	l.syncMu.Unlock()
 }
 
-// Append queues one record, whose body is the parts one after the other, and
-// returns the segment that it goes to. The parts are copied. hold says that the
-// record is needed at the next Open, as Hold does with the length of the body. w, unless nil, is
-// told with token once the record is committed. While the disk refuses writes,
+// Append queues one record and returns the segment that it goes to. The body is
+// copied. hold says that the record is needed at the next Open, as Hold does with
+// the length of the body. w, unless nil, is told with token once the record is
+// committed. While the disk refuses writes,
 // records wait in memory and nobody is told: it is for the caller to bound what it
 // appends.
-func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]byte) (seg uint64, err error) {
+func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, body []byte) (seg uint64, err error) {
 	if kind == kindMark {
 		return 0, ErrKind
 	}
-	size := int64(recordHeaderLen + 1)
-	for _, p := range parts {
-		size += int64(len(p))
-	}
+	size := int64(recordHeaderLen + 1 + len(body))
 	if size > MaxRecord {
 		return 0, fmt.Errorf("%w: %d bytes, %d at most", ErrTooLarge, size, MaxRecord)
 	}
+	head := recordHead(kind, body) // before the lock: it reads the whole body
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -330,7 +328,7 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 		b.buf = append(b.buf, make([]byte, markLen)...) // write fills it in
 		l.off += markLen
 	}
-	b.buf = appendRecord(b.buf, kind, parts...)
+	b.buf = append(append(b.buf, head[:]...), body...)
 	if w != nil {
 		b.waits = append(b.waits, wait{w, token})
 	}
@@ -341,8 +339,8 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, parts ...[]by
 			l.here = l.holds(l.seg)
 		}
 		l.here.records++
-		l.here.bytes += size - recordHeaderLen - 1
-		l.held += size - recordHeaderLen - 1
+		l.here.bytes += int64(len(body))
+		l.held += int64(len(body))
 	}
 	if len(l.queue) == 1 && fresh {
 		l.wake.Signal()
@@ -355,8 +353,9 @@ func (l *Log) tail() (b *batch, fresh bool) {
 	if n := len(l.queue); n > 0 && l.queue[n-1].seg == l.seg {
 		return l.queue[n-1], false
 	}
-	b, l.spare = l.spare, nil
-	if b == nil {
+	if n := len(l.spare); n > 0 {
+		b, l.spare = l.spare[n-1], l.spare[:n-1]
+	} else {
 		b = &batch{}
 	}
 	b.seg = l.seg

@@ -66,7 +66,7 @@ func appendAll(t *testing.T, l *Log, bodies ...string) []uint64 {
 	w := make(waiter, len(bodies))
 	var segs []uint64
 	for i, b := range bodies {
-		seg, err := l.Append(byte(i), true, w, uint64(i), []byte(b[:len(b)/2]), []byte(b[len(b)/2:]))
+		seg, err := l.Append(byte(i), true, w, uint64(i), []byte(b))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +92,7 @@ func TestReopen(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.Append(0, false, nil, 0); !errors.Is(err, ErrClosed) {
+			if _, err := l.Append(0, false, nil, 0, nil); !errors.Is(err, ErrClosed) {
 				t.Fatalf("append after close: %v", err)
 			}
 			l, rep, got = open(t, dir, Options{Mode: mode})
@@ -475,7 +475,7 @@ func crashWriter(dir string) {
 		_, _ = os.Stdout.Write(line[:]) // the reader may be gone
 	})
 	for n := uint64(0); ; n++ {
-		if _, err := l.Append(1, true, w, n, binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)); err != nil {
+		if _, err := l.Append(1, true, w, n, append(binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)...)); err != nil {
 			return
 		}
 	}
@@ -579,7 +579,7 @@ func TestTooLarge(t *testing.T) {
 func FuzzScan(f *testing.F) {
 	good := appendHeader(nil, [8]byte{1})
 	f.Add(good)
-	good = appendRecord(appendRecord(good, 1, []byte("one")), 2)
+	good = appendRecord(appendRecord(good, 1, []byte("one")), 2, nil)
 	f.Add(good)
 	f.Add(good[:len(good)-3])
 	path := filepath.Join(f.TempDir(), segmentName(1))

@@ -83,20 +83,19 @@ func appendHeader(dst []byte, id [8]byte) []byte {
 }
 
 // appendRecord appends one record.
-func appendRecord(dst []byte, kind byte, parts ...[]byte) []byte {
-	n := 1
-	for _, p := range parts {
-		n += len(p)
-	}
-	at := len(dst)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(n))
-	dst = append(dst, 0, 0, 0, 0, kind)
-	for _, p := range parts {
-		dst = append(dst, p...)
-	}
-	sum := crc32.Update(crc32.Checksum(dst[at:at+4], castagnoli), castagnoli, dst[at+recordHeaderLen:])
-	binary.BigEndian.PutUint32(dst[at+4:], sum)
-	return dst
+func appendRecord(dst []byte, kind byte, body []byte) []byte {
+	head := recordHead(kind, body)
+	return append(append(dst, head[:]...), body...)
+}
+
+// recordHead returns what stands before a record's body: length, checksum, kind.
+func recordHead(kind byte, body []byte) (head [recordHeaderLen + 1]byte) {
+	binary.BigEndian.PutUint32(head[:], uint32(1+len(body)))
+	head[recordHeaderLen] = kind
+	sum := crc32.Checksum(head[:4], castagnoli)
+	sum = crc32.Update(sum, castagnoli, head[recordHeaderLen:])
+	binary.BigEndian.PutUint32(head[4:], crc32.Update(sum, castagnoli, body))
+	return head
 }
 
 // appendMark appends a mark.

@@ -89,8 +89,12 @@ func (l *Log) commit(b *batch) bool {
 	return true
 }
 
-// maxSpare is the largest buffer that is kept for the next batch.
-const maxSpare = 4 << 20
+const (
+	// maxSpare is the largest buffer that is kept for the next batch.
+	maxSpare = 4 << 20
+	// spares is how many are: one is written while another is filled.
+	spares = 2
+)
 
 func (l *Log) recycle(b *batch) {
 	if cap(b.buf) > maxSpare {
@@ -98,8 +102,8 @@ func (l *Log) recycle(b *batch) {
 	}
 	b.buf, b.waits = b.buf[:0], b.waits[:0]
 	l.mu.Lock()
-	if l.spare == nil {
-		l.spare = b
+	if len(l.spare) < spares {
+		l.spare = append(l.spare, b)
 	}
 	l.mu.Unlock()
 }
