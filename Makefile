@@ -40,8 +40,8 @@ e2e: ## the tests with real peers alone
 	go test -race -shuffle=on ./integration/...
 
 .PHONY: chaos
-chaos: ## N messages (1000000) under faults; SEED=… repeats a run
-	SEALMQ_CHAOS_N=$(or $(N),1000000) SEALMQ_CHAOS_SEED=$(SEED) \
+chaos: ## N messages (1000000) under faults; SEED=… repeats a run, EVERY=… is the time between faults in ms
+	SEALMQ_CHAOS_N=$(or $(N),1000000) SEALMQ_CHAOS_SEED=$(SEED) SEALMQ_CHAOS_EVERY=$(EVERY) \
 		go test -count=1 -v -timeout 24h -run '^TestChaos$$' ./integration/chaos
 
 .PHONY: vectors

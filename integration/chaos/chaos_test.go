@@ -29,13 +29,15 @@ const (
 // settings are the size of a run.
 type settings struct {
 	seed    uint64
-	n       uint64 // messages of each sender
-	perTick int    // of each sender, every 10 ms; 0: as fast as it goes
+	n       uint64        // messages of each stream
+	streams int           // of each sender
+	perTick int           // messages of each stream, every 10 ms; 0: as fast as it goes
+	every   time.Duration // between two faults, on average
 }
 
 func readSettings(t *testing.T) settings {
 	t.Helper()
-	s := settings{seed: rand.Uint64(), n: 4000, perTick: 2}
+	s := settings{seed: rand.Uint64(), n: 2000, streams: 2, perTick: 1, every: 375 * time.Millisecond}
 	number := func(name string) (uint64, bool) {
 		text := os.Getenv(name)
 		if text == "" {
@@ -51,11 +53,18 @@ func readSettings(t *testing.T) settings {
 		s.seed = n
 	}
 	if n, ok := number("SEALMQ_CHAOS_N"); ok {
-		s.n, s.perTick = (n+senders-1)/senders, 0
+		// Many streams, since each waits for the disk with every message.
+		s.streams, s.perTick = 32, 0
+		s.n = (n + senders*32 - 1) / (senders * 32)
 	}
-	t.Logf("seed %d, %d messages: SEALMQ_CHAOS_SEED=%d repeats it", s.seed, senders*s.n, s.seed)
+	if n, ok := number("SEALMQ_CHAOS_EVERY"); ok {
+		s.every = time.Duration(n) * time.Millisecond
+	}
+	t.Logf("seed %d, %d messages, a fault every %v: SEALMQ_CHAOS_SEED=%d repeats it", s.seed, s.total(), s.every, s.seed)
 	return s
 }
+
+func (s *settings) total() uint64 { return senders * uint64(s.streams) * s.n }
 
 // child is a device, run by one process after the other.
 type child struct {
@@ -227,6 +236,7 @@ type chaos struct {
 	rnd      *rand.Rand
 	hub      *hub
 	children []*child
+	every    time.Duration // between two faults, on average
 	count    map[string]int
 }
 
@@ -242,7 +252,7 @@ func (c *chaos) run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		c.fault(ctx)
-		pause(ctx, c.between(50*time.Millisecond, 700*time.Millisecond))
+		pause(ctx, c.between(c.every/8, 2*c.every-c.every/8))
 	}
 	for _, d := range c.children {
 		d.proxy.setMangle(false)
@@ -302,10 +312,10 @@ func TestChaos(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(set.seed, 1))
 	h := newHub(t)
 	h.start()
-	c := &chaos{rnd: rnd, hub: h, count: make(map[string]int)}
+	c := &chaos{rnd: rnd, hub: h, every: set.every, count: make(map[string]int)}
 	var takers, givers []*child
 	for i := range receivers {
-		d := newChild(t, role{Name: fmt.Sprintf("receiver%d", i), Kind: "receiver"}, h.addr, set.seed+uint64(i))
+		d := newChild(t, role{Name: fmt.Sprintf("receiver%d", i), Kind: "receiver", Streams: set.streams}, h.addr, set.seed+uint64(i))
 		d.start()
 		takers = append(takers, d)
 	}
@@ -313,7 +323,7 @@ func TestChaos(t *testing.T) {
 		to := takers[i%receivers]
 		l := to.ready()
 		to.lines <- l // for the next sender
-		r := role{Name: fmt.Sprintf("sender%d", i), Kind: "sender", To: l.Address, Peer: l.ID, N: set.n, PerTick: set.perTick}
+		r := role{Name: fmt.Sprintf("sender%d", i), Kind: "sender", To: l.Address, Peer: l.ID, Streams: set.streams, N: set.n, PerTick: set.perTick}
 		d := newChild(t, r, h.addr, set.seed+100+uint64(i))
 		d.start()
 		givers = append(givers, d)
@@ -361,7 +371,7 @@ func TestChaos(t *testing.T) {
 	var lost, twice, unordered uint64
 	for i, d := range takers {
 		last := make(map[string]uint64)
-		err := eachTaken(filepath.Join(d.role.Home, "taken"), func(from string, n uint64) error {
+		err := eachTaken(filepath.Join(d.role.Home, "taken"), func(from string, n uint64, _ string) error {
 			switch want := last[from] + 1; {
 			case n < want:
 				twice++
@@ -376,12 +386,14 @@ func TestChaos(t *testing.T) {
 		}
 		for k, g := range givers {
 			if k%receivers == i {
-				lost += set.n - last[g.role.Name]
+				for s := range set.streams {
+					lost += set.n - last[streamName(g.role.Name, s)]
+				}
 			}
 		}
 	}
 	t.Logf("%d messages in %v; faults: %v; lost %d, twice %d, out of order %d",
-		senders*set.n, took.Round(time.Second), c.count, lost, twice, unordered)
+		set.total(), took.Round(time.Second), c.count, lost, twice, unordered)
 	if lost+twice+unordered != 0 {
 		t.Fail()
 	}

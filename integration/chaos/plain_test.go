@@ -70,7 +70,7 @@ func (r *role) plainReceive(ctx context.Context) error {
 	}, func(_ paho.Client, m paho.Message) {
 		from, n, err := parseContent(m.Payload())
 		if err == nil {
-			err = st.take(from, n)
+			err = st.take(from, n, "-")
 		}
 		if err != nil {
 			say(line{Event: "violation", Text: err.Error()})
@@ -185,7 +185,7 @@ func TestHarnessFindsLoss(t *testing.T) {
 	seen := make(map[uint64]int)
 	var last uint64
 	unordered := 0
-	err = eachTaken(filepath.Join(to.role.Home, "taken"), func(_ string, n uint64) error {
+	err = eachTaken(filepath.Join(to.role.Home, "taken"), func(_ string, n uint64, _ string) error {
 		if seen[n]++; n < last {
 			unordered++
 		}

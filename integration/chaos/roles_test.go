@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -46,8 +47,9 @@ type role struct {
 	Home    string // folder of its own
 	To      string // sender: the forwarding address
 	Peer    string // sender: the identifier to expect
-	N       uint64 // sender: how many messages
-	PerTick int    // sender: messages each 10 ms; 0: as fast as it goes
+	Streams int    // how many addresses of each receiver take messages of each sender
+	N       uint64 // sender: how many messages on each stream
+	PerTick int    // sender: messages on each stream each 10 ms; 0: as fast as it goes
 }
 
 // line is one line of a child's output.
@@ -143,14 +145,22 @@ func parseContent(b []byte) (from string, n uint64, err error) {
 // state is what a receiver keeps on disk: one line for each message that it took,
 // written before it is acknowledged.
 type state struct {
-	f    *os.File
-	last map[string]uint64
+	f *os.File
+
+	mu   sync.Mutex
+	last map[string]taken // by stream
+}
+
+// taken is the last message of a stream and the outbox that it came from.
+type taken struct {
+	n      uint64
+	outbox string
 }
 
 func openState(path string) (*state, error) {
-	s := &state{last: make(map[string]uint64)}
-	err := eachTaken(path, func(from string, n uint64) error {
-		s.last[from] = n
+	s := &state{last: make(map[string]taken)}
+	err := eachTaken(path, func(from string, n uint64, outbox string) error {
+		s.last[from] = taken{n, outbox}
 		return nil
 	})
 	if err != nil {
@@ -161,7 +171,7 @@ func openState(path string) (*state, error) {
 }
 
 // eachTaken reads the lines of a state file. A line that a kill cut short is none.
-func eachTaken(path string, visit func(from string, n uint64) error) error {
+func eachTaken(path string, visit func(from string, n uint64, outbox string) error) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -172,23 +182,35 @@ func eachTaken(path string, visit func(from string, n uint64) error) error {
 	defer func() { _ = f.Close() }()
 	in := bufio.NewScanner(f)
 	for in.Scan() {
-		var from string
+		var from, outbox string
 		var n uint64
-		if _, err := fmt.Sscanf(in.Text(), "%s %d.", &from, &n); err != nil {
+		if _, err := fmt.Sscanf(in.Text(), "%s %s %d.", &from, &outbox, &n); err != nil {
 			return fmt.Errorf("%s: %q: %w", path, in.Text(), err)
 		}
-		if err := visit(from, n); err != nil {
+		if err := visit(from, n, outbox); err != nil {
 			return err
 		}
 	}
 	return in.Err()
 }
 
-func (s *state) take(from string, n uint64) error {
-	s.last[from] = n
-	_, err := fmt.Fprintf(s.f, "%s %d.\n", from, n) // one write: a kill leaves it whole
+func (s *state) take(from string, n uint64, outbox string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last[from] = taken{n, outbox}
+	_, err := fmt.Fprintf(s.f, "%s %s %d.\n", from, outbox, n) // one write: a kill leaves it whole
 	return err
 }
+
+func (s *state) of(from string) taken {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last[from]
+}
+
+// streamName says whose the messages of a sender's stream are, and app where they go.
+func streamName(sender string, stream int) string { return fmt.Sprintf("%s/%d", sender, stream) }
+func app(stream int) string                       { return fmt.Sprintf("app%d", stream) }
 
 // receive takes messages and acknowledges each once it is on disk.
 func (r *role) receive(ctx context.Context) error {
@@ -200,6 +222,11 @@ func (r *role) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for i := range r.Streams {
+		if err := node.OpenMailbox(app(i)); err != nil {
+			return err
+		}
+	}
 	if _, err := node.Listen("listener", channel.TrustEveryone); err != nil {
 		return err
 	}
@@ -208,13 +235,24 @@ func (r *role) receive(ctx context.Context) error {
 		return err
 	}
 	say(line{Event: "ready", Address: fwd.Address(), ID: node.Identifier().String()})
-	seen := make(map[device.MessageID]struct{}) // by this process
+	ended := make(chan error, r.Streams)
+	for i := range r.Streams {
+		go func() { ended <- r.takeAll(ctx, node, app(i), st) }()
+	}
+	for range r.Streams {
+		if err := <-ended; err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	return node.Close()
+}
+
+// takeAll takes what comes to one address, until ctx ends.
+func (r *role) takeAll(ctx context.Context, node *device.Node, at string, st *state) error {
+	own := make(map[string]uint64) // the last of each stream that this process was given
 	for {
-		m, err := node.Receive(ctx, "app")
+		m, err := node.Receive(ctx, at)
 		if err != nil {
-			if ctx.Err() != nil {
-				return node.Close()
-			}
 			return err
 		}
 		from, n, err := parseContent(m.Payload)
@@ -222,21 +260,25 @@ func (r *role) receive(ctx context.Context) error {
 			say(line{Event: "violation", Text: "altered", ID: err.Error()})
 			continue
 		}
-		if _, twice := seen[m.ID]; twice {
+		if n <= own[from] {
 			say(line{Event: "violation", Text: "twice", ID: from, N: n})
 		}
-		seen[m.ID] = struct{}{}
-		switch last := st.last[from]; {
-		case n == last+1:
-			if err := st.take(from, n); err != nil {
+		own[from] = max(own[from], n)
+		last, outbox := st.of(from), fmt.Sprintf("%v/%x", m.ID.Sender, m.ID.Outbox)
+		if m.ID.Count != n || last.n > 0 && outbox != last.outbox {
+			say(line{Event: "violation", Text: "named " + m.ID.String() + " after " + last.outbox, ID: from, N: n})
+		}
+		switch {
+		case n == last.n+1:
+			if err := st.take(from, n, outbox); err != nil {
 				return err
 			}
-		case n <= last && m.Redelivered:
+		case n <= last.n && m.Redelivered:
 			// Taken by an earlier process, which ended before the sender heard of it.
-		case n <= last:
+		case n <= last.n:
 			say(line{Event: "violation", Text: "again, and not marked", ID: from, N: n})
 		default:
-			say(line{Event: "violation", Text: fmt.Sprintf("after %d", last), ID: from, N: n})
+			say(line{Event: "violation", Text: fmt.Sprintf("after %d", last.n), ID: from, N: n})
 		}
 		if err := m.Ack(); err != nil && ctx.Err() == nil {
 			fmt.Fprintln(os.Stderr, "ack:", err)
@@ -244,8 +286,8 @@ func (r *role) receive(ctx context.Context) error {
 	}
 }
 
-// send posts its messages, goes on where an earlier process ended, and is done when
-// the peer's program has acknowledged all of them.
+// send posts the messages of its streams and is done when the peer's program has
+// acknowledged all of them.
 func (r *role) send(ctx context.Context) error {
 	peer, err := identity.ParseIdentifier(r.Peer)
 	if err != nil {
@@ -255,21 +297,18 @@ func (r *role) send(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	box, err := node.Outbox(device.Destination{Route: route.To(r.To), Peer: peer}, "app")
-	if err != nil {
-		return err
+	boxes := make([]*device.Outbox, r.Streams)
+	for i := range boxes {
+		if boxes[i], err = node.Outbox(device.Destination{Route: route.To(r.To), Peer: peer}, app(i)); err != nil {
+			return err
+		}
 	}
 	say(line{Event: "ready"})
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	// A message whose Post is given up is withdrawn, and its count is not used again:
-	// the numbers are counts, so who is told to end leaves Post at it, as a kill does.
-	posted := make(chan error, 1)
-	for n := box.Last().Count + 1; n <= r.N; n++ {
-		go func() {
-			_, err := box.Post(context.WithoutCancel(ctx), content(r.Name, n))
-			posted <- err
-		}()
+	posted := make(chan error, len(boxes))
+	for i, box := range boxes {
+		go func() { posted <- r.post(ctx, box, streamName(r.Name, i)) }()
+	}
+	for range boxes {
 		select {
 		case err := <-posted:
 			if err != nil {
@@ -278,22 +317,44 @@ func (r *role) send(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if r.PerTick > 0 && n%uint64(r.PerTick) == 0 {
-			<-tick.C
-		}
 	}
 	say(line{Event: "posted"})
-	for {
-		if n, _ := box.Pending(); n == 0 {
-			break
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for _, box := range boxes {
+		for {
+			if n, _ := box.Pending(); n == 0 {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	}
 	say(line{Event: "done"})
 	<-ctx.Done()
 	return node.Close()
+}
+
+// post posts the messages of one stream, from where an earlier process ended. It takes
+// no notice of ctx within Post: a message whose Post is given up is withdrawn, and its
+// count, which here is its number, is not used again. Who is told to end leaves Post at
+// it, as a kill does.
+func (r *role) post(ctx context.Context, box *device.Outbox, from string) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for n := box.Last().Count + 1; n <= r.N; n++ {
+		if _, err := box.Post(context.WithoutCancel(ctx), content(from, n)); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if r.PerTick > 0 && n%uint64(r.PerTick) == 0 {
+			<-tick.C
+		}
+	}
+	return nil
 }
