@@ -2,9 +2,11 @@ package chaos
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -170,6 +172,13 @@ func (p *proxy) pass(to, from net.Conn) {
 	out := bufio.NewWriterSize(to, 64<<10)
 	var late []byte // a publish that lets the next one pass
 	for {
+		if late != nil && !follows(from, in) {
+			_, _ = out.Write(late)
+			late = nil
+			if out.Flush() != nil {
+				return
+			}
+		}
 		pk, err := packet(in)
 		if err != nil {
 			return
@@ -209,6 +218,15 @@ func (p *proxy) pass(to, from net.Conn) {
 			}
 		}
 	}
+}
+
+// follows reports whether there is a next packet soon. The publish that waits for it
+// may be the one that the receiver's window waits for.
+func follows(from net.Conn, in *bufio.Reader) bool {
+	_ = from.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	defer func() { _ = from.SetReadDeadline(time.Time{}) }()
+	_, err := in.Peek(1)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // packet reads one MQTT packet whole.

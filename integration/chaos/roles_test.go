@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -108,8 +109,13 @@ func (r *role) connect(ctx context.Context) (*device.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	log, err := os.OpenFile(filepath.Join(r.Home, "log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
 	cfg := device.Config{
 		Identity: id, Registry: registry, KeepTrying: true,
+		Logger:    slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OutboxDir: filepath.Join(r.Home, "outbox"), KnownHubs: filepath.Join(r.Home, "hubs"),
 	}
 	return device.Connect(ctx, r.Hub, cfg)
