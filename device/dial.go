@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -61,7 +63,7 @@ func (t *transport) open(ctx context.Context) (net.Conn, *tls.ConnectionState, e
 		secure := tls.Client(conn, t.tls)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
-			return nil, nil, tlsError(err)
+			return nil, nil, tlsError(t.url, err)
 		}
 		s := secure.ConnectionState()
 		conn, state = secure, &s
@@ -79,18 +81,19 @@ func (t *transport) open(ctx context.Context) (net.Conn, *tls.ConnectionState, e
 
 // tlsError marks the failures of a certificate as permanent: waiting does not
 // make a certificate trusted.
-func tlsError(err error) error {
+func tlsError(u hubURL, err error) error {
 	var invalid *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &invalid):
 		return permanent(fmt.Errorf("%w: %w", ErrCertificate, err))
 	case errors.As(err, &record):
-		return permanent(fmt.Errorf("device: the hub does not speak TLS on this port: %w (use mqtt:// or ws://, or the TLS port)", err))
-	case errors.Is(err, io.EOF):
-		return fmt.Errorf("device: what listens there ended the connection in the TLS handshake; does it speak TLS on this port? %w", err)
+		return permanent(fmt.Errorf("%w at %s, without TLS: %w", ErrNotHub, u, &strangerError{string(record.RecordHeader[:])}))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%w at %s: the connection was taken and then ended in the TLS handshake; a port without TLS, if it is one, needs %s:// in the URL: %w",
+			ErrNoAnswer, u, strings.TrimSuffix(u.scheme, "s"), err)
 	default:
-		return fmt.Errorf("device: TLS: %w", err)
+		return fmt.Errorf("%w at %s: TLS: %w", ErrNotHub, u, err)
 	}
 }
 
@@ -106,9 +109,10 @@ func (t *transport) upgrade(ctx context.Context, conn net.Conn) (net.Conn, error
 	ws, resp, err := d.DialContext(ctx, target, http.Header{}) //nolint:bodyclose // the WebSocket library has read and closed it
 	if err != nil {
 		if resp != nil {
-			return nil, fmt.Errorf("device: the hub does not serve a WebSocket at %s: HTTP status %s", t.url.path, resp.Status)
+			return nil, fmt.Errorf("%w at %s: an HTTP server without a WebSocket for MQTT at %s (status %s); many brokers have it at /mqtt",
+				ErrNotHub, t.url, t.url.path, resp.Status)
 		}
-		return nil, fmt.Errorf("device: WebSocket: %w", err)
+		return nil, unanswered(t.url.String(), fmt.Errorf("WebSocket: %w", err))
 	}
 	ws.SetReadLimit(int64(t.maxPacket) * 2)
 	return &wsConn{Conn: ws}, nil

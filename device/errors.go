@@ -47,6 +47,12 @@ var (
 	ErrWrongHub = errors.New("device: the hub is not the pinned one")
 	// ErrHubAway: no connection to the hub could be made.
 	ErrHubAway = errors.New("device: cannot reach the hub")
+	// ErrNotHub is the ErrHubAway of something else that answers: a port of the hub
+	// for another scheme of the URL, or another program.
+	ErrNotHub = fmt.Errorf("%w: something else answers", ErrHubAway)
+	// ErrNoAnswer is the ErrHubAway of silence: what listens there, if anything does,
+	// does not answer, or ends the connection instead.
+	ErrNoAnswer = fmt.Errorf("%w: no answer", ErrHubAway)
 	// ErrClosed: the node or channel was closed by this program.
 	ErrClosed = errors.New("device: closed")
 	// ErrPeerClosed: the peer closed the channel.

@@ -128,6 +128,11 @@ func (g *guard) read(p []byte) (int, error) {
 
 // next looks at the packet that starts here and returns its length.
 func (g *guard) next() (int, error) {
+	if !g.opened {
+		if err := g.checkStranger(); err != nil {
+			return 0, err
+		}
+	}
 	head, err := g.peek(2)
 	if err != nil {
 		return 0, err
@@ -172,6 +177,16 @@ func (g *guard) next() (int, error) {
 		}
 	}
 	return total, nil
+}
+
+// checkStranger refuses an answer to CONNECT that does not begin as CONNACK does.
+func (g *guard) checkStranger() error {
+	b, err := g.peek(1)
+	if err == nil && b[0] != packetConnack<<4 {
+		b, _ = g.r.Peek(min(g.r.Buffered(), strangerLen))
+		err = &strangerError{string(b)}
+	}
+	return err
 }
 
 // peek is bufio's, with an end of file inside a packet named as such.

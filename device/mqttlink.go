@@ -74,8 +74,7 @@ type mqttLink struct {
 }
 
 func (d *mqttDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.opening,
-		fmt.Errorf("%w at %s: no answer within %v", ErrHubAway, d.cfg.hub, d.cfg.opening))
+	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.opening, tooLate(d.cfg.hub, d.cfg.opening))
 	defer cancel()
 	conn, state, err := d.transport.open(ctx)
 	if err != nil {
@@ -111,7 +110,7 @@ func (d *mqttDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 // openError explains why no connection came about.
 func openError(ctx context.Context, hub string, err error) error {
 	switch cause := context.Cause(ctx); {
-	case isPermanent(err):
+	case isPermanent(err), cause == nil && errors.Is(err, ErrHubAway):
 		return err
 	case cause == nil:
 		return fmt.Errorf("%w at %s: %w", ErrHubAway, hub, err)
@@ -155,15 +154,22 @@ func (l *mqttLink) newClient(user, password string) mqtt.Client {
 // connect sends CONNECT and waits for CONNACK.
 func (l *mqttLink) connect(ctx context.Context) error {
 	token := l.client.Connect()
-	select {
-	case <-token.Done():
-	case <-ctx.Done():
-		l.guard.abort()
-		<-token.Done()
-		if token.Error() == nil { // answered in the same moment
-			l.close(false)
+	nudge := time.NewTimer(nudgeAfter)
+	defer nudge.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-nudge.C:
+			_, _ = l.guard.Write(mqttNudge(l.outbox)) // never fails
+		case <-token.Done():
+			waiting = false
+		case <-ctx.Done():
+			l.guard.abort()
+			<-token.Done()
+			if token.Error() == nil { // answered in the same moment
+				l.close(false)
+			}
+			return openError(ctx, l.cfg.hub, context.Cause(ctx))
 		}
-		return openError(ctx, l.cfg.hub, context.Cause(ctx))
 	}
 	if token.Error() == nil {
 		return nil
@@ -191,7 +197,7 @@ func (l *mqttLink) refusal(code byte) error {
 			ErrHubRefused, l.cfg.clientID))
 	default:
 		<-l.ended
-		return fmt.Errorf("%w: it ended the connection before it answered CONNECT: %w", ErrHubAway, l.cause)
+		return unanswered(l.cfg.hub, l.cause)
 	}
 }
 
@@ -201,7 +207,7 @@ func (l *mqttLink) subscribe(ctx context.Context) error {
 	select {
 	case <-token.Done():
 	case <-l.ended:
-		return fmt.Errorf("%w: it ended the connection before it answered SUBSCRIBE: %w", ErrHubAway, l.cause)
+		return fmt.Errorf("%w: it ended the connection before it answered SUBSCRIBE: %w", ErrNoAnswer, l.cause)
 	case <-ctx.Done():
 		return openError(ctx, l.cfg.hub, context.Cause(ctx))
 	}

@@ -80,8 +80,8 @@ type Node struct {
 // The URL is mqtt://, mqtts://, ws:// or wss://, with optional user name and
 // password, and with "?hub=I…" for the identifier that the hub has to prove.
 //
-// Errors: ErrURL, ErrHubAway, ErrHubRefused, ErrBadCredentials, ErrWrongHub,
-// ErrTimeout, or that of ctx.
+// Errors: ErrURL, ErrHubAway (ErrNotHub and ErrNoAnswer are kinds of it),
+// ErrHubRefused, ErrBadCredentials, ErrWrongHub, ErrTimeout, or that of ctx.
 func Connect(ctx context.Context, hub string, config Config) (*Node, error) {
 	u, err := parseURL(hub)
 	if err != nil {

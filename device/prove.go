@@ -124,7 +124,7 @@ func (d *provingDialer) introduce(ctx context.Context) error {
 	switch {
 	case errors.Is(err, ErrWrongHub):
 		return permanent(d.memory.explain(err))
-	case errors.Is(err, ErrHubRefused) && isPermanent(err), errors.Is(err, errNoAnswer):
+	case errors.Is(err, ErrHubRefused) && isPermanent(err), errors.Is(err, errNoHello):
 		d.plain = true
 		d.log.Info("the hub takes no guests, so it gets no proof of identity; taking it for a plain broker", "hub", d.mqtt.cfg.hub, "err", err)
 		return nil
@@ -151,7 +151,7 @@ func (d *provingDialer) compare(ctx context.Context) (time.Duration, error) {
 }
 
 var (
-	errNoAnswer = errors.New("device: no answer to hello")
+	errNoHello  = errors.New("device: no answer to hello")
 	errUnproven = errors.New("device: the hub's answer to hello proves nothing")
 )
 
@@ -193,9 +193,9 @@ func (d *provingDialer) visit(ctx context.Context) (*hubproto.HelloAnswer, error
 	select {
 	case a = <-answered:
 	case <-timer.C:
-		return nil, errNoAnswer
+		return nil, errNoHello
 	case <-l.done():
-		return nil, fmt.Errorf("%w: it ended the connection before it answered hello: %w", ErrHubAway, l.err())
+		return nil, fmt.Errorf("%w: it ended the connection before it answered hello: %w", ErrNoAnswer, l.err())
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -59,8 +59,7 @@ func (n *Node) overTCP(u hubURL, limits route.Limits, otherwise func() linkDiale
 }
 
 func (d *tcpDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, d.opening,
-		fmt.Errorf("%w at %s: no answer within %v", ErrHubAway, d.hub, d.opening))
+	ctx, cancel := context.WithTimeoutCause(ctx, d.opening, tooLate(d.hub, d.opening))
 	defer cancel()
 	conn, _, err := d.transport.open(ctx)
 	if err != nil {
@@ -78,25 +77,34 @@ func (d *tcpDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	if err := l.write([]byte{route.Preamble}); err != nil {
 		l.end(err) // unless the reader knows better
 	}
-	select {
-	case <-l.greets:
-		return l, nil
-	case <-l.ended:
-		l.close(false)
-		return nil, fmt.Errorf("%w at %s: %w", ErrHubAway, d.hub, l.cause)
-	case <-ctx.Done():
-		l.close(false)
-		return nil, openError(ctx, d.hub, context.Cause(ctx))
+	nudge := time.NewTimer(nudgeAfter)
+	defer nudge.Stop()
+	for {
+		select {
+		case <-nudge.C:
+			if err := l.write(tcpNudge()); err != nil {
+				l.end(err)
+			}
+		case <-l.greets:
+			return l, nil
+		case <-l.ended:
+			l.close(false)
+			return nil, unanswered(d.hub, l.cause)
+		case <-ctx.Done():
+			l.close(false)
+			return nil, openError(ctx, d.hub, context.Cause(ctx))
+		}
 	}
 }
 
 // read hands over frames until the connection ends.
 func (l *tcpLink) read() {
 	defer close(l.readDone)
-	r := route.NewReader(l.conn, l.d.limits)
+	in := &firstBytes{Reader: l.conn}
+	r := route.NewReader(in, l.d.limits)
 	if err := r.ReadPreamble(); err != nil {
 		if errors.Is(err, route.ErrPreamble) {
-			err = fmt.Errorf("%w (an MQTT port needs mqtt:// in the URL)", err)
+			err = &strangerError{in.first}
 		}
 		l.end(err)
 		return

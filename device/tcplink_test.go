@@ -415,7 +415,7 @@ func TestTCPErrors(t *testing.T) {
 	})
 	addr := ln.Addr().String()
 	say <- []byte("HTTP/1.1 400 Bad Request\r\n")
-	if err := connect(addr, device.Config{}); !errors.Is(err, device.ErrHubAway) || !strings.Contains(err.Error(), "mqtt://") {
+	if err := connect(addr, device.Config{}); !errors.Is(err, device.ErrHubAway) || !strings.Contains(err.Error(), "HTTP server") {
 		t.Errorf("another protocol: %v", err)
 	}
 	say <- nil

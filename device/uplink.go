@@ -236,7 +236,7 @@ func (u *uplink) hello(ctx context.Context, s *session, l link) error {
 	select {
 	case answer = <-s.answered:
 	case <-l.done():
-		return fmt.Errorf("%w: it ended the connection before it answered hello: %w", ErrHubAway, l.err())
+		return fmt.Errorf("%w: it ended the connection before it answered hello: %w", ErrNoAnswer, l.err())
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:

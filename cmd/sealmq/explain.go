@@ -47,6 +47,8 @@ var explanations = []struct {
 	{device.ErrUnacknowledged, exitTempFail, "the peer's program may have taken it or not; allow more time with --wait and --timeout"},
 	{device.ErrTooLarge, exitData, "send less at a time, or raise the hub's limits.frame"},
 	{device.ErrPeerClosed, exitTempFail, "the peer ended the channel; try again"},
+	{device.ErrNotHub, exitProtocol, "check the scheme and the port in --hub"},
+	{device.ErrNoAnswer, exitUnavailable, "check the scheme and the port in --hub, and on the hub's machine that it runs and what its log says"},
 	{device.ErrHubAway, exitUnavailable, "is the hub running there? sealmq hub starts one; --hub says where to look"},
 	{broker.ErrBadLogin, exitNoPerm, ""},
 	{identity.ErrFile, exitData, ""},

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,6 +51,7 @@ func TestScripts(t *testing.T) {
 			"hears":    hears,
 			"busyport": busyPort,
 			"deadport": deadPort,
+			"webport":  webPort,
 			"oneline":  oneLine,
 		},
 		RequireExplicitExec: true,
@@ -130,6 +133,7 @@ func startHub(ts *testscript.TestScript, neg bool, args []string) {
 	hubs.Store(h.MQTTAddr().String(), h)
 	ts.Defer(func() { end(h) })
 	ts.Setenv("HUB", h.MQTTURL())
+	ts.Setenv("HUBADDR", h.MQTTAddr().String())
 	ts.Setenv("HUBID", h.Identifier().String())
 	ts.Setenv("TCPHUB", h.TCPURL())
 }
@@ -249,6 +253,13 @@ func busyPort(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { ln.Close() })
 	ts.Setenv(args[0], ln.Addr().String())
+}
+
+// webport NAME sets NAME to the address of an HTTP server.
+func webPort(ts *testscript.TestScript, neg bool, args []string) {
+	web := httptest.NewServer(http.NotFoundHandler())
+	ts.Defer(web.Close)
+	ts.Setenv(args[0], web.Listener.Addr().String())
 }
 
 // deadport NAME sets NAME to the address of a port where nothing listens.
