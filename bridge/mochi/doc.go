@@ -48,8 +48,11 @@
 // The server's MaximumPacketSize must be at least the frame limit and 64 KiB. A
 // frame above the frame limit in a packet within the packet limit is
 // acknowledged and answered with the notice too-large, and the device stays
-// connected. A packet above the packet limit is refused by mochi before any
-// hook sees it: it closes the connection.
+// connected. So is a packet above the packet limit on a guarded listener, up to
+// 16 MiB and 64 KiB: it is read past, never kept. What is longer, or is no such
+// PUBLISH, closes the connection, counted and logged by the listener; so does any
+// of them in MQTT 5, whose clients were told the limit, with the reason 0x95. On
+// mochi's own listeners mochi closes the connection without a word.
 //
 // All exported methods are safe for concurrent use. No hook method blocks, and
 // each recovers from panics of its own.

@@ -342,7 +342,7 @@ func (h *Hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
 func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	defer func() { h.failed("OnSessionEstablished", recover()) }()
 	if s := sessionOf(cl); s != nil && s.link != nil && !h.o.noTap {
-		s.conn.SetTap(s.tap)
+		s.conn.SetTap(s.tap, s.long)
 	}
 }
 

@@ -155,36 +155,64 @@ func (s *session) tap(first byte, body []byte) (bool, error) {
 		s.acked(binary.BigEndian.Uint16(body))
 		return true, nil
 	}
-	qos := first >> 1 & 3
+	qos, id, payload, ok := s.plain(first, body)
+	if !ok {
+		return false, nil
+	}
+	s.tapped(len(body), true)
+	s.receive(qos, id, payload)
+	return true, nil
+}
+
+// plain reads a PUBLISH on the own topic with QoS 0 or 1 and without properties; body
+// may be cut in the payload.
+func (s *session) plain(first byte, body []byte) (qos byte, id uint16, payload []byte, ok bool) {
+	qos = first >> 1 & 3
 	dup, retain := first&8 != 0, first&1 != 0
 	if qos > 1 || retain || dup && qos == 0 || len(body) < 2 {
-		return false, nil
+		return 0, 0, nil, false
 	}
 	n := int(binary.BigEndian.Uint16(body))
 	rest := body[2:]
 	if n != len(s.out) || len(rest) < n || string(rest[:n]) != s.out {
-		return false, nil
+		return 0, 0, nil, false
 	}
 	rest = rest[n:]
-	var id uint16
 	if qos == 1 {
 		if len(rest) < 2 {
-			return false, nil
+			return 0, 0, nil, false
 		}
 		if id = binary.BigEndian.Uint16(rest); id == 0 {
-			return false, nil
+			return 0, 0, nil, false
 		}
 		rest = rest[2:]
 	}
 	if s.v5 {
 		if len(rest) == 0 || rest[0] != 0 {
-			return false, nil
+			return 0, 0, nil, false
 		}
 		rest = rest[1:]
 	}
-	s.tapped(len(body), true)
-	s.receive(qos, id, rest)
-	return true, nil
+	return qos, id, rest, true
+}
+
+// long takes what is published on the own topic above the packet limit, up to the
+// longest frame that any hub takes: as one above the frame limit it is acknowledged,
+// counted and answered with a notice. A client of MQTT 5 has been told the limit, and
+// has to be disconnected for it (3.2.2.3.6, 4.13.1).
+func (s *session) long(first byte, length int, head []byte) func() bool {
+	qos, id, _, ok := s.plain(first, head)
+	if !ok || length > route.MaxFrame+PacketHeadroom {
+		return nil
+	}
+	return func() bool {
+		s.tapped(length, true)
+		s.link.Oversized()
+		if qos == 1 && !s.v5 {
+			s.Acked(uint64(id))
+		}
+		return !s.v5
+	}
 }
 
 // tapped keeps mochi's statistics.

@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
@@ -134,17 +137,90 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
-// TestOversizedPacketEndsTheConnection and nobody else's.
-func TestOversizedPacketEndsTheConnection(t *testing.T) {
-	ways(t, func(t *testing.T, change func(*setup)) {
-		h := newHub(t, change)
-		alice, bob := h.device(t, "alice", false), h.device(t, "bob", false)
-		evil := h.device(t, "evil", true)
-		_, _ = evil.Write(rawmqtt.Publish(true, 2, "sealmq/evil/out", 9, make([]byte, 400<<10)))
-		closedByPeer(t, evil.Client)
-		alice.to("bob", "fine")
-		bob.want("fine")
-	})
+// A packet above the packet limit costs its sender nothing but the packet, or in MQTT 5
+// the connection, and nobody else anything.
+func TestOversizedPackets(t *testing.T) {
+	for _, v5 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("v5=%v", v5), func(t *testing.T) {
+			h := newHub(t)
+			alice, bob := h.device(t, "alice", false), h.device(t, "bob", false)
+			big := h.device(t, "big", v5)
+			drops := func() uint64 { return h.b.Counters().Dropped[bridge.DropTooLarge] }
+			notice := func() {
+				t.Helper()
+				if n, err := hubproto.ParseNotice(big.frame(big.recv().Payload).Payload); err != nil || n.Reason != hubproto.ReasonTooLarge {
+					t.Fatal(n, err)
+				}
+			}
+			sent := uint64(0)
+			for _, size := range []int{320 << 10, 320<<10 + 1, 1 << 20, route.MaxFrame} {
+				for _, flags := range []byte{0, 2, 0xa} {
+					packet := rawmqtt.Publish(v5, flags, "sealmq/big/out", big.next(), make([]byte, size))
+					// What comes right behind it is taken, too.
+					frame := route.AppendFrame(nil, &route.Frame{Onward: route.To(h.b.HubAddress("bob"), "app"), Payload: []byte("behind")})
+					packet = append(packet, rawmqtt.Publish(v5, 0, "sealmq/big/out", 0, frame)...)
+					send(t, big, packet)
+					sent++
+					if v5 {
+						notice()
+						if p, err := big.ReadPacket(); err != nil || p.Type() != rawmqtt.DISCONNECT || p.Code() != 0x95 {
+							t.Fatal(p, err)
+						}
+						closedByPeer(t, big.Client)
+						big = h.device(t, "big", v5)
+						continue
+					}
+					if flags != 0 {
+						big.puback()
+					}
+					notice()
+					bob.want("behind")
+				}
+			}
+			if n := drops(); n != sent {
+				t.Errorf("%d dropped, want %d", n, sent)
+			}
+			if n := h.c.Count(guard.PacketTooLarge); v5 && n != sent || !v5 && n != 0 {
+				t.Errorf("%d connections closed", n)
+			}
+			alice.to("bob", "fine")
+			bob.want("fine")
+			eventually(t, "all accounted for", func() bool { c := h.b.Counters(); return c.Lost() == 0 })
+		})
+	}
+}
+
+// What cannot be read past closes the connection, and is counted.
+func TestOversizedPacketsThatEndTheConnection(t *testing.T) {
+	long := make([]byte, 400<<10)
+	for name, packet := range map[string][]byte{
+		"longer than any frame": {0x32, 0xff, 0xff, 0xff, 0x7f, 0, 15, 's', 'e', 'a', 'l', 'm', 'q', '/', 'e', 'v', 'i', 'l', '/', 'o', 'u', 't', 0, 1},
+		"another topic":         rawmqtt.Publish(false, 2, "sealmq/bob/out", 9, long),
+		"ordinary topic":        rawmqtt.Publish(false, 2, "x", 9, long),
+		"QoS 2":                 rawmqtt.Publish(false, 4, "sealmq/evil/out", 9, long),
+		"no packet id":          rawmqtt.Publish(false, 2, "sealmq/evil/out", 0, long),
+		"SUBSCRIBE":             append([]byte{0x82}, rawmqtt.Publish(false, 0, "x", 9, long)[1:]...),
+		"PUBACK":                append([]byte{0x40}, rawmqtt.Publish(false, 0, "x", 9, long)[1:]...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ways(t, func(t *testing.T, change func(*setup)) {
+				var guarded bool
+				h := newHub(t, change, func(s *setup) { guarded = !s.stock })
+				alice, bob := h.device(t, "alice", false), h.device(t, "bob", false)
+				evil := h.device(t, "evil", false)
+				if name == "longer than any frame" {
+					packet = append(packet, make([]byte, 600)...)
+				}
+				_, _ = evil.Write(packet)
+				closedByPeer(t, evil.Client)
+				if n := h.c.Count(guard.PacketTooLarge); guarded && n != 1 {
+					t.Errorf("counted %d", n)
+				}
+				alice.to("bob", "fine")
+				bob.want("fine")
+			})
+		})
+	}
 }
 
 func TestBundle(t *testing.T) {

@@ -24,6 +24,8 @@ var (
 	ErrNotConnect = &closedError{"guard: first packet is not CONNECT; connection closed"}
 	// ErrConnectTooLarge means that CONNECT is longer than allowed.
 	ErrConnectTooLarge = &closedError{"guard: CONNECT too large; connection closed"}
+	// ErrPacketTooLarge means that a packet is longer than Config.PacketLimit.
+	ErrPacketTooLarge = &closedError{"guard: packet too large; connection closed"}
 )
 
 type closedError struct{ text string }
@@ -83,6 +85,7 @@ type Conn struct {
 	frames    framer
 	announced int // length of a long packet that is arriving
 	tap       *tap
+	tooLong   int // length of the packet that is to end the connection
 
 	exempt  atomic.Bool
 	value   atomic.Pointer[any]
@@ -499,11 +502,35 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.tap != nil {
 		return c.tap.read(c, p)
 	}
+	if c.tooLong > 0 {
+		return 0, c.refuse(c.tooLong)
+	}
 	n, err := c.readRaw(p)
 	if n > 0 {
-		if err := c.frames.scan(p[:n], c); err != nil {
+		whole, err := c.frames.scan(p[:n], c)
+		switch {
+		case errors.Is(err, ErrPacketTooLarge) && whole > 0:
+			c.tooLong = c.frames.length // once what came before it is processed
+			return whole, nil
+		case errors.Is(err, ErrPacketTooLarge):
+			return 0, c.refuse(c.frames.length)
+		case err != nil:
 			return 0, err
 		}
 	}
 	return n, err
+}
+
+// refuse ends the connection over a packet with a body of n bytes, and says so where
+// the protocol has words for it (MQTT 5, 3.14.2.1).
+func (c *Conn) refuse(n int) error {
+	c.cfg.Counters.add(PacketTooLarge)
+	c.cfg.Logger.Warn("packet too large; connection closed",
+		"listener", c.cfg.ID, "remote", c.RemoteAddr().String(), "bytes", n, "limit", c.cfg.PacketLimit)
+	if c.v5.Load() {
+		w := c.Begin()
+		_ = w.Raw([]byte{typeDisconnect << 4, 1, codePacketTooLarge})
+		w.End()
+	}
+	return ErrPacketTooLarge
 }

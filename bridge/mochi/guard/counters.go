@@ -34,6 +34,7 @@ const (
 	SessionsFull                   // CONNECT refused: FixesConfig.Sessions reached, and the client wants its session kept
 	QueuedFull                     // messages not kept for a client: FixesConfig.QueuedBytes reached
 	InputFull                      // closed: Limits.Input reached while a long packet arrived
+	PacketTooLarge                 // closed: packet longer than Config.PacketLimit, which no LongTap read past
 
 	events
 )
@@ -44,7 +45,7 @@ var eventNames = [events]string{
 	"slow-consumer", "write-stalled", "panicked", "hook-panicked", "session-swept",
 	"ghost-stopped", "gate-timeout", "topic-refused", "filter-refused",
 	"subscriptions-full", "will-refused", "qos-refused", "retained-full",
-	"sessions-full", "queued-full", "input-full",
+	"sessions-full", "queued-full", "input-full", "packet-too-large",
 }
 
 // String returns the event's stable name, fit for a metric's label.

@@ -6,6 +6,9 @@ const (
 	typeConnect = 1
 	typePublish = 3
 	typePuback  = 4
+
+	typeDisconnect     = 14
+	codePacketTooLarge = 0x95 // MQTT 5, 2.4
 )
 
 // framer follows the packet boundaries of a byte stream without keeping any of
@@ -25,9 +28,13 @@ type framer struct {
 // boundary reports whether the stream is between two packets.
 func (f *framer) boundary() bool { return f.left == 0 && !f.header }
 
-// scan follows p. The first packet must be a CONNECT within the limit.
-func (f *framer) scan(p []byte, c *Conn) error {
-	for len(p) > 0 {
+// scan follows p. The first packet must be a CONNECT within its limit, and the others
+// must be within that of all packets; whole bytes of p lie before one that is not.
+func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
+	for all := len(p); len(p) > 0; {
+		if f.boundary() {
+			whole = all - len(p)
+		}
 		if f.left > 0 {
 			n := min(f.left, len(p))
 			if !f.first {
@@ -47,7 +54,7 @@ func (f *framer) scan(p []byte, c *Conn) error {
 			f.header, f.length, f.shift, f.kind = true, 0, 0, b>>4
 			if !f.first && b != typeConnect<<4 {
 				c.cfg.Counters.add(ConnectMalformed)
-				return ErrNotConnect
+				return 0, ErrNotConnect
 			}
 			continue
 		}
@@ -55,7 +62,7 @@ func (f *framer) scan(p []byte, c *Conn) error {
 		f.shift += 7
 		if b&0x80 != 0 {
 			if f.shift > 21 {
-				return errLength
+				return 0, errLength
 			}
 			continue
 		}
@@ -63,18 +70,25 @@ func (f *framer) scan(p []byte, c *Conn) error {
 		f.left = f.length
 		if !f.first && f.length > c.cfg.ConnectSize {
 			c.cfg.Counters.add(ConnectTooLarge)
-			return ErrConnectTooLarge
+			return 0, ErrConnectTooLarge
+		}
+		if f.first && c.exceeds(f.length) {
+			return whole, ErrPacketTooLarge
 		}
 		if f.left == 0 {
 			f.first = true
-		} else if most := c.cfg.PacketLimit; f.left > len(p) && (most == 0 || f.left <= max(most, smallPacket)) { // longer ones mochi refuses
+		} else if f.left > len(p) {
 			if err := c.underway(f.left); err != nil {
-				return err
+				return 0, err
 			}
 		}
 	}
-	return nil
+	return 0, nil
 }
+
+// exceeds reports whether a packet with a body of n bytes is longer than the server
+// takes; as mochi does, it counts one byte for the header.
+func (c *Conn) exceeds(n int) bool { return c.cfg.PacketLimit > 0 && n >= c.cfg.PacketLimit }
 
 // connect notes the protocol level of the CONNECT (MQTT 3.1.2.2).
 func (f *framer) connect(p []byte) {

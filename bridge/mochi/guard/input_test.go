@@ -41,3 +41,24 @@ func TestLongPacketsUnderWayAreBounded(t *testing.T) {
 	expect(t, begun[2], rawmqtt.PUBACK)
 	eventually(t, "none under way", func() bool { return limits.Arriving() == 0 })
 }
+
+// A packet above the limit ends the connection of its sender once what it had sent
+// before has been processed, and in MQTT 5 the sender hears why.
+func TestPacketAboveTheLimit(t *testing.T) {
+	for _, v5 := range []bool{false, true} {
+		b := start(t, nil)
+		c := b.login(t, v5, rawmqtt.Options{ID: "big"})
+		small := rawmqtt.Publish(v5, 2, "t", 1, []byte("x"))
+		send(t, c, append(small, rawmqtt.Publish(v5, 2, "t", 2, make([]byte, 1<<20))[:1000]...))
+		expect(t, c, rawmqtt.PUBACK)
+		if v5 {
+			if p := expect(t, c, rawmqtt.DISCONNECT); p.Code() != 0x95 {
+				t.Errorf("reason %#x", p.Code())
+			}
+		}
+		closedByPeer(t, c)
+		if n := b.c.Count(PacketTooLarge); n != 1 {
+			t.Errorf("counted %d", n)
+		}
+	}
+}

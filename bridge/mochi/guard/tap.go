@@ -14,6 +14,15 @@ import (
 // block.
 type Tap func(first byte, body []byte) (taken bool, err error)
 
+// LongTap sees the head of a client's PUBLISH that is longer than Config.PacketLimit:
+// its first byte, the length of its body, and how that begins, 512 bytes at most,
+// valid during the call only. Where it returns a function the rest is read past
+// without being kept, and the function is called at its end, to say whether the
+// connection stays. Otherwise it is closed.
+type LongTap func(first byte, length int, head []byte) (passed func() (stay bool))
+
+const longHead = 512
+
 // errLength means that a packet's remaining length has more than four bytes.
 var errLength = errors.New("guard: malformed remaining length")
 
@@ -23,24 +32,29 @@ var tapBuffers = sync.Pool{New: func() any { b := make([]byte, tapBuffer); retur
 
 // tap is the reading side of a tapped connection.
 type tap struct {
-	f     Tap
-	limit int // longest packet offered to f; longer ones go to mochi, which has a limit of its own
+	f    Tap
+	long LongTap
 
 	in    []byte  // bytes read and not handed on
 	pool  *[]byte // the pooled memory that in lies in, if any
 	pass  int     // bytes of the current packet that mochi has yet to get
 	eager bool    // the last read filled its buffer, so read into a large one
+
+	past   int         // bytes of a long packet that are still to be read past
+	length int         // of its body
+	passed func() bool // called then
 }
 
-// SetTap routes PUBLISH and PUBACK packets through f from the next packet on.
+// SetTap routes PUBLISH and PUBACK packets through f, and those that are too long
+// for the server past long, from the next packet on.
 // It must be called on the connection's reader goroutine, in a hook; it reports
 // false when the connection cannot be tapped: it was made by Wrap, or mochi's
 // limit is unknown.
-func (c *Conn) SetTap(f Tap) bool {
+func (c *Conn) SetTap(f Tap, long LongTap) bool {
 	if !c.listened() || c.cfg.PacketLimit <= 0 || c.tap != nil {
 		return false
 	}
-	c.tap = &tap{f: f, limit: c.cfg.PacketLimit, pass: -1}
+	c.tap = &tap{f: f, long: long, pass: -1}
 	return true
 }
 
@@ -53,7 +67,10 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 		if !c.frames.boundary() {
 			n, err := c.readRaw(p[:min(len(p), max(1, c.frames.left))])
 			if n > 0 {
-				if e := c.frames.scan(p[:n], c); e != nil {
+				if _, e := c.frames.scan(p[:n], c); e != nil {
+					if errors.Is(e, ErrPacketTooLarge) {
+						e = c.refuse(c.frames.length)
+					}
 					return 0, e
 				}
 			}
@@ -62,6 +79,13 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 		t.pass = 0
 	}
 	for {
+		if t.past > 0 {
+			if err := t.readPast(c); err != nil {
+				t.drop()
+				return 0, err
+			}
+			continue
+		}
 		if t.pass > 0 {
 			if len(t.in) == 0 {
 				n, err := c.readRaw(p[:min(len(p), t.pass)])
@@ -80,6 +104,9 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 		}
 		if total > 0 {
 			t.pass = total
+			continue
+		}
+		if t.past > 0 {
 			continue
 		}
 		if err := t.fill(c, p); err != nil {
@@ -102,7 +129,10 @@ func (t *tap) step(c *Conn) (int, error) {
 			return 0, nil
 		}
 		total := head + length
-		if len(t.in) >= total || total > t.limit {
+		if c.exceeds(length) {
+			return 0, t.oversized(c, head, length)
+		}
+		if len(t.in) >= total {
 			err = c.underway(0)
 		} else {
 			err = c.underway(total)
@@ -111,7 +141,7 @@ func (t *tap) step(c *Conn) (int, error) {
 			return 0, err
 		}
 		kind := t.in[0] >> 4
-		if kind != typePublish && kind != typePuback || total > t.limit {
+		if kind != typePublish && kind != typePuback {
 			return total, nil
 		}
 		if len(t.in) < total {
@@ -134,6 +164,49 @@ func (t *tap) step(c *Conn) (int, error) {
 		t.skip(total)
 	}
 	return 0, nil
+}
+
+// oversized handles the long packet at the front of t.in, once enough of it is there.
+func (t *tap) oversized(c *Conn, head, length int) error {
+	if err := c.underway(0); err != nil {
+		return err
+	}
+	if t.in[0]>>4 != typePublish {
+		return c.refuse(length)
+	}
+	seen := min(longHead, length)
+	if len(t.in) < head+seen {
+		return nil
+	}
+	if t.passed = t.long(t.in[0], length, t.in[head:head+seen]); t.passed == nil {
+		return c.refuse(length)
+	}
+	t.past, t.length = head+length, length
+	return nil
+}
+
+// readPast reads on in a long packet.
+func (t *tap) readPast(c *Conn) error {
+	n := min(len(t.in), t.past)
+	if n > 0 {
+		t.skip(n)
+	} else {
+		if t.pool == nil {
+			t.pool = tapBuffers.Get().(*[]byte)
+		}
+		t.in = (*t.pool)[:0]
+		var err error
+		if n, err = c.readRaw((*t.pool)[:min(len(*t.pool), t.past)]); err != nil {
+			return err
+		}
+	}
+	if t.past -= n; t.past == 0 {
+		c.extend()
+		if !t.passed() {
+			return c.refuse(t.length)
+		}
+	}
+	return nil
 }
 
 // remaining decodes the fixed header at the front of b: the remaining length and
