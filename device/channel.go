@@ -108,6 +108,9 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	case policy == nil:
 		return nil, errors.New("device: dial: no trust policy given: pass channel.TrustEveryone to accept any identity")
 	}
+	if err := n.checkRoutes(to); err != nil {
+		return nil, err
+	}
 	c := &Channel{n: n, to: to.Clone(), policy: policy, done: make(chan struct{}), changed: make(chan struct{})}
 	for _, opt := range opts {
 		opt(&c.opts)
@@ -437,6 +440,9 @@ func (c *Channel) SendRoute(ctx context.Context, onward, ret route.Route, payloa
 	if len(onward) == 0 {
 		return errors.New("device: send: the route inside the peer is empty")
 	}
+	if err := c.n.checkRoutes(onward, ret); err != nil {
+		return err
+	}
 	for {
 		cur, err := c.present(ctx)
 		if err != nil {
@@ -465,6 +471,9 @@ func (n *Node) answers() route.Route {
 // Request sends payload to a worker of the peer and waits for its answer, until ctx
 // ends. Errors as for Send, and ErrInterrupted.
 func (c *Channel) Request(ctx context.Context, address string, payload []byte) (*Message, error) {
+	if err := c.n.checkRoutes(route.To(address)); err != nil {
+		return nil, err
+	}
 	joined, leave := c.n.join(ctx)
 	defer leave(nil)
 	for {

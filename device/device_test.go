@@ -6,6 +6,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -544,6 +546,56 @@ func TestBadURLsAndConfigurations(t *testing.T) {
 		if _, err := device.Connect(t.Context(), "mqtt://127.0.0.1:1", cfg); err == nil || errors.Is(err, device.ErrHubAway) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A route that the hub or the peer would refuse is refused here, and nothing is sent.
+func TestImpossibleRoutes(t *testing.T) {
+	h := startHub(t, nil, func(c *bridge.Config) { c.Limits.Frame = 4 << 10 })
+	bob := connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	alice := connect(t, h.url(), device.Config{})
+	ch := dial(t, alice, route.To(fwd.Address()))
+	if err := ch.Flush(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("x", 256)
+	many := slices.Repeat(route.To("x"), 65)
+	big := slices.Repeat(route.To(strings.Repeat("x", 200)), 30)
+	ctx := within(t)
+	dialled := func(r route.Route) error {
+		_, err := alice.Dial(ctx, r, channel.TrustEveryone)
+		return err
+	}
+	requested := func(_ *device.Message, err error) error { return err }
+	before := h.bridge.Counters().Received
+	for name, tc := range map[string]struct{ err, want error }{
+		"dial, hops":       {dialled(many), route.ErrTooManyHops},
+		"dial, address":    {dialled(route.To(fwd.Address(), long)), route.ErrAddressTooLong},
+		"dial, frame":      {dialled(big), device.ErrTooLarge},
+		"send, hops":       {alice.Send(ctx, many, nil), route.ErrTooManyHops},
+		"send, address":    {alice.Send(ctx, route.To(long), nil), route.ErrAddressTooLong},
+		"send, frame":      {alice.Send(ctx, big, nil), device.ErrTooLarge},
+		"send by address":  {alice.Send(ctx, route.To(ch.Address(), long), nil), route.ErrAddressTooLong},
+		"request, address": {requested(alice.Request(ctx, route.To(long), nil)), route.ErrAddressTooLong},
+		"channel, address": {ch.Send(ctx, long, nil), route.ErrAddressTooLong},
+		"channel, hops":    {ch.SendRoute(ctx, many, nil, nil), route.ErrTooManyHops},
+		"channel, return":  {ch.SendRoute(ctx, route.To("app"), many, nil), route.ErrTooManyHops},
+		"channel, frame":   {ch.SendRoute(ctx, big, nil, nil), device.ErrTooLarge},
+		"channel, request": {requested(ch.Request(ctx, long, nil)), route.ErrAddressTooLong},
+	} {
+		if !errors.Is(tc.err, tc.want) || tc.want != device.ErrTooLarge && !errors.Is(tc.err, device.ErrRoute) {
+			t.Errorf("%s: %v, want %v", name, tc.err, tc.want)
+		}
+	}
+	if _, err := bob.Listen(long, channel.TrustEveryone); !errors.Is(err, route.ErrAddressTooLong) {
+		t.Errorf("listen: %v", err)
+	}
+	if n := h.bridge.Counters().Received; n != before {
+		t.Errorf("%d frames were sent", n-before)
+	}
+	if err := ch.SendString(ctx, "app", "fine"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -74,6 +74,9 @@ var (
 	ErrNoWorker = errors.New("device: the peer takes no messages at this address")
 	// ErrTooLarge: the message does not fit the hub's frame limit.
 	ErrTooLarge = errors.New("device: the message is larger than the hub takes")
+	// ErrRoute: no frame can have the route, because of Config.Limits; it wraps the
+	// error of package route that says what is too much. Nothing was sent.
+	ErrRoute = errors.New("device: not a possible route")
 	// ErrNoMailbox: Receive at an address that is not in Config.Mailboxes.
 	ErrNoMailbox = errors.New("device: no mailbox at this address")
 	// ErrNoReturnRoute: the message cannot be answered.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/route"
 )
 
 // ListenOption changes how a Listener answers.
@@ -33,6 +34,9 @@ func (n *Node) Listen(name string, policy channel.Policy, opts ...ListenOption) 
 		return nil, errors.New("device: listen: no trust policy given: pass channel.TrustEveryone to accept any identity")
 	}
 	if err := n.Err(); err != nil {
+		return nil, err
+	}
+	if err := n.checkRoutes(route.To(name)); err != nil {
 		return nil, err
 	}
 	var o channel.ListenOptions

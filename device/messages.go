@@ -77,6 +77,9 @@ func (n *Node) sendJoined(ctx context.Context, f route.Frame, c route.Class) err
 	if err := n.Err(); err != nil {
 		return err
 	}
+	if err := n.checkRoutes(f.Onward, f.Return); err != nil {
+		return err
+	}
 	return n.send(ctx, f, c) // the outbox knows when the node ends
 }
 

@@ -299,6 +299,9 @@ func (n *Node) sendUp(ctx context.Context, f route.Frame, c route.Class) error {
 	if !ok || !first.IsLocal() {
 		return fmt.Errorf("%w: first hop %s is not a local address of the hub", ErrUnknownAddress, first)
 	}
+	if err := n.checkRoutes(f.Onward, f.Return); err != nil {
+		return err
+	}
 	size := f.EncodedLen()
 	if limit := int(n.link.frameLimit.Load()); size > limit {
 		return fmt.Errorf("%w: the frame has %d bytes, the limit is %d; send it in pieces", ErrTooLarge, size, limit)
@@ -308,6 +311,16 @@ func (n *Node) sendUp(ctx context.Context, f route.Frame, c route.Class) error {
 		c.expect(first, last)
 	}
 	return n.out.put(ctx, first.Value, route.AppendFrame(make([]byte, 0, size), &f), c)
+}
+
+// checkRoutes refuses routes that the hub or the peer would refuse.
+func (n *Node) checkRoutes(routes ...route.Route) error {
+	for _, r := range routes {
+		if err := n.cfg.Limits.CheckRoute(r); err != nil {
+			return fmt.Errorf("%w: %w", ErrRoute, err)
+		}
+	}
+	return nil
 }
 
 // router gives the secure channels their view of the node.

@@ -70,3 +70,18 @@ func (l Limits) WithDefaults() Limits {
 	l.Address = min(l.Address, maxAddress)
 	return l
 }
+
+// CheckRoute reports why no receiver with these limits takes a frame with r as one
+// of its routes: ErrTooManyHops or ErrAddressTooLong.
+func (l Limits) CheckRoute(r Route) error {
+	l = l.WithDefaults()
+	if len(r) > l.Hops {
+		return fmt.Errorf("%w: %d, at most %d", ErrTooManyHops, len(r), l.Hops)
+	}
+	for _, a := range r {
+		if len(a.Value) > l.Address {
+			return fmt.Errorf("%w: %d bytes, at most %d", ErrAddressTooLong, len(a.Value), l.Address)
+		}
+	}
+	return nil
+}

@@ -162,6 +162,22 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestCheckRoute holds the check of what is sent to that of what is received.
+func TestCheckRoute(t *testing.T) {
+	long := func(hops, value int) Route { return slices.Repeat(To(strings.Repeat("x", value)), hops) }
+	for _, r := range []Route{nil, long(64, 255), long(65, 1), long(1, 256), long(10, 32), long(11, 32), long(10, 33)} {
+		for _, lim := range []Limits{{}, {Hops: 10}, {Address: 32}} {
+			body := AppendFrame(nil, &Frame{Onward: r})
+			_, err := ParseFrame(body, lim)
+			got := lim.CheckRoute(r)
+			if (got == nil) != (err == nil) || errors.Is(got, ErrTooManyHops) != errors.Is(err, ErrTooManyHops) ||
+				errors.Is(got, ErrAddressTooLong) != errors.Is(err, ErrAddressTooLong) {
+				t.Errorf("%d hops, %+v: %v, but a receiver says %v", len(r), lim, got, err)
+			}
+		}
+	}
+}
+
 func TestLimitsValidate(t *testing.T) {
 	for _, ok := range []Limits{{}, {Frame: MaxFrame}, {Frame: 4096, Hops: 10, Address: 32}} {
 		if err := ok.Validate(); err != nil {

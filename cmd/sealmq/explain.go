@@ -45,6 +45,7 @@ var explanations = []struct {
 	{device.ErrOutboxOpen, exitNoPerm, ""},
 	{device.ErrFrameKills, exitUnavailable, "something between here and the hub does not let this message through"},
 	{device.ErrUnacknowledged, exitTempFail, "the peer's program may have taken it or not; allow more time with --wait and --timeout"},
+	{device.ErrRoute, exitUsage, ""},
 	{device.ErrTooLarge, exitData, "send less at a time, or raise the hub's limits.frame"},
 	{device.ErrPeerClosed, exitTempFail, "the peer ended the channel; try again"},
 	{device.ErrNotHub, exitProtocol, "check the scheme and the port in --hub"},

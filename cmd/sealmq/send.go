@@ -87,24 +87,22 @@ func parseTo(text string) (route.Route, error) {
 	if err != nil || len(hops) == 0 {
 		return nil, usagef(hint, "--to: %.80q is not an address", text)
 	}
-	if len(hops) > route.DefaultHops {
-		return nil, usagef(hint, "--to: a route has %d addresses at most, this one has %d", route.DefaultHops, len(hops))
+	if err := (route.Limits{}).CheckRoute(hops); err != nil {
+		return nil, usagef(hint, "--to: %s", message(err))
 	}
 	if !hops[0].IsLocal() {
 		return nil, usagef(hint, "--to: the hub dials nobody, so the first address cannot be %s", hops[0])
-	}
-	for _, hop := range hops {
-		if err := checkAddress("--to: an address", hop.Value); err != nil {
-			return nil, err
-		}
 	}
 	return hops, nil
 }
 
 // checkAddress refuses what no worker can have as its address; what names it.
 func checkAddress(what, address string) error {
-	if n := len(address); n == 0 || n > route.DefaultAddress {
-		return usagef("for example app", "%s has 1 to %d bytes, this one has %d", what, route.DefaultAddress, n)
+	if address == "" {
+		return usagef("for example app", "%s is empty", what)
+	}
+	if err := (route.Limits{}).CheckRoute(route.To(address)); err != nil {
+		return usagef("for example app", "%s: %s", what, message(err))
 	}
 	return nil
 }
