@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
+	"github.com/sealmq/sealmq/topics"
 )
 
 var update = flag.Bool("update", false, "write vectors.json")
@@ -34,16 +36,62 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// witness is a device's connection and an observer of the hub.
+type witness struct {
+	link    *bridge.Link
+	answers chan []byte
+	traces  chan []byte
+}
+
+func (w *witness) Deliver(entries []bridge.Entry) int {
+	for _, e := range entries {
+		w.answers <- bytes.Clone(e.Frame)
+		w.link.Delivered(e.Seq)
+	}
+	return len(entries)
+}
+func (w *witness) Direct([]byte) bool     { return true }
+func (w *witness) Kick(bridge.KickReason) {}
+func (w *witness) Copy(bridge.Copy)       {}
+func (w *witness) Record(bridge.Record)   {}
+func (w *witness) Trace(line []byte)      { w.traces <- bytes.Clone(line) }
+
+// send has a device send a frame to the hub, and returns what observers see of it
+// and what the hub answers.
+func send(t *testing.T, b *bridge.Bridge, who bridge.Principal, frame []byte) (trace, answer []byte) {
+	t.Helper()
+	w := &witness{answers: make(chan []byte, 8), traces: make(chan []byte, 8)}
+	defer b.Observe(w)()
+	w.link = must(b.ConnectDevice(who, w))
+	defer w.link.Close(true)
+	w.link.Subscribed()
+	w.link.Attach(true)
+	if err := w.link.Receive(frame, route.Stored, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	got := func(c chan []byte) []byte {
+		select {
+		case b := <-c:
+			return b
+		case <-time.After(10 * time.Second):
+			t.Fatal("the hub did not answer")
+			return nil
+		}
+	}
+	return got(w.traces), got(w.answers)
+}
+
 // vectors computes every value of vectors.json.
 func vectors(t *testing.T) map[string]string {
 	id := identity.Identifier(fill[[32]byte](0x40))
 	clientID := id.String() + "-pump"
+	const escaped = "forward_to_a b/+#%é"
 	const m = "000102030405060708090a0b0c0d0e0f"
 	at := time.UnixMilli(1767323045006)
 	nonce := fill[[16]byte](0x30)
 
 	hubID := must(identity.Create())
-	b := must(bridge.New(bridge.Config{Key: fill[[32]byte](1), Identity: bridge.IdentitySigner(hubID)}))
+	b := must(bridge.New(bridge.Config{Key: fill[[32]byte](1), Identity: bridge.IdentitySigner(hubID), Trace: true}))
 	defer b.Close()
 	key := fill[[32]byte](1)
 	forwarder := hmac.New(sha256.New, key[:])
@@ -67,6 +115,10 @@ func vectors(t *testing.T) map[string]string {
 	if views, err := route.ParseBundle(bundle, route.Limits{}, nil); err != nil || len(views) != 2 {
 		t.Fatalf("the bundle does not parse: %v", err)
 	}
+	registration := route.AppendFrame(nil, &route.Frame{
+		Onward: route.To("static_forwarding_service"), Return: route.To(m), Payload: device.EncodeString("pump"),
+	})
+	trace, registered := send(t, b, bridge.Principal{Identity: id, ClientID: clientID, Role: bridge.RoleDevice, Proven: true}, registration)
 	h := hex.EncodeToString
 	return map[string]string{
 		"address key":          h(key[:]),
@@ -81,6 +133,15 @@ func vectors(t *testing.T) map[string]string {
 		"notice unknown":       h(must(notice.Marshal())),
 		"notice frame":         h(must(hubproto.NoticeFrame(&notice))),
 		"lookup request":       h(must((&hubproto.LookupRequest{Address: record.Address}).Marshal())),
+		"lookup answer":        h(must((&hubproto.LookupAnswer{Address: record.Address, Record: &record}).Marshal())),
+		"lookup answer null":   h(must((&hubproto.LookupAnswer{Address: "FWD_x"}).Marshal())),
+		"registration static":  h(registration),
+		"registration answer":  h(registered),
+		"trace line":           string(trace),
+		"topic out":            topics.DefaultRoot.Out(clientID),
+		"topic forwarder":      topics.DefaultRoot.Forwarder("forward_to_pump"),
+		"topic escaped of":     escaped,
+		"topic escaped":        topics.DefaultRoot.Forwarder(escaped),
 		"forwarder record":     h(must(record.Marshal())),
 		"forwarder JSON":       string(record.JSON()),
 		"status JSON":          string(status.JSON()),
@@ -129,5 +190,20 @@ func TestVectorsParse(t *testing.T) {
 	}
 	if r, err := hubproto.ParseForwarderRecord(raw("forwarder record")); err != nil || r.Address != v["forwarding address"] {
 		t.Errorf("%+v, %v", r, err)
+	}
+	if a, err := hubproto.ParseLookupAnswer(raw("lookup answer")); err != nil || a.Record == nil || a.Record.Address != v["forwarding address"] {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if a, err := hubproto.ParseLookupAnswer(raw("lookup answer null")); err != nil || a.Record != nil {
+		t.Errorf("%+v, %v", a, err)
+	}
+	// The hub answers as the service whose address was given, which ends with the alias.
+	f, err := route.ParseFrame(raw("registration answer"), route.Limits{})
+	if err != nil || f.Onward.String() != "0#"+v["M"] || f.Return.String() != "0#forward_to_pump" {
+		t.Errorf("%+v, %v", f, err)
+	}
+	kind, level := topics.DefaultRoot.Parse(v["topic escaped"])
+	if address, ok := topics.UnescapeLevel(level); !ok || kind != topics.Forwarder || address != v["topic escaped of"] {
+		t.Errorf("%s is topic %v of %q", v["topic escaped"], kind, address)
 	}
 }
