@@ -151,10 +151,6 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return cur, nil
 	}
 	call.abandon()
-	hint := ""
-	if len(to) == 1 {
-		hint = fmt.Sprintf(listenerHint, to[0].Value)
-	}
 	cause := context.Cause(ctx)
 	late := errors.Is(err, channel.ErrTimeout) && cause == nil || errors.Is(cause, context.DeadlineExceeded)
 	switch {
@@ -173,7 +169,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	case late && call.waiting():
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
 	case late:
-		return nil, callError("no answer to the handshake through", to, ErrTimeout, hint)
+		return nil, callError("no answer to the handshake through", to, ErrTimeout, listenerHint(to))
 	case errors.Is(cause, context.Canceled):
 		return nil, ctxError(ctx, fmt.Sprintf("dialling %s", to))
 	case cause != nil:

@@ -37,6 +37,9 @@ var (
 	// ErrBadCredentials is the ErrHubRefused of a wrong user name, password or
 	// proof.
 	ErrBadCredentials = fmt.Errorf("%w: bad user name or password", ErrHubRefused)
+	// ErrInboxRefused is the ErrHubRefused of a hub that let this device in, but not
+	// at its topics: Config.Root is not the hub's, or the account is for other topics.
+	ErrInboxRefused = fmt.Errorf("%w the subscription to this device's inbox", ErrHubRefused)
 	// ErrBadProof is the ErrHubRefused of a proof of identity that the hub does not
 	// accept although clock and hub are right, as after the identity's key has been
 	// rotated elsewhere.
@@ -142,9 +145,15 @@ func (e *ClockError) Error() string {
 // Is makes errors.Is find ErrClock and ErrHubRefused.
 func (e *ClockError) Is(target error) bool { return target == ErrClock || target == ErrHubRefused }
 
-// hint for dials that name a forwarder alone; a stock peer's relay needs the
-// listener's name behind it (spec routing 6.3).
-const listenerHint = "if the peer is a stock Ockam node, name its listener too: %s=>LISTENER"
+// listenerHint says what to check about the listener at the end of a route that
+// nobody has answered at. A stock peer's relay needs the listener's name behind it
+// (spec routing 6.3), and drops what goes to one that it does not have.
+func listenerHint(to route.Route) string {
+	if len(to) == 1 {
+		return fmt.Sprintf("if the peer is a stock Ockam node, name its listener too: %s=>LISTENER", to[0].Value)
+	}
+	return fmt.Sprintf("has the peer a listener named %q? A sealmq peer's forwarding address needs none behind it", to[len(to)-1].Value)
+}
 
 // callError says which call ended in err and why.
 func callError(what string, to route.Route, err error, hint string) error {

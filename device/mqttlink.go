@@ -216,7 +216,7 @@ func (l *mqttLink) subscribe(ctx context.Context) error {
 	}
 	if t, ok := token.(*mqtt.SubscribeToken); ok {
 		if qos, ok := t.Result()[l.inbox]; ok && qos > 2 {
-			return permanent(fmt.Errorf("%w the subscription to the inbox %s", ErrHubRefused, l.inbox))
+			return permanent(fmt.Errorf("%w, %s: the topic root %q may not be the hub's", ErrInboxRefused, l.inbox, l.cfg.root))
 		}
 	}
 	return nil

@@ -27,7 +27,8 @@ type provingDialer struct {
 	log        *slog.Logger
 	memory     *hubMemory
 
-	plain bool // the hub is none of ours: there is nothing to prove
+	plain   bool  // the hub is none of ours: there is nothing to prove
+	noGuest error // perhaps it is, at other topics: the ErrInboxRefused of a guest
 }
 
 // dial implements linkDialer.
@@ -38,7 +39,11 @@ func (d *provingDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 		}
 	}
 	if d.plain {
-		return d.mqtt.dial(ctx, ev)
+		l, err := d.mqtt.dial(ctx, ev)
+		if errors.Is(err, ErrHubRefused) && d.noGuest != nil {
+			err = fmt.Errorf("%w; and a guest before: %w", err, d.noGuest)
+		}
+		return l, err
 	}
 	l, err := d.prove(ctx, ev)
 	if !errors.Is(err, ErrBadCredentials) {
@@ -126,6 +131,9 @@ func (d *provingDialer) introduce(ctx context.Context) error {
 		return permanent(d.memory.explain(err))
 	case errors.Is(err, ErrHubRefused) && isPermanent(err), errors.Is(err, errNoHello):
 		d.plain = true
+		if errors.Is(err, ErrInboxRefused) {
+			d.noGuest = err
+		}
 		d.log.Info("the hub takes no guests, so it gets no proof of identity; taking it for a plain broker", "hub", d.mqtt.cfg.hub, "err", err)
 		return nil
 	case errors.Is(err, errUnproven):

@@ -121,6 +121,7 @@ func (a *app) logger(level slog.Level) *slog.Logger {
 
 // command builds the command tree.
 func (a *app) command() *cobra.Command {
+	showVersion := false
 	root := &cobra.Command{
 		Use:   "sealmq",
 		Short: "End-to-end encrypted channels through an MQTT broker that cannot read them",
@@ -135,7 +136,12 @@ neither read nor forge a message.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          noSuchCommand,
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if showVersion {
+				return a.printVersion()
+			}
+			return c.Help()
+		},
 		PersistentPreRun: func(*cobra.Command, []string) {
 			a.started = true
 		},
@@ -143,6 +149,7 @@ neither read nor forge a message.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(err, c.CommandPath()+" --help")
 	})
+	root.Flags().BoolVar(&showVersion, "version", false, "print the version, as sealmq version does")
 	pf := root.PersistentFlags()
 	pf.BoolVar(&a.json, "json", false, "print results as JSON, one object a line")
 	pf.BoolVarP(&a.verbose, "verbose", "v", false, "say more on stderr")

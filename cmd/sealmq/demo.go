@@ -32,7 +32,7 @@ that hub. Alice sends Bob a message through a secure channel. Beside it an
 ordinary MQTT client watches everything that the broker passes on, and the demo
 prints what it saw. Exits 0 once the message has arrived.`,
 		Example: "  sealmq demo\n  sealmq demo --json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			r, err := topics.ParseRoot(root)
 			if err != nil {

@@ -28,6 +28,7 @@ var explanations = []struct {
 	{device.ErrBadProof, exitNoPerm, "if the key was rotated on another machine, import its backup; the hub's log has the reason"},
 	{device.ErrBadCredentials, exitNoPerm, "check --user and --password-file (or SEALMQ_USER and SEALMQ_PASSWORD)"},
 	{device.ErrWrongHub, exitNoPerm, "somebody may be in the way; if the hub was set up anew, change the pin"},
+	{device.ErrInboxRefused, exitNoPerm, "--root must be the hub's; if it is, ask its operator for an account that fits this identity: sealmq identity show"},
 	{device.ErrHubRefused, exitNoPerm, "ask the hub's operator for an account that fits this identity: sealmq identity show"},
 	{device.ErrTakenOver, exitNoPerm, "run one `sealmq listen` for each identity, or give each its own --identity"},
 	{device.ErrUnknownAddress, exitNoUser, "ask the peer for its present forwarding address, and check that both use the same hub"},

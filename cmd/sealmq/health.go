@@ -22,7 +22,7 @@ func (a *app) healthCommand() *cobra.Command {
 		Long: `Asks the hub's status page (hub --http) whether the hub accepts connections.
 Exits 0 if it does and 69 if not.`,
 		Example: "  sealmq health\n  sealmq health --http 127.0.0.1:8080",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()

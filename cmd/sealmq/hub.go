@@ -45,7 +45,7 @@ ends the connections that they no longer let in.`,
   sealmq hub --mqtt 127.0.0.1:0 --data ./hub-data
   sealmq hub --mqtt mqtts://0.0.0.0:8883 --tls-cert hub.pem --tls-key hub.key --password-file passwd
   sealmq hub --config hub.yaml --check`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := hubConfig(file, c.Flags(), &flags)
 			if err != nil {

@@ -55,7 +55,7 @@ where --passphrase-file or --key-file says so.`,
 			Use:     "list",
 			Short:   "List the identities of this vault",
 			Example: "  sealmq identity list",
-			Args:    cobra.NoArgs,
+			Args:    noArgs,
 			RunE:    func(*cobra.Command, []string) error { return a.listIdentities() },
 		},
 	)

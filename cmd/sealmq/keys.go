@@ -110,7 +110,7 @@ func (a *app) showCommand() *cobra.Command {
 		Example: `  sealmq identity show alice
   sealmq identity show --json alice
   sealmq identity show --history alice > alice.identity # for sealmq authority issue`,
-		Args:              cobra.MaximumNArgs(1),
+		Args:              atMostOne,
 		ValidArgsFunction: a.completeIdentity,
 		RunE: func(_ *cobra.Command, args []string) error {
 			name := defaultIdentity

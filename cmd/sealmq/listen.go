@@ -49,7 +49,7 @@ gets. Ends at INT or TERM.`,
 		Example: `  sealmq listen --trust everyone
   sealmq listen --identity bob --trust I0123… --hub mqtts://hub.example:8883
   sealmq listen --trust everyone --alias bob   # the address is forward_to_bob`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			policy, err := p.policy(a, "")
 			if err != nil {

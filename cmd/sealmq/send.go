@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,6 +101,9 @@ func parseTo(text string) (route.Route, error) {
 func checkAddress(what, address string) error {
 	if address == "" {
 		return usagef("for example app", "%s is empty", what)
+	}
+	if _, name, typed := strings.Cut(address, "#"); typed {
+		return usagef("give the name alone, without the type before the #", "%s: %.80q is not a name, %.80q may be", what, address, name)
 	}
 	if err := (route.Limits{}).CheckRoute(route.To(address)); err != nil {
 		return usagef("for example app", "%s: %s", what, message(err))

@@ -46,11 +46,12 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  sealmq version\n  sealmq version --json",
-		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			v := readVersion()
-			line := fmt.Sprintf("sealmq %s (%s, %s)", v.Version, v.Go, v.Platform)
-			return a.result(v, line)
-		},
+		Args:    noArgs,
+		RunE:    func(*cobra.Command, []string) error { return a.printVersion() },
 	}
+}
+
+func (a *app) printVersion() error {
+	v := readVersion()
+	return a.result(v, fmt.Sprintf("sealmq %s (%s, %s)", v.Version, v.Go, v.Platform))
 }
