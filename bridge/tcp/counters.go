@@ -16,6 +16,7 @@ const (
 	PreambleTimeout              // closed: no preamble in time
 	PreambleWrong                // closed: another protocol
 	FirstFrame                   // closed: never sent a frame
+	Displaced                    // closed: had not sent a frame yet when others needed its place
 	FrameTimeout                 // closed: a frame arrived too slowly
 	Idle                         // closed: nothing received for IdleTimeout
 	Framing                      // closed: a length of 0 or above 16 MiB
@@ -34,7 +35,7 @@ const (
 
 var eventNames = [events]string{
 	"accepted", "refused-total", "refused-address", "refused-pending", "refused-bridge", "accept-failed",
-	"preamble-timeout", "preamble-wrong", "first-frame-timeout", "frame-timeout", "idle", "framing",
+	"preamble-timeout", "preamble-wrong", "first-frame-timeout", "displaced", "frame-timeout", "idle", "framing",
 	"malformed", "cut-short", "input-full", "oversized", "outgrown-frame", "stalled", "kicked", "ended-by-peer", "network-error",
 }
 

@@ -20,12 +20,12 @@
 // # Hostile peers
 //
 // A preamble must come within PreambleTimeout, a frame that has begun must go on
-// at a least rate, a connection that never sends a frame is closed, and buffers
-// grow with what has arrived, never with what a length promises. A frame above
-// the hub's limit is read past, counted and dropped; a length of 0 or above 16
-// MiB, a body that is not a frame, or a wrong preamble close the connection, as a
-// stock peer would. A frame that grew too long by what the hub puts in front of
-// it is dropped and counted; the connection stays.
+// at a least rate, a connection that never sends a frame is closed, sooner where a
+// newcomer needs its place, and buffers grow with what has arrived, never with
+// what a length promises. A frame above the hub's limit is read past, counted and
+// dropped; a length of 0 or above 16 MiB, a body that is not a frame, or a wrong
+// preamble close the connection, as a stock peer would. A frame that grew too long
+// by what the hub puts in front of it is dropped and counted; the connection stays.
 //
 // This transport has no encryption and no authentication of its own: channels
 // are end to end. Whoever can reach the port can use the hub's services and

@@ -49,7 +49,7 @@ type Config struct {
 	// PreambleTimeout is how long a peer may take to send its first byte.
 	PreambleTimeout time.Duration
 	// FirstFrame is how long a peer may be silent after the preamble before its
-	// first frame.
+	// first frame. It loses its place sooner when there is none for others.
 	FirstFrame time.Duration
 	// IdleTimeout closes a connection on which nothing was received for so long.
 	// 0: never, since stock peers send no heartbeat; dead peers are found by TCP
@@ -225,6 +225,7 @@ func (s *Server) admit(nc net.Conn) {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	s.cfg.Counters.add(Accepted)
+	ticket.Yield(func() { c.end(Displaced) })
 	go c.run()
 }
 

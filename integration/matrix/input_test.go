@@ -2,6 +2,7 @@ package matrix
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -196,6 +197,28 @@ func TestMadeUpFramesAtTheHub(t *testing.T) {
 	}
 }
 
+// talk has p ask its peer's echo again and again until stop is called, which returns
+// how often it had an answer. None may be missing, or late.
+func talk(t *testing.T, p party) (stop func() int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	rounds := make(chan int, 1)
+	go func() {
+		n := 0
+		defer func() { rounds <- n }()
+		for ; ctx.Err() == nil; n++ {
+			begin := time.Now()
+			if err := p.request(rustpeer.Content(3, uint64(n), n%5000)); err != nil {
+				t.Errorf("round %d: %v", n, err)
+				return
+			}
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("round %d took %v", n, took)
+			}
+		}
+	}()
+	return func() int { cancel(); return <-rounds }
+}
+
 // TestBadInputAtThePort sends a hub's TCP port everything that is none of the
 // protocol's, and what is and leads nowhere, while a device on MQTT and one on TCP
 // talk: nothing of theirs is lost or late, and each input is counted.
@@ -209,27 +232,7 @@ func TestBadInputAtThePort(t *testing.T) {
 	bob.up()
 	before := h.heap()
 
-	stop, talked := make(chan struct{}), make(chan int)
-	go func() {
-		rounds := 0
-		defer func() { talked <- rounds }()
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			begin := time.Now()
-			if err := alice.request(rustpeer.Content(3, uint64(rounds), rounds%5000)); err != nil {
-				t.Errorf("round %d: %v", rounds, err)
-				return
-			}
-			if took := time.Since(begin); took > 5*time.Second {
-				t.Errorf("round %d took %v", rounds, took)
-			}
-			rounds++
-		}
-	}()
+	stop := talk(t, alice)
 
 	const hop, reply = "\x82\x00\x44echo", "\x82\x00\x41r"
 	ends := func(first string, pieces ...string) { // closed by the hub or by us
@@ -293,8 +296,7 @@ func TestBadInputAtThePort(t *testing.T) {
 	for _, c := range silent {
 		_ = c.Close()
 	}
-	close(stop)
-	rounds := <-talked
+	rounds := stop()
 	t.Logf("%d round trips meanwhile; heap from %d to %d KiB", rounds, before>>10, after>>10)
 	if rounds == 0 || after > before+64<<20 {
 		t.Errorf("%d round trips, heap from %d to %d bytes", rounds, before, after)

@@ -5,9 +5,11 @@ package connlimit
 
 import (
 	"cmp"
+	"container/list"
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Defaults of Limits.
@@ -30,14 +32,20 @@ type Limits struct {
 	PerAddress int
 	// Pending is the number of connections that have not been accepted by the
 	// protocol above yet. A quarter of them is kept for others than the address that
-	// has most.
+	// has most. Where it is reached a newcomer takes the place of the connection that
+	// has been pending longest, if that yields (Ticket.Yield).
 	Pending int
 
-	mu      sync.Mutex
-	conns   int
-	pending int
-	from    map[netip.Prefix]counts
+	mu       sync.Mutex
+	conns    int
+	pending  int
+	from     map[netip.Prefix]counts
+	yielding list.List // of the *Tickets that yield, oldest first
 }
+
+// grace is how long a pending connection keeps its place whoever comes, so that
+// many who come at once don't end each other.
+const grace = time.Second
 
 // counts are the connections of one address.
 type counts struct{ conns, pending int }
@@ -62,10 +70,15 @@ func (l *Limits) Open() (conns, pending int) {
 
 // Ticket is one connection's place under the limits. A nil Ticket does nothing.
 type Ticket struct {
-	l       *Limits
-	from    netip.Prefix
-	pending bool // under l.mu
-	gone    bool // under l.mu
+	l     *Limits
+	from  netip.Prefix
+	since time.Time
+
+	// Under l.mu:
+	pending bool
+	gone    bool
+	end     func()        // nil: it does not yield
+	place   *list.Element // in l.yielding, or nil
 }
 
 func within(n, limit, def int) bool {
@@ -78,22 +91,64 @@ func within(n, limit, def int) bool {
 // Take admits a connection from addr as pending, or says which limit refuses it;
 // the Ticket is nil then.
 func (l *Limits) Take(addr net.Addr) (*Ticket, Verdict) {
-	t := &Ticket{l: l, from: Network(addr), pending: true}
+	t := &Ticket{l: l, from: Network(addr), since: time.Now(), pending: true}
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	displaced, verdict := l.take(t)
+	l.mu.Unlock()
+	if verdict != Admitted {
+		return nil, verdict
+	}
+	if displaced != nil {
+		displaced.end()
+	}
+	return t, Admitted
+}
+
+// take counts t in, and returns the connection whose place it takes, if any; l.mu
+// is held.
+func (l *Limits) take(t *Ticket) (displaced *Ticket, _ Verdict) {
 	switch {
 	case !within(l.conns, l.Conns, DefaultConns):
 		return nil, RefusedTotal
 	case !within(l.from[t.from].conns, l.PerAddress, DefaultPerAddress):
 		return nil, RefusedAddress
-	case !within(l.pending, l.Pending, DefaultPending), !within(l.from[t.from].pending, l.share(), 0):
+	case !within(l.from[t.from].pending, l.share(), 0):
+		displaced = l.oldest(t, true)
+	case !within(l.pending, l.Pending, DefaultPending):
+		displaced = l.oldest(t, false)
+	default:
+		l.count(t)
+		return nil, Admitted
+	}
+	if displaced == nil {
 		return nil, RefusedPending
 	}
+	displaced.settle()
+	l.count(t)
+	return displaced, Admitted
+}
+
+// oldest returns the connection that yields to t and has been pending longest, of
+// t's address alone or of all; nil if there is none. l.mu is held.
+func (l *Limits) oldest(t *Ticket, same bool) *Ticket {
+	for e := l.yielding.Front(); e != nil; e = e.Next() {
+		o := e.Value.(*Ticket)
+		if t.since.Sub(o.since) < grace {
+			break
+		}
+		if !same || o.from == t.from {
+			return o
+		}
+	}
+	return nil
+}
+
+// count counts t in; l.mu is held.
+func (l *Limits) count(t *Ticket) {
 	if l.from == nil {
 		l.from = make(map[netip.Prefix]counts)
 	}
 	l.add(t.from, 1, 1)
-	return t, Admitted
 }
 
 // share is how many pending connections one address may have; negative: any number.
@@ -123,9 +178,30 @@ func (t *Ticket) Settle() {
 	}
 	t.l.mu.Lock()
 	defer t.l.mu.Unlock()
-	if t.pending && !t.gone {
-		t.pending = false
-		t.l.add(t.from, 0, -1)
+	t.settle()
+}
+
+// settle is Settle with l.mu held.
+func (t *Ticket) settle() {
+	if !t.pending {
+		return
+	}
+	t.pending = false
+	t.l.add(t.from, 0, -1)
+	if t.place != nil {
+		t.l.yielding.Remove(t.place)
+		t.place = nil
+	}
+}
+
+// Yield lets a newcomer have the place of this connection while it is pending: end,
+// which is called once at most and without a lock held, has to close it.
+func (t *Ticket) Yield(end func()) {
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	if t.pending {
+		t.end = end
+		t.place = t.l.yielding.PushBack(t)
 	}
 }
 
@@ -140,11 +216,8 @@ func (t *Ticket) Release() {
 		return
 	}
 	t.gone = true
-	pending := 0
-	if t.pending {
-		pending = -1
-	}
-	t.l.add(t.from, -1, pending)
+	t.settle()
+	t.l.add(t.from, -1, 0)
 }
 
 // Network is the address or IPv6 network that a peer's connections are counted

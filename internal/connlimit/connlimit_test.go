@@ -2,7 +2,10 @@ package connlimit
 
 import (
 	"net"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func tcp(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 1} }
@@ -70,4 +73,59 @@ func TestLimits(t *testing.T) {
 	if _, v := l.Take(&net.UnixAddr{Name: "b"}); v != RefusedAddress {
 		t.Error(v)
 	}
+}
+
+// TestYield: where every place of pending connections is taken a newcomer gets that
+// of the oldest which yields and has had it for a while.
+func TestYield(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &Limits{Pending: 4}
+		var ended []string
+		take := func(name, ip string, yields bool) *Ticket {
+			k, v := l.Take(tcp(ip))
+			if v != Admitted {
+				t.Fatalf("%s: %v", name, v)
+			}
+			if yields {
+				k.Yield(func() { ended = append(ended, name) })
+			}
+			return k
+		}
+		refused := func(ip string) {
+			t.Helper()
+			if _, v := l.Take(tcp(ip)); v != RefusedPending {
+				t.Errorf("%s: %v", ip, v)
+			}
+		}
+		other := take("other", "10.0.0.9", true)
+		take("firm", "10.0.0.1", false)
+		a := take("a", "10.0.0.1", true)
+		b := take("b", "10.0.0.1", true)
+		refused("10.0.0.1") // its share, and nobody has been there for long
+		refused("10.0.0.2") // all places
+		time.Sleep(grace)
+		c := take("c", "10.0.0.1", true) // not other's, although that is older
+		d := take("d", "10.0.0.2", true)
+		b.Settle()
+		b.Settle()
+		take("e", "10.0.0.2", true) // there is room
+		refused("10.0.0.2")         // the others are new
+		time.Sleep(grace)
+		c.Release()
+		take("f", "10.0.0.2", true)
+		take("g", "10.0.0.3", true) // in place of d, the oldest
+		if got, want := ended, []string{"a", "other", "d"}; !slices.Equal(got, want) {
+			t.Errorf("ended %q, want %q", got, want)
+		}
+		if conns, pending := l.Open(); conns != 8 || pending != 4 {
+			t.Errorf("%d open, %d pending", conns, pending)
+		}
+		for _, k := range []*Ticket{other, a, d} { // what end brings about
+			k.Release()
+		}
+		a.Yield(nil)
+		if conns, pending := l.Open(); conns != 5 || pending != 4 || l.yielding.Len() != 3 {
+			t.Errorf("%d open, %d pending, %d of them yield", conns, pending, l.yielding.Len())
+		}
+	})
 }
