@@ -40,11 +40,16 @@ func (m *memoryOutbox) Skip(to uint64) {
 	}
 }
 
-// Oversized says that the front read past a frame above the frame limit, which is
-// all that is known of it: counted as received and dropped.
-func (l *Link) Oversized() {
+// Oversized says that the front reads past a frame of so many bytes above the frame
+// limit, which is all that is known of it: counted as received and dropped, and taken
+// off what the peer may send a second, as a packet of stored class that Receive was
+// given. One goroutine at a time calls this or Receive.
+func (l *Link) Oversized(bytes int, ack Acker, token uint64) {
 	s := l.port.stripe
 	s.received.Add(1)
 	s.drop(DropTooLarge, 1)
 	l.notify(hubproto.ReasonTooLarge, nil, 1)
+	t := Ticket{link: l, ack: ack, token: token, bytes: bytes}
+	t.due, _ = l.charge(route.Stored, 1, bytes, l.port.b.now())
+	t.fire()
 }

@@ -69,6 +69,10 @@ type Reader struct {
 // stream.
 func (r *Reader) Partial() bool { return r.end > r.start || r.discard > 0 }
 
+// Discarding returns how many bytes of an oversized body are still to be dropped: after
+// Next has returned ErrTooLarge, the body's length.
+func (r *Reader) Discarding() int { return r.discard }
+
 // Held returns how many bytes the Reader holds memory for, beyond what every busy
 // stream has: those of a frame that has not arrived whole, or a buffer grown for
 // large ones. It may be called where Partial may.

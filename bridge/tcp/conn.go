@@ -104,8 +104,12 @@ func (c *conn) read() Event {
 		switch {
 		case errors.Is(err, route.ErrTooLarge):
 			cfg.Counters.add(Oversized)
-			c.link.Oversized()
 			src.next(src.idle)
+			n := src.frames.Discarding()
+			if !c.awaitRoom(n) {
+				return Kicked
+			}
+			c.link.Oversized(n, c, 0)
 			continue
 		case err != nil:
 			if src.partial {

@@ -275,6 +275,41 @@ func TestBackPressureByBytes(t *testing.T) {
 	equal(t, "dropped", c.Dropped[bridge.DropFull], 0)
 }
 
+// TestOversizedFramesCost: what is read past counts as what a peer sends a second. Its
+// other frames wait, and nobody else's.
+func TestOversizedFramesCost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 1 << 20
+		h := newHub(t, options{pipes: true, bridge: func(c *bridge.Config) { c.ByteRate = rate }})
+		p, other := h.connect(), h.connect()
+		p.alive()
+		begin := time.Now()
+		const frames = 12 // of a second's worth each, one of which it has to begin with
+		sent := make(chan time.Duration, 1)
+		go func() {
+			defer func() { sent <- time.Since(begin) }()
+			big := append(route.AppendFrameHeader(nil, rate), make([]byte, rate)...)
+			for range frames {
+				p.SetWriteDeadline(noDeadline)
+				if _, err := p.Write(big); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+		for range 5 {
+			time.Sleep(time.Second)
+			other.alive()
+		}
+		// The window of 8 MiB, and a frame more, may be owed.
+		if took := <-sent; took < 2*time.Second {
+			t.Errorf("%d MiB were read within %v", frames, took)
+		}
+		p.alive()
+		equal(t, "oversized", h.counts.Count(Oversized), frames)
+		h.stop()
+	})
+}
+
 // TestSilentConnections opens ten thousand connections that say nothing, over
 // pipes, which need no file descriptors. Their cost is bounded, and they end.
 func TestSilentConnections(t *testing.T) {
