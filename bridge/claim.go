@@ -67,7 +67,7 @@ func (b *Bridge) registerClaimServices() {
 func (c *claims) serveClaim(r *Request) {
 	claim, err := hubproto.ParseClaim(r.Frame.Payload)
 	if err != nil {
-		r.Drop(DropMalformed)
+		r.Drop(DropRequest)
 		return
 	}
 	if err := c.keep(r, claim); err != nil {
@@ -110,7 +110,7 @@ func (c *claims) keep(r *Request, claim *hubproto.Claim) error {
 func (c *claims) serveRelease(r *Request) {
 	req, err := hubproto.ParseReleaseRequest(r.Frame.Payload)
 	if err != nil {
-		r.Drop(DropMalformed)
+		r.Drop(DropRequest)
 		return
 	}
 	if r.link == nil || r.link.port.kind == portLocal || !c.b.registry.release(r.link.port, r.From, req.Address) {

@@ -11,21 +11,37 @@ import (
 type Drop uint8
 
 const (
-	// DropUnknown: no worker has the first hop, its transport is not local, or
-	// the sender may not reach it.
+	// DropUnknown: no worker has the first hop.
 	DropUnknown Drop = iota
+	// DropForeign: the first hop's transport is not local. A hub dials nobody.
+	DropForeign
+	// DropForbidden: the first hop's worker is none that the sender may name (spec
+	// routing 7.4). The sender is told the same as with DropUnknown.
+	DropForbidden
 	// DropMalformed: the packet is not a sequence of frames for one first hop.
 	DropMalformed
-	// DropTooLarge: a frame, route or address is beyond a limit.
+	// DropRequest: a service does not understand the payload.
+	DropRequest
+	// DropTooLarge: a frame is beyond a limit in bytes.
 	DropTooLarge
+	// DropRoute: a route has too many hops, or an address is too long.
+	DropRoute
+	// DropOutgrown: with what the hub puts in front, the frame is longer than its
+	// target's transport carries.
+	DropOutgrown
 	// DropOffline: the target is not attached and the frame may not wait.
 	DropOffline
 	// DropFull: no room, and the frame could not be withheld.
 	DropFull
 	// DropExpired: the age limit ended it.
 	DropExpired
-	// DropRefused: the sender's role may not send it, or too many hellos.
+	// DropRefused: the sender's role may not send it, or too many hellos; at a
+	// forwarding service the alias is somebody else's or nobody's to have.
 	DropRefused
+	// DropAlias: at a forwarding service, a text that cannot be an alias.
+	DropAlias
+	// DropQuota: at a forwarding service, more forwarders than the sender may have.
+	DropQuota
 	// DropFresh: the target started anew and said that its keys are gone.
 	DropFresh
 	// DropAbandoned: the sender's connection ended before the frame was
@@ -52,8 +68,10 @@ const (
 )
 
 var dropNames = [NumDrops]string{
-	DropUnknown: "unknown", DropMalformed: "malformed", DropTooLarge: "too-large", DropOffline: "offline",
-	DropFull: "full", DropExpired: "expired", DropRefused: "refused", DropFresh: "fresh",
+	DropUnknown: "unknown", DropForeign: "foreign-hop", DropForbidden: "forbidden",
+	DropMalformed: "malformed", DropRequest: "bad-request", DropTooLarge: "too-large", DropRoute: "route-limit",
+	DropOutgrown: "outgrown", DropOffline: "offline", DropFull: "full", DropExpired: "expired",
+	DropRefused: "refused", DropAlias: "bad-alias", DropQuota: "quota", DropFresh: "fresh",
 	DropAbandoned: "abandoned", DropGone: "gone", DropLoop: "loop", DropHeartbeat: "heartbeat",
 	DropNotice: "notice", DropMailbox: "mailbox", DropStorage: "storage",
 	DropThrottled: "throttled",
@@ -70,11 +88,11 @@ func (d Drop) String() string {
 // reason returns what the sender is told, and false when it is told nothing.
 func (d Drop) reason() (hubproto.Reason, bool) {
 	switch d {
-	case DropUnknown, DropLoop:
+	case DropUnknown, DropForeign, DropForbidden, DropLoop:
 		return hubproto.ReasonUnknown, true
-	case DropMalformed:
+	case DropMalformed, DropRequest:
 		return hubproto.ReasonMalformed, true
-	case DropTooLarge:
+	case DropTooLarge, DropRoute, DropOutgrown:
 		return hubproto.ReasonTooLarge, true
 	case DropOffline, DropGone:
 		return hubproto.ReasonOffline, true
@@ -82,7 +100,7 @@ func (d Drop) reason() (hubproto.Reason, bool) {
 		return hubproto.ReasonFull, true
 	case DropExpired:
 		return hubproto.ReasonExpired, true
-	case DropRefused:
+	case DropRefused, DropAlias, DropQuota:
 		return hubproto.ReasonRefused, true
 	}
 	return 0, false

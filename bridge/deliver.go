@@ -74,9 +74,8 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		p.b.undeliverable(in, pk, DropUnknown)
 		return
 	case p.kind == portStream && p.tooLong(pk):
-		// Grown past the protocol's limit by what the hub put in front.
 		p.mu.Unlock()
-		p.b.undeliverable(in, pk, DropTooLarge)
+		p.b.undeliverable(in, pk, DropOutgrown)
 		return
 	case in.link.dead.Load():
 		p.mu.Unlock()
@@ -121,11 +120,9 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 	p.pump()
 }
 
-// tooLong reports whether a frame no longer fits a stream (spec routing 3.2).
+// tooLong reports whether a frame has grown past what a stream carries (spec routing
+// 3.2) by what the hub put in front.
 func (p *Port) tooLong(pk *Packet) bool {
-	if p.b.cfg.Limits.Frame < route.MaxFrame-packetHeadroom {
-		return false
-	}
 	for i := range pk.Frames() {
 		if pk.Size(i) > route.MaxFrame {
 			return true
@@ -141,6 +138,9 @@ func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
 	size, stored, err := p.box.Append(pk, t)
 	if err != nil {
 		return false, err
+	}
+	if t.link != nil {
+		p.join(pk, t.link.port)
 	}
 	if !stored && t.link != nil {
 		// Charged until Done, which may have come already.
@@ -164,6 +164,22 @@ func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
 		p.wakeBy(pk.Arrival + int64(p.b.cfg.MaxAge))
 	}
 	return stored, nil
+}
+
+// join lets a stream that is at either end of a packet reach the other end by name
+// (spec routing 7.4): the target what it sees in front of the return route, the
+// sender what its frames came to through a forwarder. p.mu is held.
+func (p *Port) join(pk *Packet, src *Port) {
+	if p.kind == portStream {
+		from := src.addr
+		if from == "" { // a worker inside the hub
+			from = pk.returnHop()
+		}
+		p.allow(from)
+	}
+	if pk.First && src.kind == portStream {
+		src.allow(p.addr)
+	}
 }
 
 // park lets a packet wait for a full outbox. p.mu is held.

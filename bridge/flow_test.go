@@ -303,7 +303,7 @@ func TestStreamWaitsThenDrops(t *testing.T) {
 		d.conn.limit(0)
 		m := attach(t, b, "alice", true)
 		fwd := func(p *peer) { p.send(route.To(d.Port().Address(), "x"), nil, nil) }
-		s.Port().allow([]byte(d.Port().Address()))
+		s.Port().allow(d.Port().Address())
 		fwd(s)
 		fwd(s)
 		fwd(m)
@@ -321,7 +321,7 @@ func TestSlowTargetSlowsAStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 1 })
 		s, d := stream(t, b, true), attach(t, b, "bob", false)
-		s.Port().allow([]byte(d.Port().Address()))
+		s.Port().allow(d.Port().Address())
 		const n = 6
 		for range n {
 			s.send(route.To(d.Port().Address(), "x"), nil, nil)

@@ -121,7 +121,7 @@ func (b *Bridge) Register(g Registration) (string, error) {
 func (b *Bridge) serveRegistration(r *Request, static bool) {
 	text, err := bare.StringExact(r.Frame.Payload)
 	if err != nil {
-		r.Drop(DropMalformed)
+		r.Drop(DropRequest)
 		return
 	}
 	g := Registration{Owner: r.From, Route: r.Frame.Return}
@@ -134,11 +134,11 @@ func (b *Bridge) serveRegistration(r *Request, static bool) {
 	switch {
 	case static:
 		if g.Alias = text; text == "" {
-			r.Drop(DropRefused)
+			r.Drop(DropAlias)
 			return
 		}
 	case text != payloadRegister:
-		r.Drop(DropRefused)
+		r.Drop(DropRequest)
 		return
 	}
 	if !r.link.port.mayRegister() {
@@ -148,7 +148,14 @@ func (b *Bridge) serveRegistration(r *Request, static bool) {
 	addr, err := b.registry.register(r.link.port, g)
 	if err != nil {
 		b.cfg.Logger.Info("registration refused", "device", r.From.ClientID, "alias", g.Alias, "err", err)
-		r.Drop(DropRefused)
+		switch {
+		case errors.Is(err, ErrAlias):
+			r.Drop(DropAlias)
+		case errors.Is(err, ErrQuota):
+			r.Drop(DropQuota)
+		default:
+			r.Drop(DropRefused)
+		}
 		return
 	}
 	r.ReplyFrom(addr, bare.AppendString(nil, addr))

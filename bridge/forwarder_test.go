@@ -196,15 +196,57 @@ func TestAddressesAreSeparate(t *testing.T) {
 	equal(t, "owner", b.Forwarder(x.register(ServiceForwarding, "register", "cM")).Owner == zero, false)
 }
 
+// TestDroppedFramesLinkNothing: only a frame that goes out lets the two ends reach
+// each other by name (spec routing 7.4), whether it goes at once or later.
+func TestDroppedFramesLinkNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 1 })
+		linked := func(what string, a, b *peer, want bool) {
+			t.Helper()
+			for _, p := range [][2]*peer{{a, b}, {b, a}} {
+				if p[0].Port().kind == portStream && p[0].Port().allowed([]byte(p[1].Port().Address())) != want {
+					t.Errorf("%s: %s reaches %s: %v", what, p[0].Port().Address(), p[1].Port().Address(), !want)
+				}
+			}
+		}
+		first, full, slow := stream(t, b, true), stream(t, b, true), stream(t, b, true)
+		target, away := stream(t, b, true), attach(t, b, "away", true)
+		fwd, offline := target.register(ServiceForwarding, "register", "m"), away.register(ServiceForwarding, "register", "m")
+		target.conn.limit(0)
+		first.send(route.To(fwd), nil, nil)
+		linked("the one that is queued", first, target, true)
+		full.send(route.To(fwd), nil, nil)
+		linked("one that waits for room", full, target, false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		equal(t, "dropped", b.Counters().Dropped[DropFull], 1)
+		linked("one that found none", full, target, false)
+		slow.send(route.To(fwd), nil, nil)
+		target.conn.limit(100)
+		target.Ready()
+		linked("one that waited for room", slow, target, true)
+
+		away.Close(false)
+		slow.send(route.To(offline), nil, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		equal(t, "dropped", b.Counters().Dropped[DropOffline], 1)
+		linked("one that waited for a device in vain", slow, away, false)
+		slow.send(route.To(offline), nil, nil)
+		again := attach(t, b, "away", true)
+		linked("one that waited for a device", slow, again, true)
+	})
+}
+
 // TestLinksAreBounded: a stream that many others have sent to forgets addresses
 // that are gone before it forgets one that lives.
 func TestLinksAreBounded(t *testing.T) {
 	b := newTestBridge(t, nil)
 	live, s := stream(t, b, true), stream(t, b, true)
 	p := s.Port()
-	p.allow([]byte(live.Port().Address()))
+	p.allow(live.Port().Address())
 	for range maxLinks + 2000 {
-		p.allow([]byte(randomAddress(prefixStream)))
+		p.allow(randomAddress(prefixStream))
 	}
 	if !p.allowed([]byte(live.Port().Address())) {
 		t.Error("a live link gave way to dead ones")

@@ -27,7 +27,7 @@ func (b *Bridge) serveHello(r *Request) {
 	}
 	req, err := hubproto.ParseHelloRequest(r.Frame.Payload)
 	if err != nil {
-		r.Drop(DropMalformed)
+		r.Drop(DropRequest)
 		return
 	}
 	if !l.mayHello() || p.kind == portDevice && !p.mayHello() || p.kind == portGuest && !b.guests.Allow() {

@@ -69,7 +69,7 @@ func TestGuest(t *testing.T) {
 		g.send(route.To(to), route.To("r"), []byte("x"))
 	}
 	cnt := b.Counters()
-	equal(t, "refused", []uint64{cnt.Dropped[DropUnknown], uint64(cnt.Ports)}, []uint64{4, 2})
+	equal(t, "refused", []uint64{cnt.Dropped[DropForbidden], uint64(cnt.Ports)}, []uint64{4, 2})
 	equal(t, "status", status(b, "whatever"), "")
 	l.Close(true)
 	equal(t, "ports", b.Counters().Ports, 1)

@@ -115,6 +115,21 @@ func (p *Packet) frame(i int) []byte {
 	return p.raw[start:p.ends[i]]
 }
 
+// returnHop returns the first address of the first frame's return route, which is
+// whole in a packet that no port stamps; empty if there is none.
+func (p *Packet) returnHop() string {
+	var v route.View
+	if p.raw == nil {
+		v = p.views[0]
+	} else {
+		v, _, _ = route.NextView(p.frame(0), wide) // our own encoding
+	}
+	for h := range v.Return() {
+		return string(h.Value)
+	}
+	return ""
+}
+
 // bytes returns the sum of all sizes.
 func (p *Packet) bytes() int {
 	if p.raw != nil {

@@ -495,22 +495,22 @@ func (l *Link) answered(bytes int) {
 }
 
 // allow lets a stream reach an address by name (spec routing 7.4).
-func (p *Port) allow(addr []byte) {
+func (p *Port) allow(addr string) {
 	p.linksMu.Lock()
 	defer p.linksMu.Unlock()
-	if p.lastLink == string(addr) || len(addr) == 0 {
+	if p.lastLink == addr || addr == "" {
 		return
 	}
-	if _, ok := p.links[string(addr)]; !ok {
+	if _, ok := p.links[addr]; !ok {
 		if p.links == nil {
 			p.links = make(map[string]struct{})
 		}
 		if len(p.links) >= maxLinks {
 			p.unlinkOne()
 		}
-		p.links[string(addr)] = struct{}{}
+		p.links[addr] = struct{}{}
 	}
-	p.lastLink = string(addr)
+	p.lastLink = addr
 }
 
 // unlinkOne makes room for a link: those to addresses that are gone go first, as

@@ -120,7 +120,10 @@ func (l *Link) parse(payload []byte) ([]route.View, error) {
 func (l *Link) refuse(in *inbound, payload []byte, err error) error {
 	p := l.port
 	why, ret := DropMalformed, ErrMalformed
-	if errors.Is(err, route.ErrLimit) {
+	switch {
+	case errors.Is(err, route.ErrTooManyHops), errors.Is(err, route.ErrAddressTooLong):
+		why, ret = DropRoute, nil
+	case errors.Is(err, route.ErrLimit):
 		why, ret = DropTooLarge, nil
 	}
 	p.stripe.received.Add(1)
@@ -158,14 +161,19 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 		b.undeliverable(in, pk, DropHeartbeat)
 		return
 	}
-	if hop.Transport != route.LocalTransport || len(hop.Value) > maxHopValue {
+	if hop.Transport != route.LocalTransport {
+		b.undeliverable(in, pk, DropForeign)
+		return
+	}
+	if len(hop.Value) > maxHopValue {
 		b.undeliverable(in, pk, DropUnknown)
 		return
 	}
 	src := in.link.port
 	w := b.table.get(hop.Value)
 	if w != nil && !src.mayReach(w, hop.Value) {
-		w = nil
+		b.undeliverable(in, pk, DropForbidden)
+		return
 	}
 	for pass := 0; ; pass++ {
 		switch {
@@ -181,12 +189,6 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 			return
 		case w.port != nil:
 			b.trace(in, w.port.addr, v)
-			if w.port.kind == portStream {
-				w.port.allow(sourceHop(in, v))
-			}
-			if pk.First && src.kind == portStream {
-				src.allow([]byte(w.port.addr))
-			}
 			w.port.enqueue(in, pk)
 			return
 		case w.service != nil:
@@ -208,18 +210,6 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 		}
 		w = b.table.lookup(r.next)
 	}
-}
-
-// sourceHop returns the address in front of the return route as the target will
-// see it: the sender's hub address or, from inside the hub, a worker's.
-func sourceHop(in *inbound, v *route.View) []byte {
-	if a := in.link.port.addr; a != "" {
-		return []byte(a)
-	}
-	for h := range v.Return() {
-		return h.Value
-	}
-	return nil
 }
 
 // mayReach reports whether a peer may name the worker as its first hop: a stream

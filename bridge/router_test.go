@@ -97,14 +97,14 @@ func TestFates(t *testing.T) {
 		{"mixed bundle", mixed, DropMalformed, hubproto.ReasonMalformed, ErrMalformed},
 		{"second frame bad", append(frame(route.To("echo"), nil, nil), 0), DropMalformed, hubproto.ReasonMalformed, ErrMalformed},
 		{"too large", frame(route.To("echo"), route.To("r"), make([]byte, 300<<10)), DropTooLarge, hubproto.ReasonTooLarge, nil},
-		{"too many hops", frame(route.To(strings.Fields(strings.Repeat("x ", 65))...), nil, nil), DropTooLarge, hubproto.ReasonTooLarge, nil},
-		{"address too long", frame(route.To(strings.Repeat("x", 256)), nil, nil), DropTooLarge, hubproto.ReasonTooLarge, nil},
+		{"too many hops", frame(route.To(strings.Fields(strings.Repeat("x ", 65))...), nil, nil), DropRoute, hubproto.ReasonTooLarge, nil},
+		{"address too long", frame(route.To(strings.Repeat("x", 256)), nil, nil), DropRoute, hubproto.ReasonTooLarge, nil},
 		{"heartbeat", frame(nil, nil, nil), DropHeartbeat, 0, nil},
 		{"unknown", frame(route.To("nobody", "x"), route.To("r"), nil), DropUnknown, hubproto.ReasonUnknown, nil},
 		{"unknown hub address", frame(route.To("dev_00112233445566778899aabbccddeeff"), nil, nil), DropUnknown, hubproto.ReasonUnknown, nil},
-		{"never dials", frame(tcp, route.To("r"), nil), DropUnknown, hubproto.ReasonUnknown, nil},
+		{"never dials", frame(tcp, route.To("r"), nil), DropForeign, hubproto.ReasonUnknown, nil},
 		{"to where notices come from", frame(route.To("notice"), route.To("sealmq.notice"), nil), DropNotice, 0, nil},
-		{"hello that is none", frame(route.To("hello"), route.To("r"), []byte{1}), DropMalformed, hubproto.ReasonMalformed, nil},
+		{"hello that is none", frame(route.To("hello"), route.To("r"), []byte{1}), DropRequest, hubproto.ReasonMalformed, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newTestBridge(t, nil)
@@ -168,7 +168,7 @@ func TestStreamLinks(t *testing.T) {
 	a1, a2, ad := s1.Port().Address(), s2.Port().Address(), dev.Port().Address()
 	s1.send(route.To(a2, "x"), nil, []byte("no"))
 	s1.send(route.To(ad, "x"), nil, []byte("no"))
-	equal(t, "before any link", b.Counters().Dropped[DropUnknown], 2)
+	equal(t, "before any link", b.Counters().Dropped[DropForbidden], 2)
 	fwd := s2.register(ServiceForwarding, "register", "M")
 	s1.send(route.To(fwd, "x"), route.To("I"), []byte("hi"))
 	s1.send(route.To(a2, "x"), nil, []byte("direct"))
@@ -181,13 +181,13 @@ func TestStreamLinks(t *testing.T) {
 	dev.send(route.To(a1, "x"), nil, []byte("from mqtt"))
 	s1.send(route.To(ad, "y"), nil, []byte("to mqtt"))
 	equal(t, "to mqtt", dev.frames()[0].Payload, []byte("to mqtt"))
-	equal(t, "drops", b.Counters().Dropped[DropUnknown], 2)
+	equal(t, "drops", b.Counters().Dropped[DropForbidden], 2)
 
 	// The connection's addresses end with it.
 	s2.Close(false)
 	s1.send(route.To(a2, "x"), nil, nil)
 	s1.send(route.To(fwd), nil, nil)
-	equal(t, "after close", b.Counters().Dropped[DropUnknown], 4)
+	equal(t, "after close", b.Counters().Dropped[DropUnknown], 2)
 }
 
 func TestClosedWorkers(t *testing.T) {

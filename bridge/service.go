@@ -192,7 +192,7 @@ func (b *Bridge) sendFrom(in *inbound, f *route.Frame, class route.Class) {
 	p.stripe.originated.Add(1)
 	v, err := route.ParseView(route.AppendFrame(nil, f), wide)
 	if err != nil {
-		p.stripe.drop(DropTooLarge, 1)
+		p.stripe.drop(DropOutgrown, 1)
 		in.ticket.fire()
 		return
 	}
@@ -256,7 +256,7 @@ func stringService(f func(string) string) Handler {
 	return func(r *Request) {
 		s, err := bare.String(r.Frame.Payload)
 		if err != nil {
-			r.Drop(DropMalformed)
+			r.Drop(DropRequest)
 			return
 		}
 		r.Reply(bare.AppendString(nil, f(s)))
@@ -266,7 +266,7 @@ func stringService(f func(string) string) Handler {
 func (b *Bridge) serveLookup(r *Request) {
 	req, err := hubproto.ParseLookupRequest(r.Frame.Payload)
 	if err != nil {
-		r.Drop(DropMalformed)
+		r.Drop(DropRequest)
 		return
 	}
 	a := hubproto.LookupAnswer{Address: req.Address, Record: b.Forwarder(req.Address)}

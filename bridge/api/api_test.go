@@ -348,14 +348,14 @@ func TestChannelThroughTheRelay(t *testing.T) {
 	}
 	via, _ := ch.RemoteRoute().First()
 	known = append(known, via.Value)
-	before := h.b.Counters().Dropped[bridge.DropUnknown]
+	before := h.b.Counters().Dropped[bridge.DropForbidden]
 	for _, addr := range known {
 		must(t, mallory.Send(t.Context(), route.Frame{Onward: route.To(addr, "app"), Payload: []byte("forged")}, route.Stored))
 	}
 	if _, err := mallory.node.Request(mallory.ctx(), route.To("echo"), nil, route.Stored); err != nil {
 		t.Fatal(err)
 	}
-	if n := h.b.Counters().Dropped[bridge.DropUnknown] - before; n != uint64(len(known)) || len(known) < 2 {
+	if n := h.b.Counters().Dropped[bridge.DropForbidden] - before; n != uint64(len(known)) || len(known) < 2 {
 		t.Errorf("%d of %d frames were refused", n, len(known))
 	}
 	// Nor does a device that names an encryptor.
@@ -364,7 +364,7 @@ func TestChannelThroughTheRelay(t *testing.T) {
 	must(t, err)
 	defer link.Close(true)
 	must(t, link.Receive(route.AppendFrame(nil, &route.Frame{Onward: route.To(known[0], "app")}), route.Stored, nil, 0))
-	if n := h.b.Counters().Dropped[bridge.DropUnknown] - before; n != uint64(len(known))+1 {
+	if n := h.b.Counters().Dropped[bridge.DropForbidden] - before; n != uint64(len(known))+1 {
 		t.Error("a device reached an encryptor")
 	}
 

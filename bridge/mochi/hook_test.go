@@ -368,8 +368,8 @@ func TestGuestReachesHelloOnly(t *testing.T) {
 		t.Fatal(a, err)
 	}
 	g.to("bob", "no")
-	if n := h.b.Counters().Dropped[bridge.DropUnknown]; n != 1 {
-		t.Errorf("unknown: %d", n)
+	if n := h.b.Counters().Dropped[bridge.DropForbidden]; n != 1 {
+		t.Errorf("forbidden: %d", n)
 	}
 }
 

@@ -252,16 +252,11 @@ func (c *conn) Acked(uint64) {
 
 // Deliver implements bridge.Conn.
 func (c *conn) Deliver(entries []bridge.Entry) int {
-	var outgrown []uint64
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	n := 0
 	for i := range entries {
 		e := &entries[i]
-		if len(e.Frame) > route.MaxFrame {
-			outgrown = append(outgrown, e.Seq)
-			n++
-			continue
-		}
 		if !c.room(len(e.Frame)) {
 			break
 		}
@@ -269,11 +264,6 @@ func (c *conn) Deliver(entries []bridge.Entry) int {
 		n++
 	}
 	c.full = n < len(entries)
-	c.mu.Unlock()
-	for _, seq := range outgrown {
-		c.s.cfg.Counters.add(OutgrownFrame)
-		c.link.Undeliverable(seq)
-	}
 	return n
 }
 
@@ -281,7 +271,7 @@ func (c *conn) Deliver(entries []bridge.Entry) int {
 func (c *conn) Direct(frame []byte) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(frame) > route.MaxFrame || !c.room(len(frame)) {
+	if !c.room(len(frame)) {
 		return false
 	}
 	c.append(frame, 0)

@@ -24,7 +24,6 @@ const (
 	CutShort                     // ended by the peer inside a frame
 	InputFull                    // closed: TotalInput reached while a long frame arrived
 	Oversized                    // frames above the limit, read past and dropped
-	OutgrownFrame                // frames dropped: too long with the hub's own address in front
 	Stalled                      // closed: takes no data
 	Kicked                       // closed by the bridge
 	EndedByPeer                  // ended by the peer between frames
@@ -36,7 +35,7 @@ const (
 var eventNames = [events]string{
 	"accepted", "refused-total", "refused-address", "refused-pending", "refused-bridge", "accept-failed",
 	"preamble-timeout", "preamble-wrong", "first-frame-timeout", "displaced", "frame-timeout", "idle", "framing",
-	"malformed", "cut-short", "input-full", "oversized", "outgrown-frame", "stalled", "kicked", "ended-by-peer", "network-error",
+	"malformed", "cut-short", "input-full", "oversized", "stalled", "kicked", "ended-by-peer", "network-error",
 }
 
 // String returns the event's stable name, fit for a metric's label.

@@ -28,7 +28,7 @@ func TestLinks(t *testing.T) {
 	if got := a.alive(); len(got) != 0 {
 		t.Errorf("answered: %v", got)
 	}
-	h.wantDrops(bridge.DropUnknown, 1)
+	h.wantDrops(bridge.DropForbidden, 1)
 
 	// An empty return route gets exactly one element (spec routing 4.3).
 	a.send(route.To(to, "listener"), nil, []byte("first"))
@@ -52,7 +52,7 @@ func TestLinks(t *testing.T) {
 		c.send(route.To(addr, "x"), nil, nil)
 	}
 	c.alive()
-	h.wantDrops(bridge.DropUnknown, 3)
+	h.wantDrops(bridge.DropForbidden, 3)
 
 	// A goes: what it was linked with is not inherited by its next connection.
 	a.Close()
@@ -62,7 +62,8 @@ func TestLinks(t *testing.T) {
 	again.alive()
 	b.send(route.To(ownA, "di"), nil, nil)
 	b.alive()
-	h.wantDrops(bridge.DropUnknown, 5)
+	h.wantDrops(bridge.DropForbidden, 4)
+	h.wantDrops(bridge.DropUnknown, 1)
 
 	// B goes: its forwarder and address with it, the sender stays.
 	again.send(route.To(to), route.To("me"), nil)
@@ -72,7 +73,7 @@ func TestLinks(t *testing.T) {
 	again.send(route.To(ownB, "x"), nil, nil)
 	again.send(route.To(to, "x"), nil, nil)
 	again.alive()
-	h.wantDrops(bridge.DropUnknown, 7)
+	h.wantDrops(bridge.DropUnknown, 3)
 }
 
 func TestRegistrations(t *testing.T) {
@@ -101,7 +102,9 @@ func TestRegistrations(t *testing.T) {
 			t.Errorf("%s of %q gave %q", bad.service, bad.text, got)
 		}
 	}
-	h.wantDrops(bridge.DropRefused, 6)
+	h.wantDrops(bridge.DropRefused, 1)
+	h.wantDrops(bridge.DropAlias, 3)
+	h.wantDrops(bridge.DropRequest, 2)
 	// No string, no way back, and an alias beyond the frame limit.
 	p.send(route.To("forwarding_service"), route.To("m"), []byte{0xff, 0xff})
 	p.send(route.To("forwarding_service"), nil, bare.AppendString(nil, "register"))
@@ -239,7 +242,7 @@ func TestLoops(t *testing.T) {
 			t.Fatal("it lives for ever")
 		}
 	}
-	h.wantDrops(bridge.DropTooLarge, 1)
+	h.wantDrops(bridge.DropRoute, 1)
 }
 
 // TestClosed: at a closed door a stranger reaches what is there for guests, and
@@ -277,7 +280,7 @@ func TestClosed(t *testing.T) {
 	if f := p.next(); string(f.Payload) != "1" || !f.Return.Equal(route.To("worker")) {
 		t.Fatalf("api answers %+v", f)
 	}
-	h.wantDrops(bridge.DropUnknown, 8)
+	h.wantDrops(bridge.DropForbidden, 8)
 	p.send(route.To("worker"), route.To("r"), nil)
 	if f := p.next(); string(f.Payload) != "2" {
 		t.Errorf("who answered at api answers %+v", f)
@@ -294,7 +297,7 @@ func TestClosed(t *testing.T) {
 		must(link.Receive(body, route.Stored, nil, 0))
 	}
 	equal(t, "what arrived", <-secret, "to "+fwd)
-	h.wantDrops(bridge.DropUnknown, 9)
+	h.wantDrops(bridge.DropForbidden, 9)
 }
 
 // device is an MQTT device's connection that takes everything.

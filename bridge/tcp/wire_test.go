@@ -251,7 +251,7 @@ func TestLargestFrames(t *testing.T) {
 	a.body(body(route.MaxFrame, "echo"))
 	a.body(body(route.MaxFrame, to))
 	a.alive()
-	h.wantDrops(bridge.DropTooLarge, 2)
+	h.wantDrops(bridge.DropOutgrown, 2)
 	a.body(body(route.MaxFrame-64, to))
 	if f := b.next(); !f.Onward.Equal(route.To("m")) || len(f.Return) != 2 {
 		t.Errorf("got %v from %v", f.Onward, f.Return)
@@ -287,10 +287,11 @@ func TestEvents(t *testing.T) {
 		t.Errorf("answered: %v", got)
 	}
 	h.wantDrops(bridge.DropHeartbeat, 1)
-	h.wantDrops(bridge.DropUnknown, 7)
-	h.wantDrops(bridge.DropMalformed, 3)
+	h.wantDrops(bridge.DropUnknown, 2)
+	h.wantDrops(bridge.DropForeign, 5)
+	h.wantDrops(bridge.DropRequest, 3)
 	h.wantDrops(bridge.DropNotice, 1)
-	h.wantDrops(bridge.DropTooLarge, 2)
+	h.wantDrops(bridge.DropRoute, 2)
 	// A hub never dials what a frame names: nobody waits to be accepted.
 	_ = target.(*net.TCPListener).SetDeadline(time.Now().Add(time.Millisecond))
 	if c, err := target.Accept(); err == nil {
