@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,13 @@ const (
 	firstRedial = 250 * time.Millisecond
 	longRedial  = 10 * time.Second
 	redialTime  = 30 * time.Second
+	// stockRedialTime is redialTime at a hub that does not say when nobody has an
+	// address: the peer may be about to take it again.
+	stockRedialTime = 5 * time.Second
 )
+
+// errPathGone is why a channel is made again whose frames cannot arrive any more.
+var errPathGone = errors.New("device: the way to the peer is gone")
 
 // DialOption changes how Dial works and what the channel does later.
 type DialOption func(*dialOptions)
@@ -82,8 +89,11 @@ type Channel struct {
 	pipe    *pipe              // of the present channel; nil: none
 	epoch   [16]byte           // of the peer behind it
 
+	gone chan struct{} // the hub has said that the way to the peer is gone; room for one
+
 	mu      sync.Mutex
 	cur     *channel.Channel // guarded by mu; nil before the first one
+	over    uint64           // guarded by mu: the connection to the hub that cur was dialled over
 	healing bool             // guarded by mu: cur is broken and another one is on its way
 	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
 	err     error            // guarded by mu: why it ended
@@ -111,17 +121,21 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	if err := n.checkRoutes(to); err != nil {
 		return nil, err
 	}
-	c := &Channel{n: n, to: to.Clone(), policy: policy, done: make(chan struct{}), changed: make(chan struct{})}
+	c := &Channel{
+		n: n, to: to.Clone(), policy: policy,
+		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1),
+	}
 	for _, opt := range opts {
 		opt(&c.opts)
 	}
 	c.opts.channel.Lineage = n.takeLineage(c.to)
+	over := n.link.connects.Load()
 	cur, err := n.dialOwner(ctx, c.to, policy, &c.opts)
 	if err != nil {
 		n.freeLineage(c.opts.channel.Lineage)
 		return nil, err
 	}
-	c.cur = cur
+	c.cur, c.over = cur, over
 	c.mend, c.cancel = context.WithCancel(context.Background())
 	n.mu.Lock()
 	closed := n.closed
@@ -185,7 +199,7 @@ func (c *Channel) watch() {
 	defer c.finish()
 	for {
 		c.mu.Lock()
-		cur := c.cur
+		cur, over := c.cur, c.over
 		c.mu.Unlock()
 		if cur == nil {
 			if !c.redial() {
@@ -194,8 +208,14 @@ func (c *Channel) watch() {
 			continue
 		}
 		c.n.deliveries.follow(c, cur)
+		var why error
 		select {
 		case <-cur.Done():
+			why = cur.Err()
+		case <-c.moved(over):
+			why = errPathGone
+		case <-c.gone:
+			why = errPathGone
 		case <-c.mend.Done():
 			c.n.deliveries.farewell(c, cur)
 			_ = cur.Close()
@@ -207,7 +227,7 @@ func (c *Channel) watch() {
 		if c.mend.Err() != nil {
 			return
 		}
-		why := cur.Err()
+		_ = cur.Close() // of a path that is gone
 		if !c.persist && (c.opts.noHeal || !heals(why)) {
 			c.end(channelError(why))
 			return
@@ -225,7 +245,56 @@ func (c *Channel) watch() {
 // heals reports whether a channel that ended for that reason is made again: when
 // nobody wanted it to end.
 func heals(err error) bool {
-	return errors.Is(err, channel.ErrGap) || errors.Is(err, channel.ErrSilent) || errors.Is(err, channel.ErrNonceExhausted)
+	return errors.Is(err, channel.ErrGap) || errors.Is(err, channel.ErrSilent) || errors.Is(err, channel.ErrNonceExhausted) ||
+		errors.Is(err, errPathGone)
+}
+
+// moved returns what is closed once the node has another connection to its hub than
+// the one with that number, where that ends the channel's path: on TCP this node's
+// hub address is another one then, and nothing links it with the peer's (spec routing
+// 7.4). Over MQTT, and inside another channel, nothing changes: nil.
+func (c *Channel) moved(over uint64) <-chan struct{} {
+	n := c.n
+	if !n.overStream || c.opts.noHeal || n.leadsInside(c.to) {
+		return nil
+	}
+	n.mu.Lock()
+	online := n.online
+	n.mu.Unlock()
+	if n.link.connects.Load() > max(over, 1) {
+		online = make(chan struct{})
+		close(online)
+	}
+	return online
+}
+
+// leadsInside reports whether a route leads through a channel of this node.
+func (n *Node) leadsInside(to route.Route) bool {
+	return slices.ContainsFunc(n.endpoint.Channels(), func(ch *channel.Channel) bool {
+		return to[0] == route.Local(ch.EncryptorAddress())
+	})
+}
+
+// pathGone takes the hub's word that nobody has an address. It ends no channel
+// with a peer that answers pings, which shows itself whether that is so; a stock peer
+// does not.
+func (n *Node) pathGone(hop route.Address) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.channels {
+		c.mu.Lock()
+		cur := c.cur
+		c.mu.Unlock()
+		if cur == nil || c.opts.noHeal || cur.Confirmed() || cur.HelloExpected() {
+			continue
+		}
+		if first, ok := cur.RemoteRoute().First(); ok && first == hop {
+			select {
+			case c.gone <- struct{}{}:
+			default:
+			}
+		}
+	}
 }
 
 // channelError is the error of this package for the end of a channel.
@@ -270,13 +339,22 @@ func (c *Channel) redial() bool {
 		if c.n.State() != Online {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(c.mend, redialTime)
+		limit := redialTime
+		if c.n.link.stock.Load() {
+			limit = stockRedialTime
+		}
+		over := c.n.link.connects.Load()
+		ctx, cancel := context.WithTimeout(c.mend, limit)
 		cur, err := c.n.dial(ctx, c.to, policy, &opts)
 		cancel()
 		switch {
 		case err == nil:
+			select {
+			case <-c.gone: // of the one before
+			default:
+			}
 			c.update(func() {
-				c.cur, c.healing = cur, false
+				c.cur, c.over, c.healing = cur, over, false
 				c.restart++
 			})
 			return true

@@ -45,11 +45,14 @@ type Node struct {
 	out      *outbox
 	in       inbound
 	link     *uplink
-	events   *events
-	calls    calls
-	graves   tombstones
-	numbers  *pinfile.File // of claims seen; in memory
-	renewing sync.Once     // starts renewClaims
+	// overStream says that the hub is reached over TCP, where each connection has a hub
+	// address of its own.
+	overStream bool
+	events     *events
+	calls      calls
+	graves     tombstones
+	numbers    *pinfile.File // of claims seen; in memory
+	renewing   sync.Once     // starts renewClaims
 
 	cancel context.CancelFunc // ends the uplink
 	tasks  sync.WaitGroup     // goroutines; Add only under mu while not closed
@@ -130,6 +133,7 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
 	n.deliveries = newDeliveries(n)
 	if u.scheme == "tcp" {
+		n.overStream = true
 		// Nothing there keeps two programs from having the same name at once.
 		own := rand.Text()
 		n.lineageSecret = func(label string) [32]byte { return cfg.Identity.Secret(own + label) }
@@ -219,8 +223,16 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 		hubName: u.String(), out: n.out, in: &n.in, limits: limits, sendLimit: n.cfg.Limits.Frame,
 		helloWait: n.cfg.HelloTimeout, persist: n.cfg.KeepTrying,
 		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry, log: n.log}, memory: memory,
-		log: n.log, receive: n.receive, noticed: n.calls.noticed, changed: n.changed,
+		log: n.log, receive: n.receive, noticed: n.noticed, changed: n.changed,
 	}, nil
+}
+
+// noticed takes what the hub says of a frame of ours. It does not block.
+func (n *Node) noticed(notice *hubproto.Notice) {
+	n.calls.noticed(notice)
+	if notice.HasFirst && notice.Reason == hubproto.ReasonUnknown {
+		n.pathGone(notice.FirstHop)
+	}
 }
 
 // changed follows the uplink's state. It runs on the uplink's goroutine.
