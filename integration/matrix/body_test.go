@@ -20,6 +20,7 @@ func (c cell) run(t *testing.T) {
 		"close":       (*table).closes,
 		"refusals":    (*table).refusals,
 		"credentials": (*table).credentials,
+		"strangers":   (*table).strangers,
 		"rotated":     (*table).rotated,
 		"nested":      (*table).nested,
 		"restart":     (*table).restart,
@@ -234,36 +235,112 @@ func (x *table) credentials() {
 	check("hub", "camera")
 }
 
+// strangers: each side in turn shows a credential of an authority that the other
+// does not know. A Go device that asks for a credential refuses the peer; a stock node
+// cannot ask, and has a channel whose peer it knows nothing of.
+func (x *table) strangers() {
+	accepted, unknown := newGoParty(x.T, false), newGoParty(x.T, false)
+	nothingOf := func(p, peer party) {
+		x.Helper()
+		for _, issuer := range []party{accepted, unknown} {
+			if role := p.roleOf(peer.identifier(), issuer.identifier()); role != "" {
+				x.Errorf("a credential of an unknown authority makes the peer a %s", role)
+			}
+		}
+	}
+	x.left.require(accepted.history())
+	x.right.show(unknown.issue(x.right.history(), "sensor"))
+	x.connect(nil)
+	if _, ours := x.left.(*goParty); ours {
+		x.refused(x.right, x.right.dial(x.to, trust{x.left.identifier()}))
+		if !x.left.nothing() {
+			x.Error("a message of a peer with an unknown authority's credential was delivered")
+		}
+		if n := x.left.channels(); n != 0 {
+			x.Errorf("%d channels with a peer with an unknown authority's credential", n)
+		}
+	} else {
+		x.open()
+		x.pass()
+		nothingOf(x.left, x.right)
+	}
+
+	y := x.cell.table(x.T)
+	y.right.require(accepted.history())
+	y.left.show(unknown.issue(y.left.history(), "gateway"))
+	y.connect(nil)
+	if _, ours := y.right.(*goParty); ours {
+		if err := y.right.dial(y.to, trust{y.left.identifier()}); !errors.Is(err, device.ErrWrongIdentity) {
+			y.Errorf("a listener with an unknown authority's credential: %v", err)
+		}
+		if n, m := y.right.channels(), y.left.channels(); n != 0 || m != 0 {
+			y.Errorf("%d and %d channels with a listener with an unknown authority's credential", n, m)
+		}
+		return
+	}
+	y.open()
+	y.pass()
+	nothingOf(y.right, y.left)
+}
+
 // rotated: identities with more than one key, and keys rotated between channels.
+// Each history grows by a change, and a Go peer knows the whole of it afterwards.
 func (x *table) rotated() {
-	x.left.rotate()
-	x.right.rotate()
+	changes := 1
+	rotate := func() {
+		x.Helper()
+		changes++
+		for _, p := range []party{x.left, x.right} {
+			p.rotate()
+			if n := historyLen(x.T, p.history()); n != changes {
+				x.Fatalf("%s has a history of %d changes, want %d", p.identifier(), n, changes)
+			}
+		}
+	}
+	rotate()
 	x.connect(nil)
 	for range 2 {
 		x.open()
 		x.pass()
+		for _, way := range [][2]party{{x.left, x.right}, {x.right, x.left}} {
+			if p, ours := way[0].(*goParty); ours {
+				if n := p.knows(way[1].identifier()); n != changes {
+					x.Errorf("a history of %d changes is known as one of %d", changes, n)
+				}
+			}
+		}
 		x.right.hang()
 		x.left.hungUp()
-		x.left.rotate()
-		x.right.rotate()
+		rotate()
 	}
 }
 
-// nested: a channel inside the channel.
+// nested: channels inside the channel, one dialled from each side.
 func (x *table) nested() {
 	x.connect(nil)
 	x.open()
-	x.left.listenInside()
-	if err := x.right.dialInside(); err != nil {
-		x.Fatalf("the inner channel: %v", err)
+	run := rustpeer.Run{Seed: 6, Count: 300, Sizes: sizes}
+	for _, way := range []struct{ from, to party }{{x.right, x.left}, {x.left, x.right}} {
+		way.to.listenInside()
+		if err := way.from.dialInside(); err != nil {
+			x.Fatalf("the inner channel: %v", err)
+		}
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			way.from.sendInside(run)
+		}()
+		x.arrive(way.to, way.from, run)
+		<-sent
 	}
-	run := rustpeer.Run{Seed: 6, Count: 100, Sizes: []int{3, 0, 5000}}
-	x.right.sendInside(run)
-	x.arrive(x.left, x.right, run)
 	x.pass() // the outer one works as before
 }
 
-// restart: the hub goes and comes back in the middle.
+// restart: the hub goes and comes back in the middle. A Go device does nothing: its
+// listener is there again, and the channel that it dialled is made again by itself
+// where the address that it dialled is still the listener's. A stock node's program
+// connects, listens and dials again, and so does a Go one whose peer has another
+// address now, as a dynamic one of a TCP connection is.
 func (x *table) restart() {
 	x.connect(nil)
 	x.open()
@@ -271,19 +348,32 @@ func (x *table) restart() {
 	x.hub.restart()
 	x.left.reconnect(x.hub)
 	x.right.reconnect(x.hub)
-	x.right.hang()
-	x.left.hang()
+	left, ourListener := x.left.(*goParty)
+	right, ourDialler := x.right.(*goParty)
+	resumes := ourDialler && (x.alias || ourListener && !left.overTCP)
+	if ourDialler && !resumes {
+		right.hang()
+	}
 	limit := time.Now().Add(patience)
 	for {
-		x.to = x.left.again()
-		err := x.right.dial(x.to, trust{x.left.identifier()})
+		var err error
+		if resumes {
+			err = x.right.request([]byte("there?"))
+		} else {
+			x.to = x.left.again()
+			err = x.right.dial(x.to, trust{x.left.identifier()})
+		}
 		if err == nil {
 			break
 		}
 		if time.Now().After(limit) {
-			x.Fatalf("dialling after the hub was restarted: %v", err)
+			x.Fatalf("after the hub was restarted: %v", err)
 		}
 	}
-	x.meet()
+	if resumes {
+		x.left.resumed()
+	} else {
+		x.meet()
+	}
 	x.pass()
 }

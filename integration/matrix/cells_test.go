@@ -14,8 +14,11 @@ var cells = []cell{
 	{name: "Go on MQTT, Rust", hub: startOurHub, left: goOnMQTT, right: rust, stock: true},
 	{name: "Go on MQTT, Rust, static", hub: startOurHub, left: goOnMQTT, right: rust, stock: true, alias: true},
 	{name: "Rust, Rust", hub: startOurHub, left: rust, right: rust, stock: true},
+	{name: "Rust, Rust, static", hub: startOurHub, left: rust, right: rust, stock: true, alias: true},
 	{name: "Go on TCP, Rust, at a stock relay", hub: startRustHub, left: goOnTCP, right: rust, stock: true},
+	{name: "Go on TCP, Rust, at a stock relay, static", hub: startRustHub, left: goOnTCP, right: rust, stock: true, alias: true},
 	{name: "Rust, Go on TCP, at a stock relay", hub: startRustHub, left: rust, right: goOnTCP, stock: true},
+	{name: "Rust, Go on TCP, at a stock relay, static", hub: startRustHub, left: rust, right: goOnTCP, stock: true, alias: true},
 }
 
 func TestMatrix(t *testing.T) {

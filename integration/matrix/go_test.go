@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -85,6 +86,8 @@ type goParty struct {
 	id          *identity.Private
 	overTCP     bool
 	authorities []*identity.Identity
+	required    *identity.Identity // whose credentials peers need; nil: none
+	registry    identity.Registry
 	credential  atomic.Pointer[[]byte]
 
 	node    *device.Node
@@ -92,19 +95,20 @@ type goParty struct {
 	relay   *device.Forwarder
 	dialled *device.Channel
 	inside  *device.Channel
-	cur     end // the channel, once up has seen it
+	cur     end    // the channel, once up has seen it
+	seen    string // the last one accepted that up has seen
 }
 
 func goOnMQTT(t *testing.T) party { return newGoParty(t, false) }
 func goOnTCP(t *testing.T) party  { return newGoParty(t, true) }
 
-func newGoParty(t *testing.T, overTCP bool) party {
+func newGoParty(t *testing.T, overTCP bool) *goParty {
 	t.Helper()
 	id, err := identity.Create()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &goParty{t: t, id: id, overTCP: overTCP, online: make(chan struct{}, 16)}
+	return &goParty{t: t, id: id, overTCP: overTCP, online: make(chan struct{}, 16), registry: identity.NewMemoryRegistry(0)}
 }
 
 func (p *goParty) ctx() (context.Context, context.CancelFunc) {
@@ -142,6 +146,34 @@ func (p *goParty) accept(authority []byte) {
 	p.authorities = append(p.authorities, a)
 }
 
+func (p *goParty) require(authority []byte) {
+	p.t.Helper()
+	var err error
+	p.required, err = identity.Import(authority)
+	p.must(err)
+}
+
+// knows returns how many changes of an identity's history the party knows.
+func (p *goParty) knows(identifier string) int {
+	p.t.Helper()
+	id, err := identity.ParseIdentifier(identifier)
+	p.must(err)
+	known, ok := p.registry.Get(id)
+	if !ok {
+		return 0
+	}
+	return len(known.Changes())
+}
+
+func historyLen(t *testing.T, history []byte) int {
+	t.Helper()
+	id, err := identity.Import(history)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(id.Changes())
+}
+
 func (p *goParty) show(credential []byte) {
 	p.t.Helper()
 	p.credential.Store(&credential)
@@ -171,7 +203,7 @@ func (p *goParty) connect(h hub) {
 	defer cancel()
 	var err error
 	p.node, err = device.Connect(ctx, url, device.Config{
-		Identity: p.id, Authorities: p.authorities, MailboxMessages: 4096, MailboxBytes: 256 << 20,
+		Identity: p.id, Authorities: p.authorities, Registry: p.registry, MailboxMessages: 4096, MailboxBytes: 256 << 20,
 		Credential: func() ([]byte, error) {
 			if c := p.credential.Load(); c != nil {
 				return *c, nil
@@ -207,24 +239,27 @@ func (p *goParty) reconnect(hub) {
 	}
 }
 
-func policyOf(t *testing.T, who trust) channel.Policy {
+func (p *goParty) policy(who trust) channel.Policy {
+	p.t.Helper()
+	all := []channel.Policy{channel.TrustEveryone}
+	if p.required != nil {
+		all = append(all, channel.TrustCredential(p.required, nil))
+	}
 	if who == nil {
-		return channel.TrustEveryone
+		return channel.And(all...)
 	}
 	var ids []identity.Identifier
 	for _, text := range who {
 		id, err := identity.ParseIdentifier(text)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p.must(err)
 		ids = append(ids, id)
 	}
-	return channel.TrustIdentifiers(ids...)
+	return channel.And(append(all, channel.TrustIdentifiers(ids...))...)
 }
 
 func (p *goParty) listen(who trust, alias string) []string {
 	p.t.Helper()
-	_, err := p.node.Listen("listener", policyOf(p.t, who))
+	_, err := p.node.Listen("listener", p.policy(who))
 	p.must(err)
 	var opts []device.ForwarderOption
 	if alias != "" {
@@ -243,7 +278,7 @@ func (p *goParty) dial(to []string, who trust) error {
 	ctx, cancel := p.ctx()
 	defer cancel()
 	var err error
-	p.dialled, err = p.node.Dial(ctx, route.To(to...), policyOf(p.t, who))
+	p.dialled, err = p.node.Dial(ctx, route.To(to...), p.policy(who))
 	return err
 }
 
@@ -256,13 +291,32 @@ func (p *goParty) up() string {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for limit := time.Now().Add(patience); time.Now().Before(limit); <-tick.C {
-		if all := p.node.Accepted(); len(all) == 1 {
-			p.cur = all[0]
+		if p.accepted() {
 			return p.cur.Peer().Identifier.String()
 		}
 	}
-	p.t.Fatalf("%d channels were accepted, want 1", len(p.node.Accepted()))
+	p.t.Fatalf("%d channels were accepted, want one more", len(p.node.Accepted()))
 	return ""
+}
+
+// accepted takes the one channel that was accepted and that up has not seen yet.
+func (p *goParty) accepted() bool {
+	all := slices.DeleteFunc(p.node.Accepted(), func(a *device.Accepted) bool { return a.Address() == p.seen })
+	if len(all) != 1 {
+		return false
+	}
+	p.cur, p.seen = all[0], all[0].Address()
+	return true
+}
+
+func (p *goParty) resumed() {
+	p.t.Helper()
+	if p.accepted() {
+		return
+	}
+	if err := p.cur.Err(); err != nil || p.cur.Address() != p.seen {
+		p.t.Fatalf("the channel has ended, and no other has come: %v", err)
+	}
 }
 
 func (p *goParty) channels() int { return p.node.Stats().Channels.Channels }

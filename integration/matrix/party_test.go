@@ -61,6 +61,9 @@ type party interface {
 	issue(subject []byte, role string) []byte
 	// accept names the authority whose credentials count. Before connect.
 	accept(authority []byte)
+	// require has a Go device refuse peers that show no credential of the authority,
+	// and a stock node accept it. Before connect.
+	require(authority []byte)
 	// show has the credential shown from now on; a live channel is refreshed.
 	show(credential []byte)
 	// roleOf is what the party knows of its peer from a credential of the issuer,
@@ -80,6 +83,8 @@ type party interface {
 	// up waits for the channel, serves app and echo behind it, and returns who the
 	// peer is.
 	up() (peer string)
+	// resumed waits for the channel that its peer made again, or kept.
+	resumed()
 	// channels counts the channels that are up.
 	channels() int
 	// send sends the messages of a run to the peer's app, in order. It may be called
@@ -99,8 +104,8 @@ type party interface {
 	// hungUp waits until the channel has ended.
 	hungUp()
 
-	// listenInside starts another listener behind the channel, dialInside dials it
-	// through the channel, and sendInside sends to its app.
+	// listenInside starts another listener behind the channel, dialInside dials that
+	// of the peer through the channel, and sendInside sends to its app.
 	listenInside()
 	dialInside() error
 	sendInside(run rustpeer.Run)

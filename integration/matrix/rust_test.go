@@ -42,6 +42,9 @@ const (
 	slot    = "mine" // where the credential to show is
 	dialled = "ch"
 	inner   = "inner"
+	inside  = "inside" // the channel dialled to inner
+
+	listener = "listener"
 )
 
 // rustTimeout is how long a stock node waits in a handshake that is refused.
@@ -86,6 +89,8 @@ func (p *rustParty) issue(subject []byte, role string) []byte {
 	return p.n.Issue(me, subject, map[string]string{"role": role}, time.Hour)
 }
 
+func (p *rustParty) require(authority []byte) { p.accept(authority) }
+
 func (p *rustParty) accept(authority []byte) { p.authority = authority }
 
 func (p *rustParty) show(credential []byte) {
@@ -106,21 +111,25 @@ func (p *rustParty) connect(h hub) {
 	p.n.Connect(p.hubName(), h.tcp())
 }
 
-// reconnect: a stock node does nothing by itself, so its program connects, listens
-// and registers again.
+// reconnect: a stock node does nothing by itself, so its program ends what is dead,
+// connects, listens and registers again.
 func (p *rustParty) reconnect(h hub) {
 	p.t.Helper()
 	p.turn++
+	p.hang()
+	p.served = ""
 	p.connect(h)
 	if p.listens {
+		p.n.Stop(listener)
 		p.listen(p.listening, p.alias)
+		p.serve()
 	}
 }
 
 func (p *rustParty) listen(who trust, alias string) []string {
 	p.t.Helper()
 	p.listens, p.listening, p.alias = true, who, alias
-	p.open = fmt.Sprint("listener", p.turn)
+	p.open = listener
 	p.n.Listener(rustpeer.ListenerConfig{
 		Address: p.open, Identity: me, Open: []string{p.hubName()}, Trust: who, Authority: p.authority, Credential: p.slot,
 	})
@@ -147,15 +156,27 @@ func (p *rustParty) up() string {
 	p.t.Helper()
 	ch := p.n.WaitChannels("", 1)[0]
 	p.encryptor = ch.Encryptor
-	if p.served != p.open {
-		if p.echoing { // it is open to an earlier channel or listener only
-			p.n.Stop(echo)
-		}
-		p.n.Worker("sink", app, p.open)
-		p.n.Worker("echo", echo, p.open)
-		p.served, p.echoing = p.open, true
-	}
+	p.serve()
 	return ch.Peer
+}
+
+// serve opens the workers to who comes through the listener or the channel.
+func (p *rustParty) serve() {
+	p.t.Helper()
+	if p.served == p.open {
+		return
+	}
+	if p.echoing { // it is open to an earlier channel or listener only
+		p.n.Stop(echo)
+	}
+	p.n.Worker("sink", app, p.open)
+	p.n.Worker("echo", echo, p.open)
+	p.served, p.echoing = p.open, true
+}
+
+func (p *rustParty) resumed() {
+	p.t.Helper()
+	p.up()
 }
 
 func (p *rustParty) channels() int {
@@ -219,13 +240,13 @@ func (p *rustParty) listenInside() {
 }
 
 func (p *rustParty) dialInside() error {
-	_, err := p.n.Dial(rustpeer.DialConfig{Name: inner, Identity: me, Route: []string{"@" + dialled, inner}, Timeout: rustTimeout})
+	_, err := p.n.Dial(rustpeer.DialConfig{Name: inside, Identity: me, Route: []string{p.encryptor, inner}, Timeout: rustTimeout})
 	return err
 }
 
 func (p *rustParty) sendInside(run rustpeer.Run) {
 	p.t.Helper()
-	if err := p.n.Flood([]string{"@" + inner, app}, nil, run); err != nil {
+	if err := p.n.Flood([]string{"@" + inside, app}, nil, run); err != nil {
 		p.t.Errorf("sending inside: %v", err)
 	}
 }
