@@ -48,9 +48,15 @@ type localWorker struct {
 
 	mu    sync.Mutex
 	wake  chan struct{}
-	queue []Inbound
+	queue []letter
 	bytes int
 	quit  bool
+}
+
+// letter is a frame in a mailbox.
+type letter struct {
+	Inbound
+	release func() // its sender waits for that; nil: it does not
 }
 
 // NewLocal returns a node without workers. Close it before the bridge.
@@ -61,9 +67,10 @@ func NewLocal(b *Bridge) *Local {
 }
 
 // Register starts a worker. Its handler is called in order of arrival, one call
-// at a time, on a goroutine of its own. When more waits than a mailbox holds
-// (1,024 frames or 4 MiB) the newest are dropped, counted, and noticed to their
-// senders. open lets TCP peers reach the worker that no frame has linked with it.
+// at a time, on a goroutine of its own. A stored frame is acknowledged once the
+// handler has returned, so a handler that blocks holds back who sends to it. When
+// more waits than a mailbox holds (1,024 frames or 4 MiB) the newest are dropped,
+// counted, and noticed to their senders. open lets TCP peers reach the worker that no frame has linked with it.
 func (l *Local) Register(addr string, open bool, handler func(Inbound)) error {
 	return l.RegisterFor(reachOf(open), addr, handler)
 }
@@ -155,7 +162,7 @@ func (w *localWorker) take(r *Request) {
 		r.Drop(DropMailbox)
 		return
 	}
-	m := Inbound{Frame: r.Frame, Class: r.Class, From: r.From, Source: r.Source}
+	m := letter{Inbound{Frame: r.Frame, Class: r.Class, From: r.From, Source: r.Source}, r.hold()}
 	m.Frame.Payload = slices.Clone(m.Frame.Payload)
 	w.queue = append(w.queue, m)
 	w.bytes += n
@@ -171,24 +178,36 @@ func (w *localWorker) run() {
 		queue := w.queue
 		w.queue, w.bytes = nil, 0
 		w.mu.Unlock()
-		for _, m := range queue {
+		for i := range queue {
 			w.mu.Lock()
 			quit := w.quit
 			w.mu.Unlock()
-			if quit {
-				return
+			if !quit {
+				w.handler(queue[i].Inbound)
 			}
-			w.handler(m)
+			queue[i].done()
 		}
 	}
 }
 
 func (w *localWorker) stop() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	left := w.queue
 	if !w.quit {
 		w.quit = true
 		w.queue = nil
 		close(w.wake)
 	}
+	w.mu.Unlock()
+	for i := range left {
+		left[i].done()
+	}
+}
+
+// done lets go of a frame, whatever came of it. The caller holds no lock.
+func (l *letter) done() {
+	if l.release != nil {
+		l.release()
+	}
+	*l = letter{}
 }

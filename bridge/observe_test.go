@@ -141,7 +141,7 @@ func TestSlowObserverLosesCopies(t *testing.T) {
 }
 
 func TestLocal(t *testing.T) {
-	b := newTestBridge(t, func(c *Config) { c.OutboxFrames = 2 })
+	b := newTestBridge(t, func(c *Config) { c.OutboxFrames, c.Window = 2, 4*mailboxFrames })
 	node := NewLocal(b)
 	defer node.Close()
 	got := make(chan Inbound, 10)
@@ -192,7 +192,8 @@ func TestLocal(t *testing.T) {
 	}
 	equal(t, "all", len(d.frames()), 4)
 
-	// A worker that does not keep up loses the newest, counted.
+	// A worker that does not keep up holds back who sends to it, and loses the newest
+	// of who goes on, counted.
 	hold := make(chan struct{})
 	if err := node.Register("slow", false, func(Inbound) { <-hold }); err != nil {
 		t.Fatal(err)
@@ -204,7 +205,28 @@ func TestLocal(t *testing.T) {
 	if n := c.Dropped[DropMailbox]; n < mailboxFrames || n > 2*mailboxFrames {
 		t.Errorf("%d dropped", n)
 	}
+	// What a bundle holds is acknowledged together, once the last has been handled, or
+	// will not be.
+	bundle := append(frame(route.To("slow"), nil, nil), frame(route.To("slow"), nil, nil)...)
+	unanswered := d.waitPackets.Load()
+	if unanswered < mailboxFrames {
+		t.Errorf("%d unanswered", unanswered)
+	}
+	acks := len(d.conn.acked())
 	close(hold)
+	for d.waitPackets.Load() > 0 {
+		runtime.Gosched()
+	}
+	equal(t, "acknowledged", len(d.conn.acked())-acks, unanswered)
+	hold = make(chan struct{})
+	_ = d.Receive(bundle, route.Stored, d.conn, 9000)
+	_ = d.Receive(bundle, route.Stored, d.conn, 9001)
+	node.Unregister("slow")
+	close(hold)
+	for d.waitPackets.Load() > 0 {
+		runtime.Gosched()
+	}
+	equal(t, "acknowledged", len(d.conn.acked())-acks, int(unanswered)+2)
 	node.Unregister("api")
 	s.send(route.To("api"), nil, nil)
 	equal(t, "gone", b.Counters().Dropped[DropUnknown], 1)

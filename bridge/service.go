@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sealmq/sealmq/internal/bare"
 	"github.com/sealmq/sealmq/internal/hubproto"
@@ -71,6 +72,39 @@ type Request struct {
 	view    *route.View
 	dropped bool
 	why     Drop
+	ticket  Ticket   // of the packet
+	held    *holding // likewise; nil: nobody withholds it
+}
+
+// holding is a packet whose acknowledgement services withhold.
+type holding struct {
+	ticket Ticket
+	left   atomic.Int32 // that many have yet to let go
+}
+
+func (h *holding) release() {
+	if h.left.Add(-1) == 0 {
+		h.ticket.link.answered(h.ticket.bytes)
+		h.ticket.fire()
+	}
+}
+
+// hold withholds the acknowledgement of the packet that the frame came in until
+// release is called, and so holds back its sender, who may have a window of packets
+// unanswered. It returns nil where nobody waits for one, and for what comes from
+// inside the hub: a program there may be the one to release.
+func (r *Request) hold() (release func()) {
+	if r.ticket.ack == nil || r.link.port.kind == portLocal {
+		return nil
+	}
+	if r.held == nil {
+		r.held = &holding{ticket: r.ticket}
+		r.held.left.Add(1) // serve's own
+		r.link.waitPackets.Add(1)
+		r.link.waitBytes.Add(int64(r.ticket.bytes))
+	}
+	r.held.left.Add(1)
+	return r.held.release
 }
 
 // Reply answers along the request's return route, from the service's address.
@@ -204,11 +238,12 @@ func (b *Bridge) sendFrom(in *inbound, f *route.Frame, class route.Class) {
 func (b *Bridge) serve(in *inbound, pk *Packet, s *service) {
 	src := in.link.port
 	from := src.Principal()
+	var held *holding
 	for i := range pk.views {
 		v := &pk.views[i]
 		r := Request{
 			Frame: v.Frame(), Class: pk.Class, From: from, Source: src.addr, Address: s.addr,
-			b: b, link: in.link, view: v,
+			b: b, link: in.link, view: v, held: held, ticket: in.ticket,
 		}
 		if pk.First {
 			rest := r.Frame.Onward.Rest()
@@ -218,6 +253,7 @@ func (b *Bridge) serve(in *inbound, pk *Packet, s *service) {
 			r.Frame.Return = r.Frame.Return.Prepend(route.Local(src.addr))
 		}
 		s.handler(&r)
+		held = r.held
 		if !r.dropped {
 			src.stripe.served.Add(1)
 			continue
@@ -226,6 +262,10 @@ func (b *Bridge) serve(in *inbound, pk *Packet, s *service) {
 		if reason, ok := r.why.reason(); ok {
 			in.link.notify(reason, v, 1)
 		}
+	}
+	if held != nil {
+		held.release()
+		return
 	}
 	in.ticket.fire()
 }

@@ -239,6 +239,9 @@ func (c *Channel) Initiator() bool { return c.initiator }
 // the channel. It stands first in the return route of everything delivered.
 func (c *Channel) EncryptorAddress() string { return c.enc }
 
+// DecryptorAddress returns the local address that the peer's frames come to.
+func (c *Channel) DecryptorAddress() string { return c.dr }
+
 // Confirmed reports whether the peer has said hello: it is a sealmq peer and has
 // accepted us. A stock peer never does.
 func (c *Channel) Confirmed() bool { return c.greeting.Load() != nil }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,9 +57,18 @@ type hub struct {
 
 func newHub(t *testing.T, closed bool) *hub {
 	t.Helper()
+	return newHubWith(t, closed, nil)
+}
+
+func newHubWith(t *testing.T, closed bool, change func(*bridge.Config)) *hub {
+	t.Helper()
 	h := &hub{t: t, counts: new(Counters), id: create(t), authority: create(t)}
 	var err error
-	h.b, err = bridge.New(bridge.Config{Key: [32]byte{7}, Identity: signer{h.id}})
+	cfg := bridge.Config{Key: [32]byte{7}, Identity: signer{h.id}}
+	if change != nil {
+		change(&cfg)
+	}
+	h.b, err = bridge.New(cfg)
 	must(t, err)
 	h.s, err = New(Config{
 		Bridge: h.b, Identity: h.id, Authority: h.authority.Identity(), MembersOnly: closed, Counters: h.counts,
@@ -376,6 +386,90 @@ func TestChannelThroughTheRelay(t *testing.T) {
 	}
 	if r := h.b.Forwarder("forward_to_bob"); r == nil || r.Online {
 		t.Errorf("record %+v", r)
+	}
+}
+
+// gated is a device that takes nothing until it is opened, and everything then.
+type gated struct {
+	quiet
+	open atomic.Bool
+	link *bridge.Link
+	got  chan byte
+}
+
+func (g *gated) Deliver(entries []bridge.Entry) int {
+	if !g.open.Load() {
+		return 0
+	}
+	last := entries[len(entries)-1]
+	for i := range entries {
+		g.got <- entries[i].Frame[len(entries[i].Frame)-2] // the payload's last byte, before null
+	}
+	g.link.Delivered(last.Seq)
+	return len(entries)
+}
+
+// TestHoldsBack: a peer that sends through its channel to a target that takes nothing
+// is not read from, and loses nothing; others go on, through channels of their own.
+func TestHoldsBack(t *testing.T) {
+	h := newHubWith(t, false, func(c *bridge.Config) { c.OutboxFrames, c.StreamWait = 4, time.Hour })
+	const frames = 2000
+	d := &gated{got: make(chan byte, frames)}
+	who := bridge.Principal{ClientID: "d", Role: bridge.RoleDevice, Proven: true}
+	link, err := h.b.ConnectDevice(who, d)
+	must(t, err)
+	defer link.Close(true)
+	d.link = link
+	link.Subscribed()
+	link.Attach(false)
+	to, err := h.b.Register(bridge.Registration{Owner: who, Route: route.To(link.Port().Address(), "m")})
+	must(t, err)
+
+	alice, carol := h.connect("-"), h.connect("-")
+	must(t, alice.join(h))
+	must(t, carol.join(h))
+	sent := make(chan error, 1)
+	go func() {
+		for i := range frames {
+			payload := append(make([]byte, 8<<10), byte(i))
+			if err := alice.api.Send(alice.ctx(), route.To(to, "w"), nil, payload); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); h.b.Counters().Waiting < readWindow && time.Now().Before(end); <-tick.C {
+	}
+	for range 100 {
+		if _, err := carol.ask(carol.ctx(), "echo", []byte("there?")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := h.b.Counters()
+	if c.Waiting != readWindow || c.Queued != 4 {
+		t.Errorf("%d frames wait and %d are queued", c.Waiting, c.Queued)
+	}
+	d.open.Store(true)
+	link.Ready()
+	for i := range frames {
+		select {
+		case got := <-d.got:
+			if got != byte(i) {
+				t.Fatalf("frame %d carries %d", i, got)
+			}
+		case <-time.After(patience):
+			t.Fatalf("frame %d does not come: %v", i, h.b.Counters().Dropped)
+		}
+	}
+	must(t, <-sent)
+	if n := h.counts.Count(Overrun); n != 0 {
+		t.Errorf("%d frames were dropped", n)
+	}
+	if d := h.b.Counters().Dropped; d != [bridge.NumDrops]uint64{} {
+		t.Errorf("dropped %v", d)
 	}
 }
 

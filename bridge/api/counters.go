@@ -10,7 +10,7 @@ const (
 	Joined        Event = iota // peers that got a port
 	RefusedBridge              // refused: the bridge has no room for another peer
 	RefusedRelay               // registrations without the credential for them
-	Overrun                    // frames dropped: too many of the peer's wait for room
+	Overrun                    // frames dropped: many came at once, out of order, and too much waits for room
 	TooLarge                   // frames dropped: too long once sealed
 	Unsent                     // frames dropped: the channel or the bridge did not take them
 

@@ -19,7 +19,8 @@ const (
 	// registerText asks for a dynamic forwarder.
 	registerText = "register"
 
-	// readWindow is how many frames of a peer may wait for room elsewhere.
+	// readWindow is how many frames of a peer may wait for room elsewhere before no
+	// more are taken from it.
 	readWindow = 128
 	// outputBytes bounds what waits to be sealed for a peer. One frame always fits.
 	outputBytes = 1 << 20
@@ -35,6 +36,7 @@ type member struct {
 	link *bridge.Link
 
 	unanswered atomic.Int64
+	room       chan struct{} // unanswered has become less; room for one
 
 	mu      sync.Mutex // guards what follows
 	out     []sealing
@@ -64,13 +66,36 @@ func (s *Server) deliver(d channel.Delivery) {
 		return
 	}
 	body := route.AppendFrame(make([]byte, 0, f.EncodedLen()), &f)
-	if n := m.unanswered.Load(); n > 0 && (n >= readWindow || !m.link.Admits(len(body))) {
+	// What came out of order may be more than awaitRoom knew of.
+	if m.unanswered.Load() > 0 && !m.link.Admits(len(body)) {
 		s.cfg.Counters.add(Overrun)
 		return
 	}
 	m.unanswered.Add(1)
 	if err := m.link.Receive(body, route.Stored, m, 0); err != nil {
 		m.Kick(bridge.KickClosing)
+	}
+}
+
+// awaitRoom waits while as many frames, or bytes, as allowed of the peer whose frames
+// come to an address wait elsewhere, before the next one, of n bytes, is opened. Its
+// sender is held back meanwhile, as at a port (see bridge.Local); the bridge answers
+// each frame within a second or so.
+func (s *Server) awaitRoom(decryptor string, n int) {
+	s.mu.Lock()
+	m := s.senders[decryptor]
+	s.mu.Unlock()
+	if m == nil {
+		return
+	}
+	for u := m.unanswered.Load(); u > 0 && (u >= readWindow || !m.link.Admits(n)); u = m.unanswered.Load() {
+		select {
+		case <-m.room:
+		case <-m.ch.Done():
+			return
+		case <-s.ctx.Done():
+			return
+		}
 	}
 }
 
@@ -83,7 +108,7 @@ func (s *Server) member(ch *channel.Channel) *member {
 	if m != nil || closed {
 		return m
 	}
-	m = &member{s: s, ch: ch}
+	m = &member{s: s, ch: ch, room: make(chan struct{}, 1)}
 	link, err := s.cfg.Bridge.ConnectStream(bridge.Principal{Identity: ch.Peer().Identifier, Role: bridge.RoleDevice, Proven: true}, m)
 	if err != nil {
 		s.cfg.Counters.add(RefusedBridge)
@@ -94,6 +119,7 @@ func (s *Server) member(ch *channel.Channel) *member {
 	closed = s.closed
 	if !closed {
 		s.members[ch] = m
+		s.senders[ch.DecryptorAddress()] = m
 		s.wg.Go(m.watch)
 	}
 	s.mu.Unlock()
@@ -115,6 +141,7 @@ func (m *member) watch() {
 	m.link.Close(true)
 	m.s.mu.Lock()
 	delete(m.s.members, m.ch)
+	delete(m.s.senders, m.ch.DecryptorAddress())
 	m.s.mu.Unlock()
 }
 
@@ -143,7 +170,13 @@ func (m *member) mayAsk(f *route.Frame) bool {
 }
 
 // Acked implements bridge.Acker.
-func (m *member) Acked(uint64) { m.unanswered.Add(-1) }
+func (m *member) Acked(uint64) {
+	m.unanswered.Add(-1)
+	select {
+	case m.room <- struct{}{}:
+	default:
+	}
+}
 
 // Deliver implements bridge.Conn.
 func (m *member) Deliver(entries []bridge.Entry) int {

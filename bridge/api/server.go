@@ -60,6 +60,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	members map[*channel.Channel]*member
+	senders map[string]*member // by the address that the peer's frames come to
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -84,7 +85,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
-	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member)}
+	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member), senders: make(map[string]*member)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	cc := channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{s}, Deliver: s.deliver,
@@ -157,7 +158,10 @@ func (r router) Register(addr string, h func(channel.Inbound)) error {
 	if addr == r.s.cfg.Address {
 		return r.register(bridge.ReachGuests, addr, h)
 	}
-	return r.register(bridge.ReachPeer, bridge.PeerAddress(addr), h)
+	return r.register(bridge.ReachPeer, bridge.PeerAddress(addr), func(in channel.Inbound) {
+		r.s.awaitRoom(addr, len(in.Frame.Payload))
+		h(in)
+	})
 }
 
 // RegisterLocal implements channel.LocalRouter.
