@@ -46,7 +46,7 @@ chaos: ## N messages (1000000) under faults; SEED=… repeats a run, EVERY=… i
 
 .PHONY: vectors
 vectors: ## every test that replays wire vectors
-	go test -count=1 -run 'Vector|Live|Capture' ./...
+	go test -count=1 -run 'Vector|Live|Capture|Replay' ./...
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (30s)

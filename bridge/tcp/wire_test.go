@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/bare"
 	"github.com/sealmq/sealmq/internal/vectors"
 	"github.com/sealmq/sealmq/route"
 )
@@ -28,7 +30,7 @@ func TestReplayEcho(t *testing.T) {
 	n := 0
 	for _, s := range vectors.Load[capture](t, "live_tcp_echo.json").Sessions {
 		if s.Name == "go_dials_150" {
-			continue // the stock node is the hub there
+			continue // the stock node listens there: package device replays that
 		}
 		n++
 		for name, pieces := range map[string]func(io.Reader) io.Reader{
@@ -53,46 +55,95 @@ func TestReplayEcho(t *testing.T) {
 	}
 }
 
-// TestReplayRegistration has a stock node's captured registration answered as its
-// client expects it (spec routing 6.2, 6.3).
+// TestReplayRegistration replays what stock nodes said at an independent hub: their
+// registration, its answer, a message that somebody sends through the relay, and their
+// answer to that (spec routing 6.2, 6.3, 6.5). What the hub says is the same but for the
+// addresses that it makes up.
 func TestReplayRegistration(t *testing.T) {
 	h := newHub(t, options{bridge: func(c *bridge.Config) { c.StaticOverStream = true }})
 	n := 0
 	for _, s := range vectors.Load[capture](t, "live_relay_registration.json").Sessions {
-		asked := route.NewReader(bytes.NewReader(s.RustToGo), route.Limits{})
-		body, err := asked.Next()
-		if err != nil {
-			t.Fatal(err)
-		}
-		request, err := route.ParseFrame(bytes.Clone(body), route.Limits{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		said, heard := bodies(t, s.RustToGo), bodies(t, s.GoToRust)
+		request := parse(t, said[0])
 		service := request.Onward[0].Value
 		if service != "forwarding_service" && service != "static_forwarding_service" {
-			continue // Go registers at a stock hub
+			continue // Go registers at a stock hub: package device replays that
 		}
 		n++
-		p := h.raw()
-		p.write(append([]byte{route.Preamble}, framed(body)...))
-		f := p.next()
-		if !f.Onward.Equal(request.Return) || len(f.Return) != 1 {
-			t.Errorf("%s: the answer goes to %v from %v", s.Name, f.Onward, f.Return)
-		}
-		if service == "static_forwarding_service" {
-			r := route.NewReader(bytes.NewReader(s.GoToRust), route.Limits{})
-			want, err := r.Next()
-			if err != nil {
-				t.Fatal(err)
+		t.Run(s.Name, func(t *testing.T) {
+			p := h.raw()
+			p.t = t
+			p.write(append([]byte{route.Preamble}, framed(said[0])...))
+			answer := p.next()
+			if !answer.Onward.Equal(request.Return) || len(answer.Return) != 1 {
+				t.Fatalf("the answer goes to %v from %v", answer.Onward, answer.Return)
 			}
-			if got := route.AppendFrame(nil, &f); !bytes.Equal(got, want) {
-				t.Errorf("%s: answer %x, want %x", s.Name, got, want)
+			relay := answer.Return[0].Value
+			if got := route.AppendFrame(nil, &answer); service == "static_forwarding_service" && !bytes.Equal(got, heard[0]) {
+				t.Errorf("answer %x, want %x", got, heard[0])
+			} else if service == "forwarding_service" && string(answer.Payload) != string(bare.AppendString(nil, relay)) {
+				t.Errorf("answer %q from %s", answer.Payload, relay)
 			}
-		}
+			if len(said) == 1 {
+				return // that is all there is
+			}
+
+			// The capture has whole routes in front, as this hub's relays have.
+			through := parse(t, heard[1])
+			asker := h.connect()
+			asker.t = t
+			asker.send(route.To(relay).Append(through.Onward.Rest()...), through.Return.Rest(), through.Payload)
+			f := p.next()
+			if len(f.Return) != len(through.Return) {
+				t.Fatalf("through the relay comes %v from %v", f.Onward, f.Return)
+			}
+			// The hub's address of the asker, here and there.
+			own := f.Return[0]
+			there := through.Return[0]
+			through.Return[0] = own
+			if got, want := route.AppendFrame(nil, &f), route.AppendFrame(nil, &through); !bytes.Equal(got, want) {
+				t.Errorf("through the relay comes %x, want %x", got, want)
+			}
+			back := parse(t, said[1])
+			if back.Onward[0] != there {
+				t.Fatalf("the stock node answers to %v", back.Onward)
+			}
+			back.Onward[0] = own
+			p.send(back.Onward, back.Return, back.Payload)
+			f = asker.next()
+			if !f.Onward.Equal(back.Onward.Rest()) || len(f.Return) != 2 || f.Return[1] != back.Return[0] || !bytes.Equal(f.Payload, back.Payload) {
+				t.Errorf("the answer comes as %+v", f)
+			}
+		})
 	}
 	if n < 3 {
 		t.Errorf("%d registrations were replayed", n)
 	}
+}
+
+// bodies cuts one direction of a captured connection into frames.
+func bodies(t *testing.T, stream []byte) (all [][]byte) {
+	t.Helper()
+	r := route.NewReader(bytes.NewReader(stream), route.Limits{})
+	for {
+		body, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, bytes.Clone(body))
+	}
+}
+
+func parse(t *testing.T, body []byte) route.Frame {
+	t.Helper()
+	f, err := route.ParseFrame(bytes.Clone(body), route.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 const (
