@@ -22,8 +22,8 @@ const (
 	firstRedial = 250 * time.Millisecond
 	longRedial  = 10 * time.Second
 	redialTime  = 30 * time.Second
-	// stockRedialTime is redialTime at a hub that does not say when nobody has an
-	// address: the peer may be about to take it again.
+	// stockRedialTime is redialTime where no hub says that nobody has an address: the
+	// peer may be about to take it again.
 	stockRedialTime = 5 * time.Second
 )
 
@@ -38,6 +38,7 @@ type dialOptions struct {
 	noWait    bool
 	noHeal    bool
 	onWaiting func()
+	through   *Channel
 }
 
 // NoWait makes Dial fail with ErrPeerOffline as soon as the hub says that the peer
@@ -61,6 +62,12 @@ func NoHeal() DialOption { return func(o *dialOptions) { o.noHeal = true } }
 
 // ShowNoCredential shows the peer none of our credentials.
 func ShowNoCredential() DialOption { return func(o *dialOptions) { o.channel.HideCredential = true } }
+
+// DialThrough dials through another channel that this node has dialled: the route begins
+// at that channel's peer. Through one to the hub's own listener ("api") a device reaches
+// the forwarders of a hub that keeps them from plain TCP peers. The channel is made again
+// whenever the one that it goes through is, and ends with it.
+func DialThrough(ch *Channel) DialOption { return func(o *dialOptions) { o.through = ch } }
 
 // Channel is a secure channel to a peer that this node dialled. When it breaks
 // (frames lost beyond repair, a peer that restarted or fell silent), it is made
@@ -93,11 +100,12 @@ type Channel struct {
 
 	mu      sync.Mutex
 	cur     *channel.Channel // guarded by mu; nil before the first one
-	over    uint64           // guarded by mu: the connection to the hub that cur was dialled over
+	over    uint64           // guarded by mu: what cur was dialled over, see Node.under
 	healing bool             // guarded by mu: cur is broken and another one is on its way
 	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
 	err     error            // guarded by mu: why it ended
 	restart uint64           // guarded by mu: times it was made again
+	remade  chan struct{}    // guarded by mu: closed and replaced when it was made again
 }
 
 // Dial opens a secure channel to the listener at the end of a route. A forwarding
@@ -123,13 +131,13 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	}
 	c := &Channel{
 		n: n, to: to.Clone(), policy: policy,
-		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1),
+		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1), remade: make(chan struct{}),
 	}
 	for _, opt := range opts {
 		opt(&c.opts)
 	}
 	c.opts.channel.Lineage = n.takeLineage(c.to)
-	over := n.link.connects.Load()
+	over := n.under(&c.opts)
 	cur, err := n.dialOwner(ctx, c.to, policy, &c.opts)
 	if err != nil {
 		n.freeLineage(c.opts.channel.Lineage)
@@ -160,6 +168,17 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	defer leave(nil)
 	ctx, call := n.calls.begin(ctx, opts.noWait, opts.onWaiting)
 	defer call.end()
+	asked := to
+	if opts.through != nil {
+		outer, err := opts.through.present(ctx)
+		if err != nil {
+			return nil, err
+		}
+		to = route.To(outer.EncryptorAddress()).Append(to...)
+		var unhook func()
+		ctx, unhook = opts.through.untilEnd(ctx)
+		defer unhook()
+	}
 	cur, err := n.endpoint.Dial(ctx, to, policy, opts.channel)
 	if err == nil {
 		return cur, nil
@@ -183,7 +202,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	case late && call.waiting():
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
 	case late:
-		return nil, callError("no answer to the handshake through", to, ErrTimeout, listenerHint(to))
+		return nil, callError("no answer to the handshake through", to, ErrTimeout, listenerHint(asked))
 	case errors.Is(cause, context.Canceled):
 		return nil, ctxError(ctx, fmt.Sprintf("dialling %s", to))
 	case cause != nil:
@@ -216,6 +235,10 @@ func (c *Channel) watch() {
 			why = errPathGone
 		case <-c.gone:
 			why = errPathGone
+		case <-c.outerDone():
+			_ = cur.Close()
+			c.end(c.opts.through.Err())
+			return
 		case <-c.mend.Done():
 			c.n.deliveries.farewell(c, cur)
 			_ = cur.Close()
@@ -239,6 +262,7 @@ func (c *Channel) watch() {
 			return
 		}
 		c.n.events.emit(Event{Kind: EventChannelRestored, Channel: c})
+		c.n.reregister(c)
 	}
 }
 
@@ -249,12 +273,38 @@ func heals(err error) bool {
 		errors.Is(err, errPathGone)
 }
 
-// moved returns what is closed once the node has another connection to its hub than
-// the one with that number, where that ends the channel's path: on TCP this node's
-// hub address is another one then, and nothing links it with the peer's (spec routing
-// 7.4). Over MQTT, and inside another channel, nothing changes: nil.
+// outerDone is closed when the channel that this one goes through has ended.
+func (c *Channel) outerDone() <-chan struct{} {
+	if c.opts.through == nil {
+		return nil
+	}
+	return c.opts.through.done
+}
+
+// under returns the number of what a channel is dialled over: of the connection to the
+// hub, or of the channel that it goes through.
+func (n *Node) under(opts *dialOptions) uint64 {
+	if opts.through != nil {
+		return opts.through.Restarts()
+	}
+	return n.link.connects.Load()
+}
+
+// moved returns what is closed once the channel that this one goes through was made
+// again since, or the node has another connection to its hub than the one with that
+// number, where that ends the channel's path: on TCP this node's hub address is
+// another one then, and nothing links it with the peer's (spec routing 7.4). Over
+// MQTT nothing changes: nil.
 func (c *Channel) moved(over uint64) <-chan struct{} {
 	n := c.n
+	if t := c.opts.through; t != nil && !c.opts.noHeal {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.restart == over {
+			return t.remade
+		}
+		return closedChan
+	}
 	if !n.overStream || c.opts.noHeal || n.leadsInside(c.to) {
 		return nil
 	}
@@ -262,11 +312,16 @@ func (c *Channel) moved(over uint64) <-chan struct{} {
 	online := n.online
 	n.mu.Unlock()
 	if n.link.connects.Load() > max(over, 1) {
-		online = make(chan struct{})
-		close(online)
+		return closedChan
 	}
 	return online
 }
+
+var closedChan = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // leadsInside reports whether a route leads through a channel of this node.
 func (n *Node) leadsInside(to route.Route) bool {
@@ -331,6 +386,10 @@ func (c *Channel) redial() bool {
 		case <-c.mend.Done():
 			timer.Stop()
 			return false
+		case <-c.outerDone():
+			timer.Stop()
+			c.end(c.opts.through.Err())
+			return false
 		case <-c.n.stopped.Done():
 			timer.Stop()
 			c.end(c.n.Err())
@@ -340,10 +399,10 @@ func (c *Channel) redial() bool {
 			continue
 		}
 		limit := redialTime
-		if c.n.link.stock.Load() {
+		if c.n.link.stock.Load() || opts.through != nil {
 			limit = stockRedialTime
 		}
-		over := c.n.link.connects.Load()
+		over := c.n.under(&opts)
 		ctx, cancel := context.WithTimeout(c.mend, limit)
 		cur, err := c.n.dial(ctx, c.to, policy, &opts)
 		cancel()
@@ -356,6 +415,8 @@ func (c *Channel) redial() bool {
 			c.update(func() {
 				c.cur, c.over, c.healing = cur, over, false
 				c.restart++
+				close(c.remade)
+				c.remade = make(chan struct{})
 			})
 			return true
 		case errors.Is(err, ErrPeerRefused) && !c.persist:
@@ -363,6 +424,9 @@ func (c *Channel) redial() bool {
 			return false
 		case errors.Is(err, ErrPeerRefused):
 			c.n.deliveries.refuse(c, err)
+		case opts.through != nil && opts.through.Err() != nil:
+			c.end(opts.through.Err())
+			return false
 		}
 		// A wrong identity is no reason to stop: whoever carries our frames can make
 		// it appear, and must not be able to end the channel.

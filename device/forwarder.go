@@ -10,6 +10,7 @@ import (
 
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/node"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -31,6 +32,8 @@ type Forwarder struct {
 	n        *Node
 	listener *Listener
 	alias    string
+	m        string   // its address on this device
+	through  *Channel // nil: it is registered in plain
 
 	// Guarded by Node.mu.
 	address string
@@ -50,6 +53,14 @@ type ForwarderOption func(*Forwarder)
 // Alias asks for a static forwarder: its address is one that people can choose and
 // remember. An alias belongs to the identity that first took it.
 func Alias(alias string) ForwarderOption { return func(f *Forwarder) { f.alias = alias } }
+
+// RegisterThrough registers through a channel that was dialled to the hub's own listener
+// ("api"), as a hub over TCP wants it where plain peers may not register or take an
+// alias: the credential shown there (Config.Credential) decides, with an attribute
+// ockam-relay that is the alias or "*". What comes through the forwarder comes through
+// the channel, and the forwarder is registered again whenever that is made again. A
+// hub that refuses says nothing, so the error is ErrTimeout.
+func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { f.through = ch } }
 
 // CreateForwarder asks the hub for a forwarder to the listener of that name and
 // waits for its address, 30 s at most. Peers dial that address:
@@ -75,11 +86,21 @@ func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...For
 		n.mu.Unlock()
 		return nil, fmt.Errorf("device: forwarder: there is no listener %q; call Listen first", listener)
 	}
+	f.m = f.listener.m
+	if f.through != nil {
+		f.m = randomAddress()
+	}
 	n.forwarders[f] = struct{}{}
-	n.byAddress[f.listener.m] = append(n.byAddress[f.listener.m], f)
+	n.byAddress[f.m] = append(n.byAddress[f.m], f)
 	f.pending++
 	n.mu.Unlock()
 
+	if f.through != nil {
+		if err := n.local.RegisterFunc(f.m, Access{}, f.inside); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("device: forwarder: %w", err)
+		}
+	}
 	if err := f.create(ctx); err != nil {
 		f.Close()
 		return nil, err
@@ -129,17 +150,43 @@ func (f *Forwarder) register(ctx context.Context) error {
 	if f.alias != "" {
 		text = f.alias
 	}
-	return f.n.sendUp(ctx, route.Frame{
-		Onward: route.To(f.service()), Return: route.To(f.listener.m), Payload: bare.AppendString(nil, text),
-	}, route.Stored)
+	payload := bare.AppendString(nil, text)
+	if f.through != nil {
+		cur, err := f.through.present(ctx)
+		if err != nil {
+			return err
+		}
+		f.n.local.SetAccess(f.m, Access{Encryptors: []string{cur.EncryptorAddress()}})
+		return cur.Send(ctx, route.To(f.service()), route.To(f.m), payload)
+	}
+	return f.n.sendUp(ctx, route.Frame{Onward: route.To(f.service()), Return: route.To(f.m), Payload: payload}, route.Stored)
 }
 
-// reregister repeats every registration, after a reconnect.
-func (n *Node) reregister() {
+// inside takes what comes through the channel to the hub to this forwarder's address:
+// the hub's answers to registrations, which return to the forwarder and nowhere else,
+// and what others send through it, for the listener or along the rest of the route.
+func (f *Forwarder) inside(in route.Frame, c route.Class, o node.Origin) {
+	rest := in.Onward.Rest()
+	if len(rest) > 0 {
+		in.Onward = rest
+		f.n.local.Inject(o, in, c)
+		return
+	}
+	if len(in.Return) == 2 && in.Return[1].IsLocal() && !isHubAddress(in.Return[1].Value) &&
+		f.n.registered(f.m, in.Return[1].Value, in.Payload, false) {
+		return
+	}
+	in.Onward = route.To(f.listener.name)
+	f.n.local.Inject(o, in, c)
+}
+
+// reregister repeats every registration that was made in plain, after a reconnect, or
+// through a channel that was made again.
+func (n *Node) reregister(through *Channel) {
 	n.mu.Lock()
 	var again []*Forwarder
 	for f := range n.forwarders {
-		if f.address != "" { // the others are still being created
+		if f.through == through && f.address != "" { // the others are still being created
 			again = append(again, f)
 			f.pending = 1
 		}
@@ -255,8 +302,16 @@ func (f *Forwarder) Listener() string { return f.listener.name }
 // do so at once.
 func (f *Forwarder) Close() {
 	f.n.mu.Lock()
-	defer f.n.mu.Unlock()
 	f.n.dropForwarderLocked(f)
+	f.n.mu.Unlock()
+	f.leave()
+}
+
+// leave frees the address of a forwarder that is dropped.
+func (f *Forwarder) leave() {
+	if f.through != nil {
+		f.n.local.Remove(f.m)
+	}
 }
 
 func (n *Node) dropForwarderLocked(f *Forwarder) {
@@ -265,7 +320,7 @@ func (n *Node) dropForwarderLocked(f *Forwarder) {
 	}
 	f.closed = true
 	delete(n.forwarders, f)
-	m := f.listener.m
+	m := f.m
 	if left := slices.DeleteFunc(n.byAddress[m], func(o *Forwarder) bool { return o == f }); len(left) > 0 {
 		n.byAddress[m] = left
 	} else {

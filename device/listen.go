@@ -84,12 +84,17 @@ func (l *Listener) Close() error {
 	if n.listeners[l.name] == l {
 		delete(n.listeners, l.name)
 	}
+	var dropped []*Forwarder
 	for f := range n.forwarders {
 		if f.listener == l {
 			n.dropForwarderLocked(f)
+			dropped = append(dropped, f)
 		}
 	}
 	n.mu.Unlock()
+	for _, f := range dropped {
+		f.leave()
+	}
 	n.local.Remove(l.m)
 	return l.ln.Close()
 }

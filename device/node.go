@@ -246,7 +246,7 @@ func (n *Node) changed(s State, err error) {
 		n.online = make(chan struct{})
 		n.mu.Unlock()
 		n.events.emit(Event{Kind: EventOnline})
-		n.spawn(n.reregister)
+		n.spawn(func() { n.reregister(nil) })
 	case Offline:
 		n.endpoint.SetOnline(false)
 		n.events.emit(Event{Kind: EventOffline, Err: err})

@@ -135,7 +135,7 @@ func (n *Node) openOnDemand(to Destination) *Channel {
 	c := &Channel{
 		n: n, to: to.Route, who: to.Peer, policy: channel.TrustIdentifiers(to.Peer),
 		persist: true, want: make(chan struct{}, 1), healing: true,
-		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1),
+		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1), remade: make(chan struct{}),
 	}
 	c.opts.channel.Lineage = n.takeLineage(c.to)
 	c.mend, c.cancel = context.WithCancel(context.Background())

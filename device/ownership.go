@@ -246,7 +246,7 @@ func (n *Node) judge(ctx context.Context, address string, policy channel.Policy,
 // hub. A hub that does not take it serves the address all the same.
 func (f *Forwarder) claim(ctx context.Context) {
 	n := f.n
-	if !n.hubKeepsClaims() || strings.HasPrefix(n.link.hubName, "tcp:") {
+	if f.through != nil || !n.hubKeepsClaims() || strings.HasPrefix(n.link.hubName, "tcp:") {
 		return // over plain TCP the hub does not know whose a connection is
 	}
 	n.mu.Lock()
@@ -326,7 +326,7 @@ func (n *Node) renewClaims() {
 func (f *Forwarder) Release(ctx context.Context) error {
 	address := f.Address()
 	f.Close()
-	if address == "" || !f.n.hubKeepsClaims() {
+	if address == "" || f.through != nil || !f.n.hubKeepsClaims() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, lookupTime, fmt.Errorf("%w: no answer to the release of %s", ErrTimeout, address))

@@ -7,6 +7,7 @@ import (
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
 )
@@ -207,10 +208,11 @@ func (s *session) long(first byte, length int, head []byte) func() bool {
 	}
 	return func() bool {
 		s.tapped(length, true)
-		s.link.Oversized()
+		var ack bridge.Acker
 		if qos == 1 && !s.v5 {
-			s.Acked(uint64(id))
+			ack = s
 		}
+		s.link.Oversized(length, ack, uint64(id))
 		return !s.v5
 	}
 }

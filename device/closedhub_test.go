@@ -1,0 +1,145 @@
+package device_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/bridge/api"
+	"github.com/sealmq/sealmq/bridge/tcp"
+	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/route"
+)
+
+// startClosedHub is a hub that lets plain TCP peers reach its listener "api" alone, and
+// there those with a credential of the authority.
+func startClosedHub(t *testing.T, id *identity.Private, authority *identity.Identity, addr string) (string, func()) {
+	t.Helper()
+	b, err := bridge.New(bridge.Config{Key: [32]byte{1}, Identity: bridge.IdentitySigner(id)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	door, err := api.New(api.Config{Bridge: b, Identity: id, Authority: authority, MembersOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	front, err := tcp.New(tcp.Config{Bridge: b, Closed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- front.Serve(ln) }()
+	stop := sync.OnceFunc(func() {
+		// As a hub that is killed: nobody is told.
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = front.Close(ctx)
+		if err := <-served; err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		door.Close()
+		_ = b.Close()
+	})
+	t.Cleanup(stop)
+	return ln.Addr().String(), stop
+}
+
+// TestClosedHub: with a credential a device uses a hub that is closed to strangers as a
+// stock node does. It registers through its channel to the hub, is dialled there
+// through another's, and both find each other again when the hub was restarted.
+func TestClosedHub(t *testing.T) {
+	hub, authority := newIdentity(t), newIdentity(t)
+	addr, stop := startClosedHub(t, hub, authority.Identity(), "127.0.0.1:0")
+	member := func(relay string) (*device.Node, *device.Channel) {
+		id := newIdentity(t)
+		attributes := map[string]string{"member": "yes"}
+		if relay != "" {
+			attributes["ockam-relay"] = relay
+		}
+		credential, err := authority.IssueCredential(id.Identity(), attributes, 1, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := over(t, addr, device.Config{Identity: id, Credential: func() ([]byte, error) { return credential, nil }})
+		door, err := n.Dial(soon(t), route.To("api"), channel.TrustIdentifiers(hub.Identifier()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n, door
+	}
+	bob, bobsDoor := member("bob")
+	if _, err := bob.Listen("listener", channel.TrustEveryone); err != nil {
+		t.Fatal(err)
+	}
+	static, err := bob.CreateForwarder(soon(t), "listener", device.Alias("bob"), device.RegisterThrough(bobsDoor))
+	if err != nil || static.Address() != "forward_to_bob" {
+		t.Fatalf("static: %v", err)
+	}
+	dynamic, err := bob.CreateForwarder(soon(t), "listener", device.RegisterThrough(bobsDoor))
+	if err != nil || !strings.HasPrefix(dynamic.Address(), "FWD_") {
+		t.Fatalf("dynamic: %v", err)
+	}
+	alice, door := member("")
+	var channels []*device.Channel
+	for _, to := range []route.Route{
+		route.To(static.Address()), route.To(static.Address(), "listener"), route.To(dynamic.Address()),
+	} {
+		ch, err := alice.Dial(soon(t), to, channel.TrustIdentifiers(bob.Identifier()), device.DialThrough(door))
+		if err != nil {
+			t.Fatalf("%v: %v", to, err)
+		}
+		exchange(t, ch, alice, bob)
+		channels = append(channels, ch)
+	}
+
+	// Neither without the right to it, nor in plain.
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := alice.Listen("listener", channel.TrustEveryone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := alice.CreateForwarder(short, "listener", device.Alias("bob"), device.RegisterThrough(door)); !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("an alias without a credential for it: %v", err)
+	}
+	if _, err := bob.CreateForwarder(soon(t), "listener", device.Alias("bob")); !errors.Is(err, device.ErrHubRefused) {
+		t.Errorf("in plain: %v", err)
+	}
+	if _, err := alice.Dial(soon(t), route.To(static.Address()), channel.TrustEveryone); !errors.Is(err, device.ErrUnknownAddress) {
+		t.Errorf("dialled in plain: %v", err)
+	}
+
+	stop()
+	startClosedHub(t, hub, authority.Identity(), addr)
+	for _, ch := range channels[:2] { // the dynamic address is another one now
+		restored(t, ch)
+		exchange(t, ch, alice, bob)
+	}
+	if door.Restarts() == 0 || bobsDoor.Restarts() == 0 {
+		t.Error("the channels to the hub were not made again")
+	}
+	// What goes through a channel ends with it.
+	if err := door.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, ch := range channels {
+		select {
+		case <-ch.Done():
+		case <-soon(t).Done():
+			t.Fatal("a channel outlives the one that it goes through")
+		}
+		if !errors.Is(ch.Err(), device.ErrClosed) {
+			t.Errorf("it ended with: %v", ch.Err())
+		}
+	}
+}
