@@ -75,8 +75,10 @@ type Channel struct {
 
 	orderTimer *time.Timer
 	graceTimer *time.Timer
-	spoke      chan struct{} // closed once something was handed on
-	confirmed  chan struct{} // closed once the peer has said hello
+	renewTimer *time.Timer
+	life       atomic.Pointer[lifetime] // of the credential that the peer has seen last
+	spoke      chan struct{}            // closed once something was handed on
+	confirmed  chan struct{}            // closed once the peer has said hello
 	greeting   atomic.Pointer[hello]
 
 	outMu      sync.Mutex // guards what follows
@@ -147,6 +149,7 @@ func newChannel(e *Endpoint, res Result, s channelSetup) *Channel {
 	c.live.timer = e.idleTimer(func() { c.live.check(c) })
 	c.orderTimer = e.idleTimer(c.expireHeld)
 	c.graceTimer = e.idleTimer(c.missHello)
+	c.renewTimer = e.idleTimer(c.renew)
 	return c
 }
 
@@ -207,6 +210,7 @@ func (c *Channel) start() {
 // greet sends the hello; the turn is held when it is called and free afterwards.
 func (c *Channel) greet(ctx context.Context) {
 	defer c.release()
+	c.watchCredential(c.shown)
 	if c.e.cfg.hooks.noHello {
 		return
 	}
@@ -516,7 +520,8 @@ func (c *Channel) nextOut() (o outgoing, ok bool) {
 }
 
 // RefreshCredentials shows the peer another credential of ours, with our current
-// change history. The one it has seen last is not sent again.
+// change history. The one it has seen last is not sent again. Where Config.Credential
+// has a newer one before it ends, that is done by itself.
 func (c *Channel) RefreshCredentials(ctx context.Context, credential []byte) error {
 	if _, err := identity.InspectCredential(credential); err != nil {
 		return fmt.Errorf("channel: refresh: %w", err)
@@ -536,6 +541,7 @@ func (c *Channel) RefreshCredentials(ctx context.Context, credential []byte) err
 		return err
 	}
 	c.shown = bytes.Clone(credential)
+	c.watchCredential(c.shown)
 	return nil
 }
 
@@ -567,7 +573,7 @@ func (c *Channel) finish(err error) bool {
 	c.err = err
 	close(c.done)
 	c.endMu.Unlock()
-	for _, t := range []*time.Timer{c.orderTimer, c.graceTimer, c.live.timer} {
+	for _, t := range []*time.Timer{c.orderTimer, c.graceTimer, c.renewTimer, c.live.timer} {
 		t.Stop()
 	}
 	c.e.cfg.Router.Unregister(c.dr)

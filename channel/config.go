@@ -101,7 +101,10 @@ type Config struct {
 	Authorities []*identity.Identity
 	// Credential returns our own credential (CredentialAndPurposeKey bytes), or
 	// nil for none, when a handshake needs it; an error stops that handshake.
-	// nil shows none. It is called from several goroutines.
+	// nil shows none. It is asked again before a credential that was shown ends (in
+	// the last quarter of its life, or its last hour) until it returns one that ends
+	// later, which is then shown on the open channel. It is called from several
+	// goroutines.
 	Credential func() ([]byte, error)
 	// HelloFeatures are announced to sealmq peers.
 	HelloFeatures Features

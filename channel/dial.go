@@ -165,7 +165,7 @@ func (e *Endpoint) handshake(ctx context.Context, to route.Route, policy Policy,
 		case <-timeout.C:
 			return nil, 0, fmt.Errorf("channel: dial: %w", errors.Join(ErrTimeout, hs.lastTry))
 		case <-ctx.Done():
-			return nil, 0, dialError(ctx, context.Cause(ctx))
+			return nil, 0, dialError(ctx, errors.Join(context.Cause(ctx), hs.lastTry))
 		}
 		trip = time.Since(begun)
 		if msg3, err = e.readReply(hs, &reply); hs.Phase() == PhaseDead {

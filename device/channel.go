@@ -201,6 +201,10 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 	case late && call.waiting():
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
+	case late && (errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict)):
+		// Whoever is in between can send a public history that is older, too.
+		return nil, callError("no answer to the handshake through", to, ErrTimeout,
+			"an answer came, with a change history that an identity seen before has rotated away or contradicts; it was not accepted")
 	case late:
 		return nil, callError("no answer to the handshake through", to, ErrTimeout, listenerHint(asked))
 	case errors.Is(cause, context.Canceled):

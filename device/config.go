@@ -45,7 +45,8 @@ type Config struct {
 	// there, and the hub lets the device in or not.
 	InsecureProofWithoutTLS bool
 	// HubCredential returns a credential for the hub, which is sent with the proof,
-	// for hubs that let in devices with a credential; nil sends none.
+	// for hubs that let in devices with a credential; nil sends none. It is asked at
+	// each login, so return the newest.
 	HubCredential func() ([]byte, error)
 	// Root is the hub's topic root. Default "sealmq".
 	Root topics.Root
@@ -111,7 +112,9 @@ type Config struct {
 	OutboxDir                   string
 	OutboxMessages, OutboxBytes int
 
-	// Registry keeps the identities met. Default: in memory, 4,096 of them.
+	// Registry keeps the identities met, and so which keys were rotated away. Default:
+	// in memory, 4,096 of them; see identity.OpenRegistry for one that outlives the
+	// process.
 	Registry identity.Registry
 	// KnownPeers remembers who is behind a forwarding address, and the newest claim
 	// seen of that identity, beyond this node's life. Optional; see
@@ -119,8 +122,9 @@ type Config struct {
 	KnownPeers *KnownPeers
 	// Authorities are those whose credentials are accepted from peers.
 	Authorities []*identity.Identity
-	// Credential returns our own credential for peers when a handshake needs it;
-	// nil shows none.
+	// Credential returns our own credential for peers when a handshake needs it, and
+	// again before one that was shown ends: then the newer one is shown on the open
+	// channels, see channel.Config. nil shows none.
 	Credential func() ([]byte, error)
 	// ChannelLimits bound what peers can cost, and say when a silent one is given up:
 	// by default 20 s after something was sent that nothing answers (Dead), 2 min 20 s
