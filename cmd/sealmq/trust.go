@@ -5,8 +5,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -37,7 +40,7 @@ func (t *trustFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&t.trust, "trust", "", "whom to talk to: everyone, or identifiers separated by commas; for send also known (--known-peers) or first-use")
 	f.StringSliceVar(&t.authorities, "authority", nil, "talk to peers with a credential of this authority: a file made by sealmq authority show; may be repeated; with --trust, both have to fit")
 	f.StringArrayVar(&t.attributes, "attribute", nil, "NAME=VALUE that the credential has to say; may be repeated")
-	f.StringVar(&t.credential, "credential", "", "file with our own credential, for peers and for the hub")
+	f.StringVar(&t.credential, "credential", "", "file with our own credential, for peers and for the hub; read again when it changes")
 	f.StringVar(&t.knownHubs, "known-hubs", "", "file that remembers the hubs' identifiers; none to do without (default $"+envHome+"/known_hubs)")
 	f.StringVar(&t.knownPeers, "known-peers", "", "file that remembers who is behind a forwarding address (default $"+envHome+"/known_peers)")
 	f.BoolVar(&t.insecure, "insecure-proof-without-tls", false, "prove the identity to the hub without TLS, too; whoever is in between can use it")
@@ -164,8 +167,26 @@ func (t *trustFlags) hubs(a *app) (string, error) {
 	return t.knownHubs, nil
 }
 
+// seen is the folder with the newest change history seen of identities that have
+// rotated their key or that a policy names, so that an older one, of a stolen backup,
+// is refused by the next program too.
+func (a *app) seen() (identity.Registry, error) {
+	home, err := a.home()
+	if err != nil {
+		return nil, err
+	}
+	r, err := identity.OpenRegistry(filepath.Join(home, "seen"), 0)
+	if err != nil {
+		return nil, vaultError("", err)
+	}
+	return r, nil
+}
+
 // apply puts what is said about hub and credentials into a configuration.
 func (t *trustFlags) apply(a *app, cfg *device.Config) (err error) {
+	if cfg.Registry, err = a.seen(); err != nil {
+		return err
+	}
 	if cfg.KnownHubs, err = t.hubs(a); err != nil {
 		return err
 	}
@@ -174,20 +195,64 @@ func (t *trustFlags) apply(a *app, cfg *device.Config) (err error) {
 	if t.credential == "" {
 		return nil
 	}
-	c, err := readHex(t.credential, "the credential")
-	if err != nil {
+	source := &credentialFile{name: t.credential, subject: cfg.Identity.Identifier(), warn: func(err error) {
+		a.note("warning: %s; going on with the last one", printable(message(err)))
+	}}
+	if _, err := source.load(); err != nil {
 		return err
+	}
+	cfg.Credential, cfg.HubCredential = source.get, source.get
+	return nil
+}
+
+// credentialFile is our credential as its file holds it now: whoever issues a newer
+// one replaces the file, and nothing has to be started again.
+type credentialFile struct {
+	name    string
+	subject identity.Identifier
+	warn    func(error)
+
+	mu   sync.Mutex // guards what follows
+	seen fs.FileInfo
+	last []byte
+	bad  string // the last warning
+}
+
+// get returns the credential in the file, or the last good one, with a warning, where
+// the file holds none.
+func (f *credentialFile) get() ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.load()
+	switch {
+	case err == nil:
+		f.bad = ""
+	case err.Error() != f.bad:
+		f.bad = err.Error()
+		f.warn(err)
+	}
+	return f.last, nil
+}
+
+// load reads the file when it has changed.
+func (f *credentialFile) load() ([]byte, error) {
+	info, err := os.Stat(f.name)
+	if err == nil && f.seen != nil && os.SameFile(info, f.seen) && info.Size() == f.seen.Size() && info.ModTime().Equal(f.seen.ModTime()) {
+		return f.last, nil
+	}
+	c, err := readHex(f.name, "the credential")
+	if err != nil {
+		return nil, err
 	}
 	in, err := identity.InspectCredential(c)
 	if err != nil {
-		return coded(exitData, fmt.Errorf("%s: %w", t.credential, err), "make one with: sealmq authority issue")
+		return nil, coded(exitData, fmt.Errorf("%s: %w", f.name, err), "make one with: sealmq authority issue")
 	}
-	if id := cfg.Identity.Identifier(); in.Subject != id {
-		return coded(exitData, fmt.Errorf("the credential in %s is about %v, and this is %v", t.credential, in.Subject, id), "choose another --identity or --credential")
+	if in.Subject != f.subject {
+		return nil, coded(exitData, fmt.Errorf("the credential in %s is about %v, and this is %v", f.name, in.Subject, f.subject), "choose another --identity or --credential")
 	}
-	cfg.Credential = func() ([]byte, error) { return c, nil }
-	cfg.HubCredential = cfg.Credential
-	return nil
+	f.seen, f.last = info, c
+	return c, nil
 }
 
 // readHex reads a file of hexadecimal digits; lines that begin with # are
