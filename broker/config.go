@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/topics"
 )
 
@@ -74,8 +75,17 @@ type Config struct {
 	// SegmentSize is the length of a file of the store. Default 64 MiB.
 	SegmentSize Size `yaml:"segment_size"`
 	// AddressKeyFile names a file with 64 hex digits from which hub addresses
-	// are derived, for hubs that share it. Default: address.key in Data.
+	// are derived, for hubs that share it. Default: address.key in Data, and where
+	// there is none a secret that is kept with the hub's identity.
 	AddressKeyFile string `yaml:"address_key_file"`
+	// PassphraseFile names a file whose first line is the passphrase, KeyFile one
+	// whose contents are the key (identity.CreateKeyFile) that encrypts the hub's keys
+	// in Data. Keys that are there unencrypted are encrypted at the start. At most one
+	// of them.
+	PassphraseFile string `yaml:"passphrase_file"`
+	KeyFile        string `yaml:"key_file"`
+	// Protection does the same for a program that has the passphrase at hand.
+	Protection identity.Protection `yaml:"-"`
 
 	// HTTP is the host:port for /healthz, /readyz, /metrics and /status.
 	// Empty: none.
@@ -228,6 +238,12 @@ func (c *Config) Validate() error {
 	}
 	if err := c.checkTCP(); err != nil {
 		return err
+	}
+	if c.PassphraseFile != "" && c.KeyFile != "" {
+		return &ConfigError{Key: "key_file", Problem: "passphrase_file is there too, and keys have one protection", Fix: "remove one of them"}
+	}
+	if (c.PassphraseFile != "" || c.KeyFile != "") && c.Data == "" {
+		return &ConfigError{Key: "data", Problem: "without a data folder there are no keys at rest to encrypt", Fix: "set data (--data), or remove passphrase_file and key_file"}
 	}
 	if c.ShutdownTimeout < 0 {
 		return &ConfigError{Key: "shutdown_timeout", Problem: "it is negative", Fix: "write for example 5s"}

@@ -39,9 +39,10 @@ type Hub struct {
 	cert         *certificate // nil without TLS
 	bridge       *bridge.Bridge
 	ockam        *ockam
-	unlock       func()        // gives the data folder free
-	store        *store.Store  // nil when queues are kept in memory
-	found        *store.Report // what was in it
+	protection   identity.Protection // of the keys in the data folder
+	unlock       func()              // gives the data folder free
+	store        *store.Store        // nil when queues are kept in memory
+	found        *store.Report       // what was in it
 
 	limits  *guard.Limits
 	guarded *guard.Counters
@@ -104,19 +105,19 @@ func New(cfg Config) (_ *Hub, err error) {
 			err = errors.Join(err, h.store.Close())
 		}
 	}()
-	key, err := addressKey(&h.cfg, h.logger)
-	if err != nil {
+	var born bool
+	if h.identity, born, err = hubIdentity(h.cfg.Data, h.protection, h.logger); err != nil {
 		return nil, err
 	}
-	var born bool
-	if h.identity, born, err = hubIdentity(h.cfg.Data, h.logger); err != nil {
+	key, err := addressKey(&h.cfg, h.identity, h.logger)
+	if err != nil {
 		return nil, err
 	}
 	if h.proofs, err = newVerifier(&h.cfg, h.identity.Identifier(), born, h.devices, h.logger); err != nil {
 		return nil, err
 	}
 	bc := bridge.Config{
-		Key:      [32]byte(key),
+		Key:      key,
 		Identity: hubSigner{bridge.IdentitySigner(h.identity), h.cfg.Data == ""},
 		Trace:    h.cfg.Trace,
 		Logger:   h.logger.With("part", "bridge"),
@@ -173,6 +174,9 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		return nil, err
 	}
 	if err := openData(cfg.Data, create); err != nil {
+		return nil, err
+	}
+	if h.protection, err = cfg.protection(); err != nil {
 		return nil, err
 	}
 	if cfg.PasswordFile != "" {

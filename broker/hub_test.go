@@ -136,18 +136,74 @@ func TestDataFolder(t *testing.T) {
 	if again.Identifier() != id || again.Bridge().HubAddress("x") != address {
 		t.Error("a restart changed the identity or the addresses")
 	}
-	for _, name := range []string{data, filepath.Join(data, addressKeyName)} {
-		info, err := os.Stat(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info.Mode().Perm()&0o077 != 0 {
-			t.Errorf("%s has mode %v", name, info.Mode())
-		}
+	info, err := os.Stat(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		t.Errorf("%s has mode %v", data, info.Mode())
+	}
+	stop(t, again)
+	if err := os.WriteFile(filepath.Join(data, addressKeyName), []byte(strings.Repeat("7f", 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if own := start(t, Config{Data: data}); own.Bridge().HubAddress("x") == address {
+		t.Error("an address key in the data folder has no effect")
 	}
 	other := start(t, Config{})
 	if other.Identifier() == id || other.Bridge().HubAddress("x") == address {
 		t.Error("a hub without the folder has its identity or its addresses")
+	}
+}
+
+// TestKeysAtRest: keys in the data folder are encrypted when that is asked for, also
+// those of a hub that ran without; the hub stays who it is.
+func TestKeysAtRest(t *testing.T) {
+	dir := t.TempDir()
+	data, keyFile, other, secret := filepath.Join(dir, "data"), filepath.Join(dir, "key"), filepath.Join(dir, "other"), filepath.Join(dir, "secret")
+	for _, name := range []string{keyFile, other} {
+		if err := identity.CreateKeyFile(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(secret, []byte("correct horse\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	plain := start(t, Config{Data: data})
+	id, address := plain.Identifier(), plain.Bridge().HubAddress("x")
+	stop(t, plain)
+	for range 2 {
+		h := start(t, Config{Data: data, KeyFile: keyFile})
+		if h.Identifier() != id || h.Bridge().HubAddress("x") != address {
+			t.Error("encryption changed the identity or the addresses")
+		}
+		stop(t, h)
+		v, err := identity.OpenVault(filepath.Join(data, identityFolder))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sealed, err := v.Encrypted(identityName); err != nil || !sealed {
+			t.Errorf("encrypted %v, %v", sealed, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(data, addressKeyName)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an address key lies beside the encrypted keys: %v", err)
+	}
+	var open *identity.PermissionError
+	if err := Check(Config{PassphraseFile: secret, Data: data}); !errors.As(err, &open) {
+		t.Error(err)
+	}
+	if _, err := New(Config{Data: data}); !errors.Is(err, identity.ErrSealed) {
+		t.Errorf("without the key file: %v", err)
+	}
+	if _, err := New(Config{Data: data, KeyFile: other}); !errors.Is(err, identity.ErrPassphrase) {
+		t.Errorf("with another: %v", err)
+	}
+	for _, cfg := range []Config{{PassphraseFile: secret, KeyFile: keyFile, Data: data}, {KeyFile: keyFile}} {
+		var ce *ConfigError
+		if err := cfg.Validate(); !errors.As(err, &ce) {
+			t.Errorf("%+v: %v", cfg, err)
+		}
 	}
 }
 

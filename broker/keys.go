@@ -2,7 +2,6 @@ package broker
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -20,12 +19,34 @@ const (
 	identityName   = "hub"
 	identityFolder = "identity"
 	addressKeyName = "address.key"
-	addressKeyLen  = 32
 )
 
-// hubIdentity loads the hub's identity from the data folder, or creates it.
-// Without a folder it makes one for this process. born says that it is new.
-func hubIdentity(data string, logger *slog.Logger) (p *identity.Private, born bool, err error) {
+// addressLabel names the secret of the hub's identity from which hub addresses are
+// derived.
+const addressLabel = "sealmq hub addresses/1"
+
+// protection says how the hub's keys are encrypted at rest.
+func (c *Config) protection() (identity.Protection, error) {
+	var p identity.Protection
+	var err error
+	switch {
+	case c.PassphraseFile != "":
+		p, err = identity.PassphraseFile(c.PassphraseFile)
+	case c.KeyFile != "":
+		p, err = identity.KeyFile(c.KeyFile)
+	default:
+		p = c.Protection
+	}
+	if err != nil {
+		return p, fmt.Errorf("broker: the hub's keys: %w", err)
+	}
+	return p, nil
+}
+
+// hubIdentity loads the hub's identity from the data folder, or creates it, and
+// encrypts it where it is not and has to be. Without a folder it makes one for this
+// process. born says that it is new.
+func hubIdentity(data string, protection identity.Protection, logger *slog.Logger) (p *identity.Private, born bool, err error) {
 	if data == "" {
 		logger.Warn("no data folder: the hub has a new identity at each start, devices that pinned it will refuse it", "option", "data")
 		p, err := identity.Create()
@@ -34,16 +55,25 @@ func hubIdentity(data string, logger *slog.Logger) (p *identity.Private, born bo
 		}
 		return p, true, nil
 	}
-	v, err := identity.OpenVault(filepath.Join(data, identityFolder))
+	v, err := identity.OpenVault(filepath.Join(data, identityFolder), identity.WithProtection(protection))
 	if err != nil {
 		return nil, false, fmt.Errorf("broker: the hub's identity: %w", err)
 	}
-	p, err = v.Load(identityName)
-	if errors.Is(err, identity.ErrNotFound) {
+	sealed, err := v.Encrypted(identityName)
+	switch {
+	case errors.Is(err, identity.ErrNotFound):
 		born = true
 		if p, err = v.Create(identityName); err == nil {
 			logger.Info("created the hub's identity", "identifier", p.Identifier().String(), "data", data)
 		}
+	case err != nil:
+	case protection.Encrypts() && !sealed:
+		if err = v.Protect(identityName, protection); err == nil {
+			logger.Info("encrypted the hub's keys", "data", data)
+		}
+	}
+	if err == nil && !born {
+		p, err = v.Load(identityName)
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("broker: the hub's identity: %w", err)
@@ -79,80 +109,48 @@ func openData(data string, create bool) error {
 	return nil
 }
 
-// addressKey returns the key from which hub addresses are derived: from the
-// named file, from the data folder, where it is made once, or a random one.
-func addressKey(cfg *Config, logger *slog.Logger) ([]byte, error) {
+// addressKey returns the key from which hub addresses are derived: from the named
+// file, from address.key in the data folder where somebody has put one, or from the
+// secret that is kept with the hub's identity, so it is encrypted where that is.
+func addressKey(cfg *Config, id *identity.Private, logger *slog.Logger) ([32]byte, error) {
 	switch {
 	case cfg.AddressKeyFile != "":
 		return readAddressKey(cfg.AddressKeyFile)
 	case cfg.Data == "":
 		logger.Warn("no data folder and no address key: live channels and forwarding addresses end with the hub", "option", "data")
-		key := make([]byte, addressKeyLen)
-		rand.Read(key) // never fails
-		return key, nil
+		return id.Secret(addressLabel), nil
 	}
-	name := filepath.Join(cfg.Data, addressKeyName)
-	key, err := readAddressKey(name)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return key, err
+	key, err := readAddressKey(filepath.Join(cfg.Data, addressKeyName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return id.Secret(addressLabel), nil
 	}
-	key = make([]byte, addressKeyLen)
-	rand.Read(key)
-	if err := writeNew(name, []byte(hex.EncodeToString(key)+"\n")); err != nil {
-		return nil, fmt.Errorf("broker: address key: %w", err)
-	}
-	return key, nil
+	return key, err
 }
 
 // readAddressKey reads 64 hex digits from a file that only its owner can read.
-func readAddressKey(name string) ([]byte, error) {
+func readAddressKey(name string) (key [32]byte, err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, fmt.Errorf("broker: address key: %w", err)
+		return key, fmt.Errorf("broker: address key: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("broker: address key: %w", err)
+		return key, fmt.Errorf("broker: address key: %w", err)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, &PermissionError{File: name, Mode: mode, Want: 0o600, What: "others can read the address key"}
+		return key, &PermissionError{File: name, Mode: mode, Want: 0o600, What: "others can read the address key"}
 	}
 	text, err := io.ReadAll(io.LimitReader(f, 1024))
 	if err != nil {
-		return nil, fmt.Errorf("broker: address key: %w", err)
+		return key, fmt.Errorf("broker: address key: %w", err)
 	}
-	key, err := hex.DecodeString(string(bytes.TrimSpace(text)))
-	if err != nil || len(key) != addressKeyLen { // the cause could hold digits of the key
-		return nil, &ConfigError{Key: "address_key_file", Problem: fmt.Sprintf("%s does not hold 64 hex digits", name),
+	digits, err := hex.DecodeString(string(bytes.TrimSpace(text)))
+	if err != nil || len(digits) != len(key) { // the cause could hold digits of the key
+		return key, &ConfigError{Key: "address_key_file", Problem: fmt.Sprintf("%s does not hold 64 hex digits", name),
 			Fix: "make one with: (umask 077; openssl rand -hex 32 > " + name + ")"}
 	}
-	return key, nil
-}
-
-// writeNew writes a file that must not exist yet, whole or not at all, for its
-// owner alone.
-func writeNew(name string, content []byte) (err error) {
-	dir := filepath.Dir(name)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(name)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }() // gone already when all is well
-	if _, err = tmp.Write(content); err == nil {
-		err = tmp.Sync()
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	// Unlike a rename, a link never replaces what another process just wrote.
-	if err := os.Link(tmp.Name(), name); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return [32]byte(digits), nil
 }
 
 func syncDir(dir string) error {

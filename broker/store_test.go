@@ -104,7 +104,9 @@ func TestStoreRefused(t *testing.T) {
 			}
 		}, store.ErrCorrupt, "backup"},
 		{"another key", func(t *testing.T, data string) {
-			change(t, filepath.Join(data, "address.key"), func([]byte) []byte { return []byte(hex.EncodeToString(make([]byte, 31)) + "01\n") })
+			if err := os.WriteFile(filepath.Join(data, addressKeyName), []byte(hex.EncodeToString(make([]byte, 31))+"01\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}, bridge.ErrRoute, "address key"},
 		{"no folder", func(t *testing.T, data string) {
 			if err := os.RemoveAll(filepath.Join(data, "store")); err != nil {

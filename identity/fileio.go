@@ -72,11 +72,19 @@ func readPrivate(path string, limit int64) ([]byte, fs.FileInfo, error) {
 		return nil, nil, fmt.Errorf("identity: %w", err)
 	}
 	defer f.Close() // nothing was written
-	if info, err = f.Stat(); err != nil {
+	return readChecked(path, f, limit)
+}
+
+// readChecked reads an open file, unless it is a regular one that others may touch.
+func readChecked(path string, f *os.File, limit int64) ([]byte, fs.FileInfo, error) {
+	info, err := f.Stat()
+	if err != nil {
 		return nil, nil, fmt.Errorf("identity: %w", err)
 	}
-	if err := checkMode(path, info, 0o600); err != nil {
-		return nil, nil, err
+	if info.Mode().IsRegular() {
+		if err := checkMode(path, info, 0o600); err != nil {
+			return nil, nil, err
+		}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
@@ -106,6 +114,14 @@ func sameFile(a, b fs.FileInfo) bool {
 
 // tempPrefix begins the names of files that are being written.
 const tempPrefix = ".tmp-"
+
+// WriteNew writes a new file, whole or not at all, that its owner alone may read: a
+// backup, say. It fails with an error that wraps fs.ErrExist rather than overwrite
+// another.
+func WriteNew(path string, data []byte) error {
+	_, err := new(disk).replace(path, data, true)
+	return err
+}
 
 // disk writes files so that a crash at any point leaves the old or the new
 // contents. fault, for tests, is asked before each step; an error there stops

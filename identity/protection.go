@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"golang.org/x/crypto/argon2"
@@ -23,6 +22,8 @@ var (
 	ErrSealed = errors.New("encrypted: give its passphrase or key file")
 	// ErrPassphrase means that an encrypted file does not open.
 	ErrPassphrase = errors.New("wrong passphrase or key file, or the file was altered")
+	// ErrNoPassphrase means that a passphrase is empty.
+	ErrNoPassphrase = errors.New("identity: the passphrase is empty")
 )
 
 // Protection says how secret keys are encrypted at rest. The zero value does
@@ -67,12 +68,29 @@ func (c argonCost) allowed() bool {
 // passphrase is copied.
 func Passphrase(passphrase []byte) (Protection, error) {
 	if len(passphrase) == 0 {
-		return Protection{}, errors.New("identity: the passphrase is empty")
+		return Protection{}, ErrNoPassphrase
 	}
 	return Protection{&protection{kdf: kdfArgon2id, secret: hide(bytes.Clone(passphrase)), cost: defaultCost}}, nil
 }
 
-// Bounds of a key file, in bytes.
+// PassphraseFile is Passphrase with the first line of a file, which nobody but its
+// owner may read. It may be a pipe, and behind a symbolic link.
+func PassphraseFile(path string) (Protection, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Protection{}, fmt.Errorf("identity: passphrase: %w", err)
+	}
+	defer f.Close() // nothing was written
+	text, _, err := readChecked(path, f, maxKeyFile)
+	if err != nil {
+		return Protection{}, err
+	}
+	defer clear(text)
+	line, _, _ := bytes.Cut(bytes.TrimPrefix(text, []byte("\ufeff")), []byte("\n"))
+	return Passphrase(bytes.TrimRight(line, "\r"))
+}
+
+// Bounds of a key file, in bytes; the longest passphrase file is as long.
 const (
 	minKeyFile = 32
 	maxKeyFile = 4096
@@ -98,18 +116,7 @@ func CreateKeyFile(path string) error {
 	text := append(hex.AppendEncode(nil, key[:]), '\n')
 	defer clear(key[:])
 	defer clear(text)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|noFollow, 0o600)
-	if err != nil {
-		return fmt.Errorf("identity: key file: %w", err)
-	}
-	if err := new(disk).fill(f, text); err != nil {
-		_ = os.Remove(path)
-		return err
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("identity: key file: %w", err)
-	}
-	return nil
+	return WriteNew(path, text)
 }
 
 // Encrypts reports whether p encrypts at all.

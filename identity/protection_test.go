@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -209,8 +210,58 @@ func TestKeyFile(t *testing.T) {
 	if _, err := KeyFile(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
-	if _, err := Passphrase(nil); err == nil {
+	if names := dirNames(t, dir); strings.Contains(names, tempPrefix) {
+		t.Errorf("left behind: %s", names)
+	}
+	if _, err := Passphrase(nil); !errors.Is(err, ErrNoPassphrase) {
 		t.Error("empty passphrase accepted")
+	}
+}
+
+func TestPassphraseFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "secret")
+	open := errors.New("others can read it")
+	for _, c := range []struct {
+		text string
+		mode os.FileMode
+		want error
+	}{
+		{"right\n", 0o600, nil},
+		{"\ufeffright\r\nand a comment\n", 0o400, nil},
+		{"right", 0o600, nil},
+		{"right ", 0o600, ErrPassphrase},
+		{"\nright", 0o600, ErrNoPassphrase},
+		{strings.Repeat("x", 4097), 0o600, ErrFile},
+		{"right\n", 0o640, open},
+		{"right\n", 0o604, open},
+		{"right\n", 0o602, open},
+	} {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		p, err := PassphraseFile(path)
+		if err == nil {
+			var sealed *sealedKeys
+			if sealed, err = cheap(t, "right").p.seal([]byte("keys"), nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			_, err = p.p.open(sealed, nil)
+		}
+		if perm := (*PermissionError)(nil); errors.As(err, &perm) {
+			err = open
+		}
+		if !errors.Is(err, c.want) {
+			t.Errorf("%.10q, mode %o: %v, want %v", c.text, c.mode, err, c.want)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := PassphraseFile(path + "x"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
 	}
 }
 

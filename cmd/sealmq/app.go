@@ -31,6 +31,7 @@ type app struct {
 	lookupEnv func(string) (string, bool)
 
 	keys    keyFlags // --passphrase-file and --key-file
+	folder  string   // --vault
 	json    bool     // --json
 	verbose bool     // --verbose
 	started bool     // the command line was accepted

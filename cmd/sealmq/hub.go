@@ -51,6 +51,9 @@ ends the connections that they no longer let in.`,
 			if err != nil {
 				return err
 			}
+			if cfg, err = a.hubKeys(cfg); err != nil {
+				return err
+			}
 			if cfg.Logger, err = a.hubLogger(logFormat); err != nil {
 				return err
 			}
@@ -68,7 +71,17 @@ ends the connections that they no longer let in.`,
 	f.BoolVar(&check, "check", false, "check the configuration and its files, and exit")
 	f.StringVar(&logFormat, "log", "text", "log format on stderr: text or json")
 	hubFlags(f, &flags)
+	a.addKeyFlags(f)
 	return c
+}
+
+// hubKeys lets a flag or a variable for the protection of keys win over the file.
+func (a *app) hubKeys(cfg broker.Config) (broker.Config, error) {
+	p, err := a.protection()
+	if err == nil && p.Encrypts() {
+		cfg.Protection, cfg.PassphraseFile, cfg.KeyFile = p, "", ""
+	}
+	return cfg, err
 }
 
 // hubFlags defines a flag for each setting that a flag can override.

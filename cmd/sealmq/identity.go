@@ -61,11 +61,15 @@ where --passphrase-file or --key-file says so.`,
 	)
 	c.AddCommand(a.keyCommands()...)
 	a.addKeyFlags(c.PersistentFlags())
+	c.PersistentFlags().StringVar(&a.folder, "vault", "", "folder with the identities (default $"+envHome+"/identities); that of a hub, named hub, is identity in its data folder")
 	return c
 }
 
 // vaultDir is the folder with the identities.
 func (a *app) vaultDir() (string, error) {
+	if a.folder != "" {
+		return a.folder, nil
+	}
 	home, err := a.home()
 	if err != nil {
 		return "", err

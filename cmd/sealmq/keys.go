@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -37,7 +38,8 @@ func (a *app) protection() (identity.Protection, error) {
 			if k != (keyFlags{}) {
 				return identity.Protection{}, usagef("set only one of "+envPassphrase+", "+envPassphraseFile+" and "+envKeyFile, "keys at rest have one protection")
 			}
-			return passphrase([]byte(p))
+			protection, err := identity.Passphrase([]byte(p))
+			return protection, keyError(err)
 		}
 	}
 	return k.protection()
@@ -48,28 +50,26 @@ func (k keyFlags) protection() (identity.Protection, error) {
 	case k.passphraseFile != "" && k.keyFile != "":
 		return identity.Protection{}, usagef("give a passphrase or a key file", "keys at rest have one protection")
 	case k.passphraseFile != "":
-		text, err := readSmall(k.passphraseFile, "the passphrase")
-		if err != nil {
-			return identity.Protection{}, err
-		}
-		line, _, _ := bytes.Cut(text, []byte("\n"))
-		return passphrase(bytes.TrimRight(line, "\r"))
+		p, err := identity.PassphraseFile(k.passphraseFile)
+		return p, keyError(err)
 	case k.keyFile != "":
 		p, err := identity.KeyFile(k.keyFile)
-		if err != nil {
-			return p, vaultError("", err)
-		}
-		return p, nil
+		return p, keyError(err)
 	}
 	return identity.Protection{}, nil
 }
 
-func passphrase(text []byte) (identity.Protection, error) {
-	p, err := identity.Passphrase(text)
-	if err != nil {
-		return p, coded(exitData, err, "")
+// keyError gives an error about a passphrase or a key file its exit code.
+func keyError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, identity.ErrNoPassphrase):
+		return coded(exitData, err, "")
+	case errors.Is(err, fs.ErrNotExist):
+		return coded(exitNoInput, err, "")
 	}
-	return p, nil
+	return vaultError("", err)
 }
 
 // openVault opens a folder of identities with the protection that was asked for.
@@ -201,13 +201,15 @@ func (a *app) protectCommand() *cobra.Command {
 
 func (a *app) exportCommand() *cobra.Command {
 	var out keyFlags
+	var file string
 	var plain bool
 	c := &cobra.Command{
 		Use:   "export NAME",
 		Short: "Print a backup of an identity with its keys",
 		Long: `Prints everything of an identity: change history, keys, and the secret from which
-its addresses derive. Whoever has the backup and its passphrase is this device.`,
-		Example: `  sealmq identity export alice --backup-passphrase-file secret > alice.backup
+its addresses derive. Whoever has the backup and its passphrase is this device. With
+--out it goes to a new file that only you can read.`,
+		Example: `  sealmq identity export alice --backup-passphrase-file secret --out alice.backup
   sealmq identity import alice --backup-passphrase-file secret < alice.backup`,
 		Args:              exactArgs("a name"),
 		ValidArgsFunction: a.completeIdentity,
@@ -227,9 +229,16 @@ its addresses derive. Whoever has the backup and its passphrase is this device.`
 			if err != nil {
 				return vaultError(args[0], err)
 			}
-			return a.result(map[string]string{"name": args[0], "backup": string(backup)}, string(bytes.TrimRight(backup, "\n")))
+			if file == "" {
+				return a.result(map[string]string{"name": args[0], "backup": string(backup)}, string(bytes.TrimRight(backup, "\n")))
+			}
+			if err := identity.WriteNew(file, backup); err != nil {
+				return err
+			}
+			return a.result(map[string]string{"name": args[0], "file": file}, file)
 		},
 	}
+	c.Flags().StringVar(&file, "out", "", "write the backup to this file, which must not exist, whole or not at all")
 	backupFlags(c.Flags(), &out)
 	c.Flags().BoolVar(&plain, "insecure-plain", false, "print the keys unencrypted")
 	return c

@@ -13,7 +13,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -23,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sealmq/sealmq/broker"
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/integration/internal/peer"
 )
 
@@ -96,15 +96,16 @@ func (h *hub) end(sig syscall.Signal) {
 // address is the hub address of a device: what live channels name.
 func (h *hub) address(clientID string) string {
 	h.t.Helper()
-	text, err := os.ReadFile(filepath.Join(h.data, "address.key"))
+	v, err := identity.OpenVault(filepath.Join(h.data, "identity"))
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	key, err := hex.DecodeString(string(bytes.TrimSpace(text)))
+	p, err := v.Load("hub")
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	m := hmac.New(sha256.New, key)
+	key := p.Secret("sealmq hub addresses/1")
+	m := hmac.New(sha256.New, key[:])
 	m.Write([]byte("hub-address/1" + clientID))
 	return "dev_" + hex.EncodeToString(m.Sum(nil)[:16])
 }
