@@ -56,11 +56,13 @@ func (b *Bridge) Records() []Record {
 	return out
 }
 
-// Replay calls f for every retained record on the observers' goroutine, so that
-// f and Observer.Record together always end with the latest state. It returns at
-// once, and does nothing while there is no observer.
-func (b *Bridge) Replay(f func(Record)) {
-	b.ring.push(item{kind: itemReplay, replay: f}, 0)
+// Replay calls begin, and what that returns for every retained record, on the
+// observers' goroutine, so that it and Observer.Record together always end with the
+// latest state; nil ends it. Replay returns at once, and does nothing while there is
+// no observer. Replays are not dropped for want of room: begin returns nil for what
+// another one has done.
+func (b *Bridge) Replay(begin func() func(Record)) {
+	b.ring.push(item{kind: itemReplay, replay: begin}, 0)
 }
 
 type itemKind uint8
@@ -75,7 +77,7 @@ type item struct {
 	kind   itemKind
 	copy   Copy
 	trace  traceLine
-	replay func(Record)
+	replay func() func(Record)
 }
 
 type traceLine struct {
@@ -201,6 +203,9 @@ func (r *ring) run() {
 			}
 		}
 		for i := range items {
+			if !r.active.Load() {
+				break
+			}
 			r.hand(&items[i], to)
 		}
 		r.mu.Lock()
@@ -210,8 +215,15 @@ func (r *ring) run() {
 func (r *ring) hand(it *item, to []*observer) {
 	switch it.kind {
 	case itemReplay:
+		f := it.replay()
+		if f == nil {
+			return
+		}
 		for _, rec := range r.b.Records() {
-			it.replay(rec)
+			if !r.active.Load() {
+				return
+			}
+			f(rec)
 		}
 		return
 	case itemCopy:

@@ -80,7 +80,7 @@ func TestObserver(t *testing.T) {
 	early := attach(t, b, "early", true)
 	o := newTestObserver()
 	cancel := b.Observe(o)
-	b.Replay(o.Record)
+	b.Replay(func() func(Record) { return o.Record })
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", true)
 	fwd := d.register(ServiceForwarding, "register", "M")
 	a.send(route.To(fwd, "x"), route.To("r"), []byte("secret?"))
@@ -119,6 +119,33 @@ func TestObserver(t *testing.T) {
 	n := b.Counters().Copies
 	a.send(route.To("echo"), route.To("r"), nil)
 	equal(t, "after cancel", b.Counters().Copies, n)
+}
+
+// TestReplaysEndWithTheObserver: what waits is not done for nobody, nor at the end.
+func TestReplaysEndWithTheObserver(t *testing.T) {
+	b := newTestBridge(t, nil)
+	attach(t, b, "alice", true)
+	attach(t, b, "bob", true)
+	o := newTestObserver()
+	cancel := b.Observe(o)
+	started, gate, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	begun, records := 0, 0
+	for range 100 {
+		b.Replay(func() func(Record) {
+			if begun++; begun == 1 {
+				close(started)
+				<-gate
+			}
+			return func(Record) { records++ }
+		})
+	}
+	<-started
+	cancel()
+	close(gate)
+	go func() { defer close(ended); _ = b.Close() }() // waits for the observers' goroutine
+	<-ended
+	equal(t, "replays begun", begun, 1)
+	equal(t, "records", records, 0)
 }
 
 func TestSlowObserverLosesCopies(t *testing.T) {

@@ -126,7 +126,7 @@ func TestValidate(t *testing.T) {
 		{"frame too small", Config{Limits: Limits{Frame: 10}}, "limits.frame", "4KiB"},
 		{"memory for nothing", Config{Limits: Limits{Memory: 1 << 20}}, "limits.memory", "64MiB"},
 		{"memory", Config{Limits: Limits{Memory: 64 << 20}}, "", ""},
-		{"memory and queues", Config{Limits: Limits{Memory: 1 << 30, QueuedBytes: 250 << 20}}, "", ""},
+		{"memory and queues", Config{Limits: Limits{Memory: 1 << 30, QueuedBytes: 200 << 20}}, "", ""},
 		{"memory less than one queue", Config{Limits: Limits{Memory: 64 << 20, QueuedBytes: 1 << 30}}, "limits.queued_bytes", "raise"},
 		{"memory less than all", Config{Limits: Limits{Memory: 1 << 30, QueuedBytes: 800 << 20}}, "limits.memory", "queued_bytes"},
 		{"memory less than connections", Config{Limits: Limits{Memory: 256 << 20, Connections: 100_000}}, "limits.memory", "connections"},

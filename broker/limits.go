@@ -58,12 +58,16 @@ type Limits struct {
 	Subscriptions int `yaml:"subscriptions"`
 	TopicBytes    int `yaml:"topic_bytes"`
 	TopicLevels   int `yaml:"topic_levels"`
-	// Retained and RetainedBytes bound the retained messages of ordinary clients.
-	// Defaults 100,000 and 64 MiB.
+	// SubscriptionBytes bounds what the filters of all ordinary clients take, about
+	// 640 bytes for each level that no other filter begins with. One client may have a
+	// quarter of it, 8 MiB at most. Default 256 MiB.
+	SubscriptionBytes Size `yaml:"subscription_bytes"`
+	// Retained and RetainedBytes bound the retained messages of ordinary clients, with
+	// the levels of their topics. Defaults 100,000 and 128 MiB.
 	Retained      int  `yaml:"retained"`
 	RetainedBytes Size `yaml:"retained_bytes"`
 	// Sessions bounds the MQTT sessions, connected or kept, SessionBytes what is
-	// queued in all of them. Defaults 131,072 and 256 MiB.
+	// queued in all of them; wills have a quarter as much. Defaults 131,072 and 256 MiB.
 	Sessions     int  `yaml:"sessions"`
 	SessionBytes Size `yaml:"session_bytes"`
 	// Observers is how many clients may watch at one time. Default 64.
@@ -75,7 +79,8 @@ type Limits struct {
 	// Connections is how many MQTT connections there may be. Default 65,536.
 	Connections int `yaml:"connections"`
 	// ConnectionsPerAddress is how many may come from one IP address, or one
-	// IPv6 network of 64 bits. Default 16,384.
+	// IPv6 network of 64 bits. Default 16,384, and with Memory no more than half of
+	// Connections.
 	ConnectionsPerAddress int `yaml:"connections_per_address"`
 	// ConnectionsPending is how many may be between accept and CONNECT.
 	// Default 4,096.
@@ -146,6 +151,7 @@ func (l Limits) validate() error {
 		{"peers", int64(l.Peers)},
 		{"forwarders", int64(l.Forwarders)},
 		{"subscriptions", int64(l.Subscriptions)},
+		{"subscription_bytes", int64(l.SubscriptionBytes)},
 		{"topic_bytes", int64(l.TopicBytes)},
 		{"topic_levels", int64(l.TopicLevels)},
 		{"retained", int64(l.Retained)},

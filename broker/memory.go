@@ -29,7 +29,7 @@ type share struct {
 }
 
 // shares are the limits that bound memory. What they leave of the ceiling is for
-// connections, subscriptions, and what the garbage collector has yet to find.
+// connections, and what the garbage collector has yet to find.
 func (l *Limits) shares() []share {
 	return []share{
 		{"queued_bytes", &l.QueuedBytes, 12},
@@ -38,6 +38,7 @@ func (l *Limits) shares() []share {
 		{"arriving_bytes", &l.ArrivingBytes, 2},
 		{"session_bytes", &l.SessionBytes, 4},
 		{"retained_bytes", &l.RetainedBytes, 2},
+		{"subscription_bytes", &l.SubscriptionBytes, 4},
 	}
 }
 
@@ -59,10 +60,11 @@ func (l Limits) checkMemory() error {
 		sum += *s.value
 	}
 	sum += l.OutputBytes + l.ArrivingBytes // once for MQTT, once for TCP
+	sum += l.SessionBytes / 4              // wills
 	sum += Size(min(l.Connections, 1<<30)) * connectionCost
 	if sum > l.Memory/4*3 {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("queues, buffers and connections may come to %d MiB, more than three quarters of %v", sum>>20, l.Memory),
-			Fix: "raise it, or lower queued_bytes, waiting_bytes, output_bytes, arriving_bytes, session_bytes, retained_bytes or connections"}
+			Fix: "raise it, or lower queued_bytes, waiting_bytes, output_bytes, arriving_bytes, session_bytes, retained_bytes, subscription_bytes or connections"}
 	}
 	return nil
 }
@@ -83,6 +85,7 @@ func (l Limits) fit() Limits {
 		}
 	}
 	def(&l.Connections, guard.DefaultConns, l.Memory/8/connectionCost)
+	def(&l.ConnectionsPerAddress, guard.DefaultPerAddress, max(64, Size(l.Connections)/2))
 	def(&l.ConnectionsPending, guard.DefaultPending, max(64, Size(l.Connections)/8))
 	def(&l.Peers, 1_000_000, max(1024, l.Memory/16/peerCost))
 	def(&l.Sessions, guard.DefaultSessions, max(1024, 2*Size(l.Connections)))
@@ -110,7 +113,7 @@ func (l Limits) fixes() guard.FixesConfig {
 	return guard.FixesConfig{
 		TopicBytes: l.TopicBytes, TopicLevels: l.TopicLevels, Subscriptions: l.Subscriptions,
 		Retained: l.Retained, RetainedBytes: int(l.RetainedBytes),
-		Sessions: l.Sessions, QueuedBytes: int64(l.SessionBytes),
+		Sessions: l.Sessions, QueuedBytes: int64(l.SessionBytes), FilterBytes: int64(l.SubscriptionBytes),
 	}
 }
 

@@ -89,12 +89,18 @@ func (h *Hook) mayWatch(s *session) bool {
 	return len(s.filters)+len(s.fresh) < observerFilters
 }
 
-// watch adds an observer's filters and sends it the records that they match.
+// watch adds an observer's filters and sends it the records that they match. There is
+// one replay for an observer at a time: what it asks for meanwhile is in the same one
+// if that has not begun, and else in the next.
 func (h *Hook) watch(s *session, filters []string) {
 	h.watchMu.Lock()
+	asked := len(s.replay) > 0
 	for _, f := range filters {
 		if !slices.Contains(s.filters, f) {
 			s.filters = append(s.filters, f)
+		}
+		if !slices.Contains(s.replay, f) {
+			s.replay = append(s.replay, f)
 		}
 	}
 	h.observers[s] = struct{}{}
@@ -102,9 +108,21 @@ func (h *Hook) watch(s *session, filters []string) {
 		h.unobserve = h.o.Bridge.Observe(watcher{h})
 	}
 	h.watchMu.Unlock()
-	h.o.Bridge.Replay(func(r bridge.Record) {
-		if topic := h.recordTopic(&r); wanted(filters, topic) {
-			h.retained(s, topic, r.JSON)
+	if asked {
+		return
+	}
+	h.o.Bridge.Replay(func() func(bridge.Record) {
+		h.watchMu.Lock()
+		filters := s.replay
+		s.replay = nil
+		h.watchMu.Unlock()
+		if len(filters) == 0 {
+			return nil
+		}
+		return func(r bridge.Record) {
+			if topic := h.recordTopic(&r); wanted(filters, topic) {
+				h.retained(s, topic, r.JSON)
+			}
 		}
 	})
 }
@@ -167,7 +185,8 @@ func (s *session) drained() {
 // forget removes one filter.
 func (h *Hook) forget(s *session, filter string) {
 	h.watchMu.Lock()
-	s.filters = slices.DeleteFunc(s.filters, func(f string) bool { return f == filter })
+	same := func(f string) bool { return f == filter }
+	s.filters, s.replay = slices.DeleteFunc(s.filters, same), slices.DeleteFunc(s.replay, same)
 	none := len(s.filters) == 0
 	h.watchMu.Unlock()
 	if none {
@@ -179,7 +198,7 @@ func (h *Hook) forget(s *session, filter string) {
 func (h *Hook) unwatch(s *session) {
 	h.watchMu.Lock()
 	delete(h.observers, s)
-	s.backlog = nil
+	s.backlog, s.replay = nil, nil
 	var end func()
 	if len(h.observers) == 0 {
 		end, h.unobserve = h.unobserve, nil

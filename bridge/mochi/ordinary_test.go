@@ -245,6 +245,37 @@ func TestObservers(t *testing.T) {
 	})
 }
 
+// TestReplaysAreMerged: an observer that asks again and again while the records it has
+// asked for wait to be sent gets them once.
+func TestReplaysAreMerged(t *testing.T) {
+	h := newHub(t)
+	h.device(t, "alice", false)
+	o := h.login(t, false, rawmqtt.Options{ID: "o", User: "observer"})
+	if _, err := o.Sub(1, 0, "sealmq/+/status"); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, o, rawmqtt.PUBLISH)
+	gate := make(chan struct{})
+	h.b.Replay(func() func(bridge.Record) { <-gate; return nil })
+	for range 100 {
+		for _, f := range []string{"sealmq/+/status", "sealmq/alice/status"} {
+			if _, err := o.Sub(1, 0, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send(t, o, rawmqtt.Unsubscribe(false, 1, "sealmq/alice/status"))
+	expect(t, o, rawmqtt.UNSUBACK)
+	close(gate)
+	if p := expect(t, o, rawmqtt.PUBLISH); !p.Retain() || p.Topic != "sealmq/alice/status" {
+		t.Errorf("%s %s", p.Topic, p.Payload)
+	}
+	h.device(t, "bob", false)
+	if p := expect(t, o, rawmqtt.PUBLISH); p.Retain() || p.Topic != "sealmq/bob/status" {
+		t.Errorf("after the records: %s %s", p.Topic, p.Payload)
+	}
+}
+
 func TestStalledObserverLosesCopiesOnly(t *testing.T) {
 	h := newHub(t)
 	alice, bob := h.device(t, "alice", false), h.device(t, "bob", false)

@@ -43,6 +43,7 @@ type session struct {
 
 	// An observer's, guarded by h.watchMu.
 	filters []string          // under the root
+	replay  []string          // filters whose records a replay that has not begun will send
 	backlog map[string][]byte // records that wait for room, by topic
 }
 

@@ -222,8 +222,7 @@ func Publish(v5 bool, flags byte, topic string, id uint16, payload []byte, props
 		b = binary.BigEndian.AppendUint16(b, id)
 	}
 	if v5 {
-		b = append(b, byte(len(props)))
-		b = append(b, props...)
+		b = append(binary.AppendUvarint(b, uint64(len(props))), props...)
 	}
 	return Frame(PUBLISH<<4|flags, append(b, payload...))
 }

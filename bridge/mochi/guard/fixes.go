@@ -21,7 +21,8 @@ const (
 	DefaultTopicLevels   = 32
 	DefaultSubscriptions = 1024
 	DefaultRetained      = 100_000
-	DefaultRetainedBytes = 64 << 20
+	DefaultRetainedBytes = 128 << 20
+	DefaultFilterBytes   = 256 << 20
 	DefaultSessions      = 131_072
 	DefaultQueuedBytes   = 256 << 20
 )
@@ -37,8 +38,13 @@ type FixesConfig struct {
 	TopicLevels int
 	// Subscriptions is the number of filters one session may hold.
 	Subscriptions int
-	// Retained and RetainedBytes bound the retained messages of the server.
-	// Beyond them a message is delivered, but not retained.
+	// FilterBytes bounds what the filters of all sessions take in mochi's tree, about
+	// 640 bytes for each level that no other filter begins with. One session may have
+	// a quarter of it, 8 MiB at most, without regard to what others share.
+	FilterBytes int64
+	// Retained and RetainedBytes bound the retained messages of the server, with the
+	// levels of their topics as above. Beyond them a message is delivered, but not
+	// retained.
 	Retained      int
 	RetainedBytes int
 	// Sessions bounds the sessions that are connected or kept: beyond it nobody
@@ -47,7 +53,8 @@ type FixesConfig struct {
 	Sessions int
 	// QueuedBytes bounds what mochi keeps for all sessions together until they
 	// acknowledge it, away or connected. Beyond it a message is not kept: a
-	// client that is connected gets it once, one that is away not at all.
+	// client that is connected gets it once, one that is away not at all. Wills have
+	// a quarter as much for themselves; beyond it nobody is admitted who leaves one.
 	QueuedBytes int64
 	// AllowWill decides whether a client may leave a will on a topic, which
 	// mochi asks no ACL about. nil allows every valid topic outside $SYS.
@@ -77,8 +84,11 @@ type Fixes struct {
 	live  map[*mqtt.Client]*session // from OnSessionEstablish to the end
 	sizes map[string]int            // retained messages by topic
 	bytes int                       // and their sum
+	kept  paths                     // and the way to them
 
-	queued queued
+	queued  queued
+	filters filters
+	wills   wills
 
 	plain sync.Map // *mqtt.Client to *session, for connections of other listeners
 }
@@ -91,6 +101,7 @@ type session struct {
 	established atomic.Bool
 	over        atomic.Bool // OnDisconnect was called
 	inside      atomic.Bool // holds its client id's gate
+	changes     []change    // the reading goroutine's, within one packet
 }
 
 // NewFixes returns a hook for server.
@@ -112,6 +123,9 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 	if cfg.QueuedBytes == 0 {
 		cfg.QueuedBytes = DefaultQueuedBytes
 	}
+	if cfg.FilterBytes == 0 {
+		cfg.FilterBytes = DefaultFilterBytes
+	}
 	if cfg.Counters == nil {
 		cfg.Counters = new(Counters)
 	}
@@ -119,11 +133,13 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Fixes{
-		server: server,
-		cfg:    cfg,
-		alone:  server.NewClient(nil, mqtt.LocalListener, "guard", true),
-		live:   make(map[*mqtt.Client]*session),
-		sizes:  make(map[string]int),
+		server:  server,
+		cfg:     cfg,
+		alone:   server.NewClient(nil, mqtt.LocalListener, "guard", true),
+		live:    make(map[*mqtt.Client]*session),
+		sizes:   make(map[string]int),
+		kept:    newPaths(),
+		filters: filters{paths: newPaths(), of: make(map[string]int64)},
 	}, nil
 }
 
@@ -143,6 +159,9 @@ var fixesProvides = [256]bool{
 	mqtt.OnPacketRead:         true,
 	mqtt.OnPacketEncode:       true,
 	mqtt.OnSubscribe:          true,
+	mqtt.OnSubscribed:         true,
+	mqtt.OnUnsubscribe:        true,
+	mqtt.OnUnsubscribed:       true,
 	mqtt.OnPublish:            true,
 	mqtt.OnRetainMessage:      true,
 	mqtt.OnRetainedExpired:    true,
@@ -150,6 +169,7 @@ var fixesProvides = [256]bool{
 	mqtt.OnQosComplete:        true,
 	mqtt.OnQosDropped:         true,
 	mqtt.OnWill:               true,
+	mqtt.OnWillSent:           true,
 	mqtt.OnClientExpired:      true,
 }
 
@@ -199,6 +219,11 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 	if pk.Connect.WillFlag && !f.willAllowed(cl, pk.Connect.WillTopic) {
 		f.cfg.Counters.add(WillRefused)
 		refuse(cl, packets.Err3NotAuthorized, packets.ErrNotAuthorized, "will topic not allowed")
+		return errWill
+	}
+	if !f.wills.fits(cl, f.cfg.QueuedBytes/4) {
+		f.cfg.Counters.add(WillRefused)
+		refuse(cl, packets.Err3ServerUnavailable, packets.ErrQuotaExceeded, "no room for another will")
 		return errWill
 	}
 	if f.tooManySessions(cl) {
@@ -314,6 +339,7 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 			s.ids.inherit(&o.ids)
 		}
 	}
+	f.wills.begin(cl)
 	f.mu.Lock()
 	f.live[cl] = s
 	f.mu.Unlock()
@@ -366,6 +392,7 @@ func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
 		return
 	}
 	s.over.Store(true)
+	f.wills.end(cl)
 	s.enter(f)
 	if s.conn == nil || !s.conn.listened() {
 		// Nobody tells when another listener's connection is over.
@@ -391,6 +418,7 @@ func (f *Fixes) ended(s *session) {
 			s.enter(f)
 		}
 		f.sweep(s)
+		f.wills.end(s.cl)
 	}
 	s.leave(f)
 }
@@ -539,33 +567,6 @@ func (f *Fixes) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int)
 	f.keep(cl, &pk)
 }
 
-// OnSubscribe replaces filters beyond the limits by one that mochi refuses
-// (0x8F in MQTT 5, 0x80 in 3.1.1).
-func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
-	defer f.recovered("OnSubscribe")
-	if cl.Net.Inline {
-		return pk
-	}
-	held := cl.State.Subscriptions.Len()
-	for i := range pk.Filters {
-		filter := &pk.Filters[i].Filter
-		*filter = strings.Clone(*filter) // mochi keeps it, and not the rest of the packet
-		if !f.fits(*filter) {
-			f.cfg.Counters.add(FilterRefused)
-			*filter = ""
-			continue
-		}
-		if _, ok := cl.State.Subscriptions.Get(*filter); ok || *filter == "" {
-			continue
-		}
-		if held++; f.cfg.Subscriptions >= 0 && held > f.cfg.Subscriptions {
-			f.cfg.Counters.add(SubscriptionsFull)
-			*filter = ""
-		}
-	}
-	return pk
-}
-
 // OnPublish drops the retain flag where the store is full.
 func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	defer f.recovered("OnPublish")
@@ -593,7 +594,7 @@ func (f *Fixes) mayRetain(topic string, n int) bool {
 	defer f.mu.Unlock()
 	old, ok := f.sizes[topic]
 	if (ok || f.cfg.Retained < 0 || len(f.sizes) < f.cfg.Retained) &&
-		(f.cfg.RetainedBytes < 0 || f.bytes-old+n <= f.cfg.RetainedBytes) {
+		(f.cfg.RetainedBytes < 0 || f.bytes-old+n+int(f.kept.bytes())+nodeCost*f.kept.missing(topic) <= f.cfg.RetainedBytes) {
 		return true
 	}
 	f.cfg.Counters.add(RetainedFull)
@@ -615,9 +616,16 @@ func (f *Fixes) OnRetainedExpired(topic string) {
 func (f *Fixes) retained(topic string, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.bytes += n - f.sizes[topic]
-	if n == 0 {
+	old, ok := f.sizes[topic]
+	f.bytes += n - old
+	switch {
+	case n == 0 && ok:
+		f.kept.remove(topic)
 		delete(f.sizes, topic)
+	case n != 0 && !ok:
+		f.kept.add(topic)
+	}
+	if n == 0 {
 		return
 	}
 	f.sizes[strings.Clone(topic)] = n

@@ -238,7 +238,7 @@ func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 }
 
 func TestRetainedLimits(t *testing.T) {
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 3, 130 })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 3, 3*nodeCost+130 })
 	c := b.login(t, false, rawmqtt.Options{ID: "c", Will: "will", WillPayload: "x", WillRetain: true})
 	put := func(topic string, n int) {
 		send(t, c, rawmqtt.Publish(false, 3, topic, 1, make([]byte, n)))
@@ -246,7 +246,7 @@ func TestRetainedLimits(t *testing.T) {
 	}
 	held := func(topic string) bool { _, ok := b.Topics.Retained.Get(topic); return ok }
 	put("a", 50)
-	put("b", 81)
+	put("b", nodeCost+81)
 	put("c", 10)
 	put("d", 10)
 	put("e", 10)

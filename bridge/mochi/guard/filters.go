@@ -1,0 +1,219 @@
+package guard
+
+import (
+	"hash/maphash"
+	"strings"
+	"sync"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// What mochi's tree takes, about, as measured: a node for each level of a filter or
+// retained topic that no other one begins with, and an entry for each filter.
+const (
+	nodeCost   = 640
+	filterCost = 640
+
+	// maxClientFilters is what the filters of one session may take at most.
+	maxClientFilters = 8 << 20
+)
+
+// paths counts the nodes of mochi's tree.
+type paths struct {
+	seed  maphash.Seed
+	nodes map[uint64]int // how many topics go through the node of a path, by its hash
+}
+
+func newPaths() paths { return paths{maphash.MakeSeed(), make(map[uint64]int)} }
+
+// each calls f with the hash of every path that leads to topic, and topic itself.
+func (p *paths) each(topic string, f func(node uint64)) {
+	for i := 0; i < len(topic); i++ {
+		if topic[i] == '/' {
+			f(maphash.String(p.seed, topic[:i]))
+		}
+	}
+	f(maphash.String(p.seed, topic))
+}
+
+// missing is how many nodes topic would add.
+func (p *paths) missing(topic string) (n int) {
+	p.each(topic, func(node uint64) {
+		if p.nodes[node] == 0 {
+			n++
+		}
+	})
+	return n
+}
+
+func (p *paths) add(topic string) { p.each(topic, func(node uint64) { p.nodes[node]++ }) }
+
+func (p *paths) remove(topic string) {
+	p.each(topic, func(node uint64) {
+		if p.nodes[node]--; p.nodes[node] <= 0 {
+			delete(p.nodes, node)
+		}
+	})
+}
+
+// bytes is what the nodes take.
+func (p *paths) bytes() int64 { return int64(len(p.nodes)) * nodeCost }
+
+// filters counts what the subscriptions of ordinary clients take.
+type filters struct {
+	mu    sync.Mutex
+	paths paths
+	other int64            // bytes besides the nodes
+	of    map[string]int64 // by client id, as if it had every node for itself
+}
+
+// ownCost is what a filter takes besides its nodes, allCost with them.
+func ownCost(filter string) int64 { return filterCost + 2*int64(len(filter)) }
+func allCost(filter string) int64 {
+	return ownCost(filter) + nodeCost*int64(1+strings.Count(filter, "/"))
+}
+
+// add counts a filter in, and reports whether it is within the limit for all clients
+// and that for one; if not, it is not counted. A negative limit is none.
+func (q *filters) add(id, filter string, limit int64) bool {
+	own, all := ownCost(filter), allCost(filter)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if limit >= 0 && (q.of[id]+all > min(limit/4, maxClientFilters) ||
+		q.other+q.paths.bytes()+own+nodeCost*int64(q.paths.missing(filter)) > limit) {
+		return false
+	}
+	q.paths.add(filter)
+	q.other += own
+	q.of[id] += all
+	return true
+}
+
+// remove counts out a filter that was counted in.
+func (q *filters) remove(id, filter string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.paths.remove(filter)
+	q.other -= ownCost(filter)
+	if q.of[id] -= allCost(filter); q.of[id] <= 0 {
+		delete(q.of, id)
+	}
+}
+
+// change is a filter of the packet that is being processed.
+type change struct {
+	filter  string
+	counted bool // in the count, and goes out of it unless mochi holds it afterwards
+	refused bool // for want of room
+}
+
+// OnSubscribe replaces filters beyond the limits by one that mochi refuses
+// (0x8F in MQTT 5, 0x80 in 3.1.1).
+func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	defer f.recovered("OnSubscribe")
+	s := f.session(cl)
+	if cl.Net.Inline || s == nil {
+		return pk
+	}
+	limit := f.cfg.FilterBytes
+	if s.conn != nil && s.conn.Exempt() {
+		limit = -1 // has a filter that mochi does not store, and needs it
+	}
+	s.changes = s.changes[:0]
+	held := cl.State.Subscriptions.Len()
+	fresh := make(map[string]bool) // added by this packet
+	for i := range pk.Filters {
+		filter := &pk.Filters[i].Filter
+		*filter = strings.Clone(*filter) // mochi keeps it, and not the rest of the packet
+		c := change{filter: *filter}
+		_, had := cl.State.Subscriptions.Get(*filter)
+		switch {
+		case !f.fits(*filter):
+			f.cfg.Counters.add(FilterRefused)
+			*filter = ""
+		case had || fresh[*filter] || !mqtt.IsValidFilter(*filter, false):
+		case f.cfg.Subscriptions >= 0 && held >= f.cfg.Subscriptions, !f.filters.add(cl.ID, *filter, limit):
+			f.cfg.Counters.add(SubscriptionsFull)
+			*filter, c.refused = "", true
+		default:
+			held++
+			c.counted, fresh[c.filter] = true, true
+		}
+		s.changes = append(s.changes, c)
+	}
+	return pk
+}
+
+// OnSubscribed counts out what mochi, or another hook, did not take after all, and
+// says in MQTT 5 that a filter was refused for want of room.
+func (f *Fixes) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
+	defer f.recovered("OnSubscribed")
+	s := f.session(cl)
+	if cl.Net.Inline || s == nil {
+		return
+	}
+	for i, c := range s.changes {
+		if c.refused && cl.Properties.ProtocolVersion == 5 && i < len(codes) && codes[i] == packets.ErrTopicFilterInvalid.Code {
+			codes[i] = packets.ErrQuotaExceeded.Code
+		}
+	}
+	f.settle(cl, s)
+}
+
+// settle counts out the changes whose filters mochi does not hold.
+func (f *Fixes) settle(cl *mqtt.Client, s *session) {
+	for _, c := range s.changes {
+		if !c.counted {
+			continue
+		}
+		if _, held := cl.State.Subscriptions.Get(c.filter); !held {
+			f.filters.remove(cl.ID, c.filter)
+		}
+	}
+	s.changes = s.changes[:0]
+}
+
+// OnUnsubscribe remembers which filters the client has.
+func (f *Fixes) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	defer f.recovered("OnUnsubscribe")
+	s := f.session(cl)
+	if cl.Net.Inline || s == nil {
+		return pk
+	}
+	s.changes = s.changes[:0]
+	gone := make(map[string]bool)
+	for i := range pk.Filters {
+		filter := pk.Filters[i].Filter
+		if _, had := cl.State.Subscriptions.Get(filter); had && !gone[filter] {
+			s.changes = append(s.changes, change{filter: filter, counted: true})
+			gone[filter] = true
+		}
+	}
+	return pk
+}
+
+// OnUnsubscribed counts out what a client has given up, or what went with its
+// session: mochi says so with a packet that nobody has sent.
+func (f *Fixes) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
+	defer f.recovered("OnUnsubscribed")
+	if cl.Net.Inline {
+		return
+	}
+	if pk.PacketID == 0 {
+		for i := range pk.Filters {
+			f.filters.remove(cl.ID, pk.Filters[i].Filter)
+		}
+		return
+	}
+	if s := f.session(cl); s != nil {
+		f.settle(cl, s)
+	}
+}
+
+// FilterBytes returns about what the subscriptions of ordinary clients take.
+func (f *Fixes) FilterBytes() int64 {
+	f.filters.mu.Lock()
+	defer f.filters.mu.Unlock()
+	return f.filters.other + f.filters.paths.bytes()
+}

@@ -1,0 +1,132 @@
+package guard
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+
+	mqtt "github.com/mochi-mqtt/server/v2"
+
+	"github.com/sealmq/sealmq/internal/rawmqtt"
+)
+
+// want is what the filters that mochi holds ought to be counted as.
+func (b *broker) wantFilterBytes() int64 {
+	q := filters{paths: newPaths(), of: make(map[string]int64)}
+	for id, cl := range b.Clients.GetAll() {
+		for f := range cl.State.Subscriptions.GetAll() {
+			q.add(id, f, -1)
+		}
+	}
+	return q.other + q.paths.bytes()
+}
+
+// TestFiltersAreCharged: filters cost what their levels take, for one client and for
+// all; what goes is counted out.
+func TestFiltersAreCharged(t *testing.T) {
+	const total = 64 << 10
+	deep := func(n int) string { return fmt.Sprint(n) + strings.Repeat("/x", 19) } // 13,485 bytes or so
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.FilterBytes = total })
+	v5 := b.login(t, true, rawmqtt.Options{ID: "v5"})
+	if p, err := v5.Sub(1, 0, deep(1), deep(1), deep(2)); err != nil || !bytes.HasSuffix(p.Body, []byte{0, 0, 0x97}) {
+		t.Errorf("%v %v", p, err)
+	}
+	if p, err := v5.Sub(1, 0, deep(1), "#/x", "flat"); err != nil || !bytes.HasSuffix(p.Body, []byte{0, 0x8f, 0}) {
+		t.Errorf("%v %v", p, err)
+	}
+	v3 := b.login(t, false, rawmqtt.Options{ID: "v3"})
+	if p, err := v3.Sub(1, 0, deep(1), deep(2)); err != nil || !bytes.HasSuffix(p.Body, []byte{0, 0x80}) {
+		t.Errorf("%v %v", p, err)
+	}
+	// Nodes that exist are not charged again: others may have many filters like these.
+	for n := range 40 {
+		c := b.login(t, false, rawmqtt.Options{ID: fmt.Sprint("same", n)})
+		if p, err := c.Sub(1, 0, deep(1)); err != nil || p.Code() != 0 {
+			t.Errorf("client %d: %v %v", n, p, err)
+		}
+	}
+	full := false
+	for n := range 10 {
+		c := b.login(t, true, rawmqtt.Options{ID: fmt.Sprint("more", n)})
+		p, err := c.Sub(1, 0, deep(10+n))
+		full = err == nil && p.Code() == 0x97
+	}
+	if !full || b.fixes.FilterBytes() > total {
+		t.Errorf("full %v with %d bytes", full, b.fixes.FilterBytes())
+	}
+	if got, want := b.fixes.FilterBytes(), b.wantFilterBytes(); got != want {
+		t.Errorf("%d bytes, want %d", got, want)
+	}
+	if b.c.Count(SubscriptionsFull) < 3 {
+		t.Error("not counted")
+	}
+}
+
+// TestFilterCountHolds: whatever clients do, what is counted is what mochi holds.
+func TestFilterCountHolds(t *testing.T) {
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.FilterBytes = 200 << 10 })
+	rnd := rand.New(rand.NewPCG(1, 2))
+	filter := func() string {
+		return []string{"", "$share/g/", "a/", "a/b/c/"}[rnd.IntN(4)] + fmt.Sprint(rnd.IntN(20)) + strings.Repeat("/+", rnd.IntN(30)) + []string{"", "/#", "#"}[rnd.IntN(3)]
+	}
+	clients := make(map[int]*rawmqtt.Client)
+	for range 1500 {
+		n := rnd.IntN(6)
+		c := clients[n]
+		switch op := rnd.IntN(10); {
+		case c == nil || op == 0: // the last two keep their sessions
+			clients[n] = b.login(t, n%2 == 0, rawmqtt.Options{ID: fmt.Sprint("c", n), Keep: n > 3 && op < 5})
+		case op == 1:
+			_ = c.Close()
+			delete(clients, n)
+		case op < 5:
+			send(t, c, rawmqtt.Unsubscribe(c.V5, 1, filter(), filter()))
+			expect(t, c, rawmqtt.UNSUBACK)
+		default:
+			f := filter()
+			if _, err := c.Sub(1, 0, f, filter(), f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "the count to fit", func() bool { return b.fixes.FilterBytes() == b.wantFilterBytes() })
+	if b.c.Count(SubscriptionsFull) == 0 {
+		t.Error("no limit was met")
+	}
+	for _, c := range clients {
+		_ = c.Close()
+	}
+	for n := range 6 {
+		c := b.login(t, false, rawmqtt.Options{ID: fmt.Sprint("c", n)}) // ends what was kept
+		_ = c.Close()
+	}
+	eventually(t, "nothing to be counted", func() bool { return b.fixes.FilterBytes() == 0 })
+}
+
+// TestFilterCostIsTrue: what is charged is about what mochi takes.
+func TestFilterCostIsTrue(t *testing.T) {
+	for _, levels := range []int{5, 32} {
+		b := start(t, nil)
+		c := b.login(t, false, rawmqtt.Options{ID: "c"})
+		heap := func() int64 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		before := heap()
+		for n := range 350 {
+			if p, err := c.Sub(1, 0, fmt.Sprint(n)+strings.Repeat("/x", levels-1)); err != nil || p.Code() != 0 {
+				t.Fatal(p, err)
+			}
+		}
+		took, counted := heap()-before, b.fixes.FilterBytes()
+		if counted < took/2 || counted > 2*took {
+			t.Errorf("%d levels: %d bytes counted, %d taken", levels, counted, took)
+		}
+		_ = c.Close()
+	}
+}
