@@ -38,7 +38,7 @@ func (l *Limits) shares() []share {
 		{"arriving_bytes", &l.ArrivingBytes, 2},
 		{"session_bytes", &l.SessionBytes, 4},
 		{"retained_bytes", &l.RetainedBytes, 2},
-		{"subscription_bytes", &l.SubscriptionBytes, 4},
+		{"subscription_bytes", &l.SubscriptionBytes, 3},
 	}
 }
 

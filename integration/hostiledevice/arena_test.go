@@ -47,6 +47,7 @@ type arena struct {
 	t     *testing.T
 	hub   *peer.Process
 	addr  string // host:port
+	web   string // host:port of the WebSocket listener
 	pages string // URL of the status pages
 	names map[string]account
 }
@@ -79,7 +80,8 @@ func newArena(t *testing.T) *arena {
 		}
 	}
 	write(passwords, file.String())
-	write(config, fmt.Sprintf("mqtt: ['127.0.0.1:0']\nhttp: 127.0.0.1:0\npassword_file: %s\nlimits:\n  memory: %d\n  connections: 600\n  connect_timeout: 2s\n", passwords, ceiling))
+	write(config, fmt.Sprintf("mqtt: ['127.0.0.1:0', 'ws://127.0.0.1:0']\nhttp: 127.0.0.1:0\npassword_file: %s\n"+
+		"devices:\n  anyone_proven: true\nlimits:\n  memory: %d\n  connections: 500\n  connections_per_address: 500\n  connect_timeout: 2s\n", passwords, ceiling))
 	lines := make(chan []byte, 1)
 	var once sync.Once
 	a.hub = peer.Start(t, peer.Options{OnLine: func(l []byte) { once.Do(func() { lines <- l }) }},
@@ -98,6 +100,7 @@ func newArena(t *testing.T) *arena {
 	case <-time.After(30 * time.Second):
 		t.Fatal("the hub does not start")
 	}
+	a.web = strings.TrimPrefix(info.MQTT[1], "ws://")
 	a.addr, a.pages = strings.TrimPrefix(info.MQTT[0], "mqtt://"), info.HTTP
 	return a
 }
@@ -372,6 +375,10 @@ func (p *pair) read() {
 type figures struct {
 	perSecond float64
 	p99       time.Duration
+}
+
+func (f figures) String() string {
+	return fmt.Sprintf("%.0f round trips a second, p99 %v", f.perSecond, f.p99.Round(10*time.Microsecond))
 }
 
 func (p *pair) during(f func()) figures {

@@ -249,7 +249,7 @@ type Filter struct {
 // SubscribeWith builds a SUBSCRIBE packet with MQTT 5 properties.
 func SubscribeWith(id uint16, props []byte, filters ...Filter) []byte {
 	b := binary.BigEndian.AppendUint16(nil, id)
-	b = append(append(b, byte(len(props))), props...)
+	b = append(binary.AppendUvarint(b, uint64(len(props))), props...)
 	for _, f := range filters {
 		b = append(appendString(b, f.Filter), f.Options)
 	}
