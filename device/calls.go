@@ -86,10 +86,53 @@ func (c *call) end() {
 }
 
 // noticed takes a notice of the hub. It does not block.
-func (cs *calls) noticed(n *hubproto.Notice) {
-	if !n.HasFirst {
+func (n *Node) noticed(nt *hubproto.Notice) {
+	if !nt.HasFirst {
 		return
 	}
+	n.calls.noticed(nt)
+	if nt.Reason == hubproto.ReasonUnknown {
+		n.pathGone(nt.FirstHop)
+	}
+	if !nt.HasReturn { // else there was a call, which may have been given up since
+		n.undelivered(nt)
+	}
+}
+
+// undelivered tells the program of frames that nobody waits for an answer to. It
+// changes nothing else: whoever carries our frames can say anything.
+func (n *Node) undelivered(nt *hubproto.Notice) {
+	err := noticeError(nt.Reason)
+	if nt.Reason == hubproto.ReasonWaiting || err == nil {
+		return
+	}
+	e := &UndeliveredError{To: nt.FirstHop, Count: nt.Count, Reason: nt.Reason.String(), Err: err}
+	for _, ch := range n.endpoint.Channels() {
+		if first, ok := ch.RemoteRoute().First(); ok && first == nt.FirstHop {
+			e.Peer = ch.Peer().Identifier
+			break
+		}
+	}
+	n.log.Warn("the hub could not deliver what it had acknowledged", "to", e.To, "peer", e.Peer, "frames", e.Count, "reason", e.Reason)
+	n.mu.Lock()
+	var through []*Channel
+	for c := range n.channels {
+		if c.leadsTo(nt.FirstHop) {
+			through = append(through, c)
+		}
+	}
+	n.mu.Unlock()
+	if len(through) == 0 {
+		n.events.emit(Event{Kind: EventUndelivered, Err: e})
+	}
+	for _, c := range through {
+		c.lose(e)
+		n.events.emit(Event{Kind: EventUndelivered, Err: e, Channel: c})
+	}
+}
+
+// noticed ends the calls that a notice is about.
+func (cs *calls) noticed(n *hubproto.Notice) {
 	cs.mu.Lock()
 	waiting := slices.Clone(cs.of[frameKey{n.FirstHop, n.LastReturn}])
 	cs.mu.Unlock()

@@ -106,6 +106,7 @@ type Channel struct {
 	err     error            // guarded by mu: why it ended
 	restart uint64           // guarded by mu: times it was made again
 	remade  chan struct{}    // guarded by mu: closed and replaced when it was made again
+	lost    error            // guarded by mu: an *UndeliveredError for the next Flush
 }
 
 // Dial opens a secure channel to the listener at the end of a route. A forwarding
@@ -673,7 +674,39 @@ func (c *Channel) RequestString(ctx context.Context, address, s string) (string,
 
 // Flush waits until the hub has acknowledged everything that this node sent
 // before. It says nothing about the peer.
-func (c *Channel) Flush(ctx context.Context) error { return c.n.Flush(ctx) }
+//
+// Errors: those of Node.Flush; *UndeliveredError once, when the hub has said since
+// the last Flush that it could not deliver what was sent through the channel.
+func (c *Channel) Flush(ctx context.Context) error {
+	if err := c.n.Flush(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.lost
+	c.lost = nil
+	return err
+}
+
+// leadsTo reports whether a hop is where the channel's frames go first.
+func (c *Channel) leadsTo(hop route.Address) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cur == nil {
+		return false
+	}
+	first, ok := c.cur.RemoteRoute().First()
+	return ok && first == hop
+}
+
+// lose keeps the first bad news for the next Flush.
+func (c *Channel) lose(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lost == nil {
+		c.lost = err
+	}
+}
 
 // RefreshCredentials shows the peer a new credential of ours.
 func (c *Channel) RefreshCredentials(ctx context.Context, credential []byte) error {

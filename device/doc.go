@@ -35,8 +35,11 @@
 // A nil error of Send means: sealed, and in the outbox of this node, in memory.
 // Unless the program ends, the outbox is emptied into the hub in order, over as many
 // connections as it takes. [Node.Flush] waits until the hub has acknowledged
-// everything. Neither says that the peer's program took a message. When the outbox
-// is full, Send waits until its context ends.
+// everything. Neither says that the peer's program took a message. What a hub has
+// acknowledged and then finds that it cannot deliver (nobody has the address any
+// more, an age limit) it says so of: [EventUndelivered] and the next [Channel.Flush]
+// pass that on as an [UndeliveredError]. When the outbox is full, Send waits until
+// its context ends.
 //
 // [Channel.Deliver] returns once the peer's program has acknowledged the message, and
 // [Node.Outbox] keeps messages until then, on disk if [Config.OutboxDir] says so, for

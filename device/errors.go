@@ -155,6 +155,34 @@ func listenerHint(to route.Route) string {
 	return fmt.Sprintf("has the peer a listener named %q? A sealmq peer's forwarding address needs none behind it", to[len(to)-1].Value)
 }
 
+// UndeliveredError is what the hub says of frames that it had acknowledged and then
+// found that it could not deliver. It wraps ErrUnknownAddress, ErrPeerOffline,
+// ErrTooLarge, ErrBusy or ErrHubRefused. The hub cannot tell what was in the
+// frames: messages of Send, or what the channel itself sends. Messages of Deliver
+// and Outbox are sent again all the same.
+type UndeliveredError struct {
+	// To is where the frames went first: the peer's hub address, for a channel.
+	To route.Address
+	// Peer is who is at the other end of the channel that goes there; zero when none
+	// does now.
+	Peer identity.Identifier
+	// Count is the number of frames.
+	Count uint64
+	// Reason is the hub's word for why: "unknown", "offline", "expired", "full", …
+	Reason string
+	Err    error
+}
+
+func (e *UndeliveredError) Error() string {
+	to := e.To.String()
+	if !e.Peer.IsZero() {
+		to = fmt.Sprintf("%v at %s", e.Peer, to)
+	}
+	return fmt.Sprintf("%v: undelivered (%s): %d frames for %s", e.Err, e.Reason, e.Count, to)
+}
+
+func (e *UndeliveredError) Unwrap() error { return e.Err }
+
 // callError says which call ended in err and why.
 func callError(what string, to route.Route, err error, hint string) error {
 	if hint != "" {

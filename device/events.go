@@ -58,13 +58,17 @@ const (
 	// EventSendFailed: a frame was given up although it was sent without error; Err
 	// (ErrFrameKills) says why. The next Flush says so too.
 	EventSendFailed
+	// EventUndelivered: the hub says that it could not deliver frames that it had
+	// acknowledged; Err is an *UndeliveredError, and Channel the channel that goes
+	// there, if this node dialled it. Its next Flush says so too.
+	EventUndelivered
 )
 
 var eventNames = [...]string{
 	EventOnline: "online", EventOffline: "offline", EventStopped: "stopped",
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
-	EventSendFailed: "send-failed",
+	EventSendFailed: "send-failed", EventUndelivered: "undelivered",
 }
 
 // String returns the kind's name in lower case.

@@ -53,8 +53,8 @@ func FuzzGuard(f *testing.F) {
 		if slowly {
 			conn.r = iotest.OneByteReader(conn.r)
 		}
-		g := newGuard(conn, limit, time.Hour, time.Hour, time.Hour,
-			func(id uint16) { acks = append(acks, id) }, func(err error) { cause = err })
+		g := newGuard(conn, limit, time.Hour, time.Hour, time.Hour, func(err error) { cause = err })
+		g.onPuback = func(id uint16) { acks = append(acks, id) }
 		handed, err := io.ReadAll(g)
 		g.abort()
 		<-g.done

@@ -50,7 +50,8 @@ type guard struct {
 	idle      time.Duration // longest silence of the hub
 	writeWait time.Duration // longest time for one write
 
-	onPuback func(id uint16) // called on the reading goroutine
+	onPuback  func(id uint16) // called on the reading goroutine
+	onPublish func()          // the same
 	// beforeErr is called once before a read error is handed to the client.
 	beforeErr func(error)
 
@@ -71,11 +72,10 @@ type guard struct {
 	done     chan struct{} // closed when the flusher has ended
 }
 
-func newGuard(conn net.Conn, maxPacket int, opening, idle, writeWait time.Duration,
-	onPuback func(uint16), beforeErr func(error)) *guard {
+func newGuard(conn net.Conn, maxPacket int, opening, idle, writeWait time.Duration, beforeErr func(error)) *guard {
 	g := &guard{
 		conn: conn, maxPacket: maxPacket, opening: opening, idle: idle, writeWait: writeWait,
-		onPuback: onPuback, beforeErr: beforeErr, deadline: opening,
+		onPuback: func(uint16) {}, onPublish: func() {}, beforeErr: beforeErr, deadline: opening,
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	g.r = bufio.NewReaderSize(deadlineReader{g}, 16<<10)
@@ -161,6 +161,7 @@ func (g *guard) next() (int, error) {
 		if err := g.checkPublish(1+size, length, flags>>1&3 > 0); err != nil {
 			return 0, err
 		}
+		g.onPublish()
 	}
 	if kind == packetConnack || kind == packetPuback || kind == packetSuback {
 		if head, err = g.peek(total); err != nil {

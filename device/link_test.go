@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -109,6 +110,60 @@ func TestPubackOfUnknownIDIsIgnored(t *testing.T) {
 		c.puback(p.MessageID)
 		if err := n.Flush(t.Context()); err != nil {
 			t.Error(err)
+		}
+		finish(n, c)
+	})
+}
+
+// gate is a log handler that waits at the line about what was not delivered.
+type gate struct {
+	slog.Handler
+	open chan struct{}
+}
+
+func (g gate) Enabled(context.Context, slog.Level) bool { return true }
+
+func (g gate) Handle(_ context.Context, r slog.Record) error {
+	if r.Level == slog.LevelWarn && strings.Contains(r.Message, "could not deliver") {
+		<-g.open
+	}
+	return nil
+}
+
+// What the hub says of a packet before it acknowledges it is known when Flush
+// returns, although the client library handles publishes on another goroutine.
+func TestFlushHearsNoticesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		var log eventLog
+		open := make(chan struct{})
+		cfg := h.config()
+		cfg.OnEvent, cfg.Logger = log.add, slog.New(gate{slog.DiscardHandler, open})
+		n, c := online(t, h, cfg, 1024)
+		send(t, n, "nobody", 1)
+		p := c.publish()
+		body, err := (&hubproto.Notice{Reason: hubproto.ReasonUnknown, FirstHop: route.Local("nobody"), HasFirst: true}).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := route.Frame{Onward: route.To(hubproto.NoticeTarget), Return: route.To(hubproto.NoticeSource), Payload: body}
+		notice := inboxPublish(c.device, 0, route.AppendFrame(nil, &f))
+		notice.Qos = 0
+		c.write(notice)
+		c.puback(p.MessageID)
+		flushed := make(chan error, 1)
+		go func() { flushed <- n.Flush(t.Context()) }()
+		synctest.Wait()
+		if len(flushed) > 0 {
+			t.Error("Flush returned before the notice was handled")
+		}
+		close(open)
+		if err := <-flushed; err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if kinds := log.kinds(); kinds[len(kinds)-1] != EventUndelivered {
+			t.Errorf("events: %v", kinds)
 		}
 		finish(n, c)
 	})

@@ -71,7 +71,14 @@ type mqttLink struct {
 	mu      sync.Mutex
 	current uint64            // token of the packet being published
 	tokens  map[uint16]uint64 // packet id to token, until PUBACK
+	came    uint64            // publishes read
+	handled uint64            // of those
+	behind  []behind          // acknowledgements that wait for publishes before them
 }
+
+// behind is an acknowledgement that was read after some publishes, which may tell
+// what became of the packet. It counts once they are handled.
+type behind struct{ token, after uint64 }
 
 func (d *mqttDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.opening, tooLate(d.cfg.hub, d.cfg.opening))
@@ -93,7 +100,8 @@ func (d *mqttDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 		tokens: make(map[uint16]uint64),
 	}
 	idle := d.cfg.keepAlive + d.cfg.keepAlive/2 + d.cfg.writeWait
-	l.guard = newGuard(conn, d.cfg.maxPacket, d.cfg.opening, idle, d.cfg.writeWait, l.puback, l.lost)
+	l.guard = newGuard(conn, d.cfg.maxPacket, d.cfg.opening, idle, d.cfg.writeWait, l.lost)
+	l.guard.onPuback, l.guard.onPublish = l.puback, l.published
 	l.client = l.newClient(user, password)
 	if err := l.connect(ctx); err != nil {
 		l.guard.abort()
@@ -225,6 +233,7 @@ func (l *mqttLink) subscribe(ctx context.Context) error {
 // received runs on the client's router goroutine. The client acknowledges when
 // it returns.
 func (l *mqttLink) received(_ mqtt.Client, m mqtt.Message) {
+	defer l.caughtUp()
 	if m.Topic() != l.inbox {
 		l.cfg.log.Debug("message on a foreign topic ignored", "topic", m.Topic())
 		return
@@ -288,11 +297,16 @@ func (receipts) Del(string)                       {}
 func (receipts) Close()                           {}
 func (receipts) Reset()                           {}
 
+// takeToken returns the token of an acknowledged packet, if it counts already.
 func (l *mqttLink) takeToken(id uint16) (uint64, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	token, ok := l.tokens[id]
 	delete(l.tokens, id)
+	if ok && l.handled < l.came {
+		l.behind = append(l.behind, behind{token, l.came})
+		ok = false
+	}
 	return token, ok
 }
 
@@ -300,6 +314,29 @@ func (l *mqttLink) takeToken(id uint16) (uint64, bool) {
 func (l *mqttLink) puback(id uint16) {
 	if token, ok := l.takeToken(id); ok {
 		l.ev.acked(token)
+	}
+}
+
+// published runs on the reading goroutine for each publish.
+func (l *mqttLink) published() {
+	l.mu.Lock()
+	l.came++
+	l.mu.Unlock()
+}
+
+// caughtUp counts a publish as handled, on the client's router goroutine.
+func (l *mqttLink) caughtUp() {
+	l.mu.Lock()
+	l.handled++
+	n := 0
+	for n < len(l.behind) && l.behind[n].after <= l.handled {
+		n++
+	}
+	due := l.behind[:n:n]
+	l.behind = l.behind[n:]
+	l.mu.Unlock()
+	for _, b := range due {
+		l.ev.acked(b.token)
 	}
 }
 

@@ -227,14 +227,6 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	}, nil
 }
 
-// noticed takes what the hub says of a frame of ours. It does not block.
-func (n *Node) noticed(notice *hubproto.Notice) {
-	n.calls.noticed(notice)
-	if notice.HasFirst && notice.Reason == hubproto.ReasonUnknown {
-		n.pathGone(notice.FirstHop)
-	}
-}
-
 // changed follows the uplink's state. It runs on the uplink's goroutine.
 func (n *Node) changed(s State, err error) {
 	switch s {

@@ -158,6 +158,8 @@ func (a *app) noteEvent(e device.Event) {
 		a.note("warning: the hub gave another forwarding address: %s", printable(e.Forwarder.Address()))
 	case device.EventForwarderFailed:
 		a.note("warning: the hub did not take the forwarder again: %s", printable(message(e.Err)))
+	case device.EventUndelivered:
+		a.note("warning: %s", printable(message(e.Err)))
 	}
 }
 
