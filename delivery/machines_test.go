@@ -93,6 +93,9 @@ func TestSenderIgnoresNonsense(t *testing.T) {
 			if _, n, bytes := s.Pending(); n != 2 || bytes != 20 {
 				t.Errorf("%d pending, %d bytes", n, bytes)
 			}
+			if behind := map[string]uint64{"acknowledges unsent": 4, "has received unsent": 4}[name]; s.Behind() != behind {
+				t.Errorf("behind %d, want %d", s.Behind(), behind)
+			}
 		})
 	}
 	s := attached(2)

@@ -70,6 +70,7 @@ type Sender struct {
 	hasEpoch bool
 	mark     uint64 // counts up to here may have been seen by an earlier process
 	restored bool   // session numbers of earlier processes are not known
+	behind   uint64 // count that the receiver waits for, where more is behind it than was ever sent
 
 	attached    bool
 	session     uint64
@@ -149,6 +150,12 @@ func (s *Sender) next() uint64 { return s.base + uint64(len(s.items)) }
 
 // Next count, and how many messages and bytes wait for acknowledgement.
 func (s *Sender) Pending() (next uint64, messages, bytes int) { return s.next(), s.open, s.bytes }
+
+// Behind returns the count that the receiver waits for next when it has had messages
+// from this outbox that this Sender has never sent, 0 otherwise. Then what Restored
+// held is older than what the receiver has seen, and counts would be given twice:
+// nothing is sent any more.
+func (s *Sender) Behind() uint64 { return s.behind }
 
 // Refusal returns why the receiver does not take the oldest message at present.
 func (s *Sender) Refusal() Refusal { return s.refusal }
@@ -267,7 +274,7 @@ func (s *Sender) Detach() { s.attached = false }
 // Next returns a message to send now, through the channel of the session; false
 // when there is none. Ask again after every other call, and at Wake.
 func (s *Sender) Next(now time.Time) (Message, bool) {
-	if !s.attached {
+	if !s.attached || s.behind > 0 {
 		return nil, false
 	}
 	if !s.due.IsZero() && !now.Before(s.due) {
@@ -374,8 +381,8 @@ func (s *Sender) Finish() Message {
 }
 
 // Receive takes the receiver's State and returns the counts that it newly
-// acknowledges, by rising count. A State of another session, or one that names what
-// was never sent, changes nothing.
+// acknowledges, by rising count. A State of another session changes nothing; of one
+// that names what was never sent, Behind tells.
 func (s *Sender) Receive(st *State, now time.Time) (acked []uint64) {
 	switch {
 	case !s.attached || st.Outbox != s.cfg.Outbox:
@@ -386,7 +393,10 @@ func (s *Sender) Receive(st *State, now time.Time) (acked []uint64) {
 			s.begin(st.Session + 1)
 		}
 		return nil
-	case st.Session < s.session || st.Base > s.top+1 || st.Next > s.top+1:
+	case st.Session < s.session:
+		return nil
+	case st.Base > s.top+1 || st.Next > s.top+1:
+		s.behind = max(st.Base, st.Next)
 		return nil
 	}
 	s.restored = false
@@ -498,7 +508,7 @@ func (s *Sender) rearm(progress bool, now time.Time) {
 // Wake returns when Next may have something without any other call before; zero
 // when never.
 func (s *Sender) Wake() time.Time {
-	if !s.attached {
+	if !s.attached || s.behind > 0 {
 		return time.Time{}
 	}
 	wake := s.due

@@ -115,7 +115,7 @@ func (c *Channel) stream(ctx context.Context, address string, size int) (*stream
 	if err := c.Err(); err != nil {
 		return nil, err
 	}
-	if st := c.streams[address]; st != nil {
+	if st := c.streams[address]; st != nil && st.err == nil {
 		return st, nil
 	}
 	if len(c.streams) >= maxStreams {

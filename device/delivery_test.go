@@ -336,6 +336,72 @@ func TestOutboxSurvivesProcess(t *testing.T) {
 	}
 }
 
+// An outbox folder that is put back from a backup knows less than the peer: that is
+// said at once, and another outbox works.
+func TestOutboxFromOldBackup(t *testing.T) {
+	h := startHub(t, nil)
+	dir := filepath.Join(t.TempDir(), "outbox")
+	backup := filepath.Join(t.TempDir(), "backup")
+	aliceID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	taken := newTakenLog()
+	serve(t, bob, taken.take)
+	run := func(n int, then func()) {
+		t.Helper()
+		alice := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir})
+		for range n {
+			if err := outboxTo(t, alice, bob.Identifier(), fwd.Address()).Deliver(within(t), device.EncodeString(fmt.Sprint(taken.count()))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = alice.Close()
+		then()
+	}
+	run(1, func() {
+		if err := os.CopyFS(backup, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	run(2, func() {
+		if err := errors.Join(os.RemoveAll(dir), os.Rename(backup, dir), os.Chmod(dir, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		files, err := os.ReadDir(dir)
+		for _, f := range files {
+			err = errors.Join(err, os.Chmod(filepath.Join(dir, f.Name()), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	events := make(chan device.Event, 64)
+	alice := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir, OnEvent: func(e device.Event) { events <- e }})
+	o := outboxTo(t, alice, bob.Identifier(), fwd.Address())
+	if err := o.Deliver(within(t), device.EncodeString("a count that was used")); !errors.Is(err, device.ErrOutboxBehind) {
+		t.Fatalf("Deliver: %v", err)
+	}
+	if _, err := o.Post(within(t), nil); !errors.Is(err, device.ErrOutboxBehind) {
+		t.Errorf("Post: %v", err)
+	}
+	for e := range events {
+		if e.Kind == device.EventOutboxEnded {
+			if e.Outbox != o || !errors.Is(e.Err, device.ErrOutboxBehind) {
+				t.Errorf("event: %+v", e)
+			}
+			break
+		}
+	}
+	if err := o.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	if err := outboxTo(t, alice, bob.Identifier(), fwd.Address()).Deliver(within(t), device.EncodeString("3")); err != nil {
+		t.Fatal(err)
+	}
+	taken.check(t, 4)
+}
+
 func TestOutboxFolderIsPrivate(t *testing.T) {
 	h := startHub(t, nil)
 	dir := t.TempDir() // 0755 or wider

@@ -62,13 +62,15 @@ const (
 	// acknowledged; Err is an *UndeliveredError, and Channel the channel that goes
 	// there, if this node dialled it. Its next Flush says so too.
 	EventUndelivered
+	// EventOutboxEnded: nothing more of Outbox is sent; Err (ErrOutboxBehind) says why.
+	EventOutboxEnded
 )
 
 var eventNames = [...]string{
 	EventOnline: "online", EventOffline: "offline", EventStopped: "stopped",
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
-	EventSendFailed: "send-failed", EventUndelivered: "undelivered",
+	EventSendFailed: "send-failed", EventUndelivered: "undelivered", EventOutboxEnded: "outbox-ended",
 }
 
 // String returns the kind's name in lower case.
@@ -84,9 +86,10 @@ type Event struct {
 	Kind EventKind
 	Time time.Time
 	Err  error // why, where there is a reason
-	// Forwarder and Channel are what the event is about, if it is about one.
+	// Forwarder, Channel and Outbox are what the event is about, if it is about one.
 	Forwarder *Forwarder
 	Channel   *Channel
+	Outbox    *Outbox
 }
 
 // eventQueue bounds the events that wait for a slow callback.

@@ -72,6 +72,16 @@ func (obs *outboxes) close() {
 	}
 }
 
+// of returns the outbox of a stream; nil for one of Channel.Deliver.
+func (obs *outboxes) of(st *stream) *Outbox {
+	for _, o := range obs.all {
+		if o.st == st {
+			return o
+		}
+	}
+	return nil
+}
+
 // Outbox returns the node's outbox for an address of a peer; always the same one
 // for the same destination and address. There can be 4,096 of them.
 func (n *Node) Outbox(to Destination, address string) (*Outbox, error) {
@@ -166,8 +176,9 @@ func (c *Channel) wanted() bool {
 		waiting := 0
 		c.n.deliveries.mu.Lock()
 		for _, st := range c.streams {
-			_, messages, _ := st.snd.Pending()
-			waiting += messages
+			if _, messages, _ := st.snd.Pending(); st.err == nil {
+				waiting += messages
+			}
 		}
 		c.n.deliveries.mu.Unlock()
 		if waiting > 0 {
@@ -188,7 +199,8 @@ func (c *Channel) wanted() bool {
 // disk, so that it is delivered whatever happens to this process. It waits for room
 // until ctx ends; then nothing is delivered. payload may be used again afterwards.
 //
-// Errors: ErrTooLarge, ErrTimeout or that of ctx, what stopped the node.
+// Errors: ErrTooLarge, ErrOutboxBehind, ErrTimeout or that of ctx, what stopped the
+// node.
 func (o *Outbox) Post(ctx context.Context, payload []byte) (*Receipt, error) {
 	return o.post(ctx, payload, false)
 }

@@ -30,6 +30,11 @@ var (
 	ErrOutboxIdentity = errors.New("device: the outbox folder belongs to another identity")
 	// ErrOutboxDamaged: something in the folder is not what was written.
 	ErrOutboxDamaged = errors.New("device: the outbox folder is damaged")
+	// ErrOutboxBehind: the peer has had messages of an outbox that the folder knows
+	// nothing of, so the folder is an old copy. Nothing more of that outbox is sent: its
+	// counts would name other messages than before. Outbox.Forget ends it; another one
+	// can take its place.
+	ErrOutboxBehind = errors.New("device: the outbox is older than what its peer has had of it")
 	// ErrOutboxOpen: other users may read or change the folder.
 	ErrOutboxOpen = errors.New("device: the outbox folder is open to other users")
 )

@@ -213,6 +213,10 @@ func (st *stream) failLocked(count uint64, why error) { st.withdrawLocked(count,
 func (st *stream) receivedLocked(m *delivery.State, now time.Time) {
 	before := st.snd.Refusal()
 	acked := st.snd.Receive(m, now)
+	if due := st.snd.Behind(); due > 0 {
+		st.behindLocked(due)
+		return
+	}
 	for _, count := range acked {
 		st.room.Release(st.taken[count])
 		delete(st.taken, count)
@@ -233,6 +237,16 @@ func (st *stream) receivedLocked(m *delivery.State, now time.Time) {
 	}
 }
 
+// behindLocked ends an outbox whose peer has had more of it than it knows of.
+func (st *stream) behindLocked(due uint64) {
+	next, _, _ := st.snd.Pending()
+	err := fmt.Errorf("%w: the next message of the outbox for %q has number %d at most, the peer waits for %d; "+
+		"has its folder been put back from a backup? Outbox.Forget, then post again what is missing", ErrOutboxBehind, st.to, next, due)
+	st.ds.n.log.Error("outbox ended", "peer", st.pipe.peer, "address", st.to, "err", err)
+	st.ds.n.events.emit(Event{Kind: EventOutboxEnded, Err: err, Outbox: st.ds.n.outboxes.of(st)})
+	st.endLocked(err)
+}
+
 // unknown fails who waits at an address where nobody takes messages.
 func (st *stream) unknown() {
 	st.ds.mu.Lock()
@@ -249,7 +263,7 @@ func (st *stream) unknown() {
 }
 
 func (st *stream) attachLocked(p *pipe, epoch [16]byte) {
-	if st.pipe == p {
+	if st.pipe == p || st.err != nil {
 		return
 	}
 	st.leaveLocked()

@@ -43,6 +43,7 @@ var explanations = []struct {
 	{device.ErrOutboxInUse, exitTempFail, ""},
 	{device.ErrOutboxIdentity, exitConfig, ""},
 	{device.ErrOutboxDamaged, exitData, ""},
+	{device.ErrOutboxBehind, exitData, ""},
 	{device.ErrOutboxOpen, exitNoPerm, ""},
 	{device.ErrFrameKills, exitUnavailable, "something between here and the hub does not let this message through"},
 	{device.ErrUnacknowledged, exitTempFail, "the peer's program may have taken it or not; allow more time with --wait and --timeout"},
