@@ -75,6 +75,10 @@ func DialThrough(ch *Channel) DialOption { return func(o *dialOptions) { o.throu
 // refuses, or Close; what is sent meanwhile waits. Messages that were under way
 // when it broke may be lost.
 //
+// A peer that closes it ends it. Once Deliver has been used it is only at rest then,
+// because the peer's next process may be there soon: it is made again for what waits
+// to be delivered, and until then Send and Request fail with ErrPeerClosed.
+//
 // All methods are safe for concurrent use.
 type Channel struct {
 	n      *Node
@@ -87,7 +91,7 @@ type Channel struct {
 
 	who     identity.Identifier // of a channel that is made on demand
 	persist bool                // is made again whatever ended it, when an outbox wants it
-	want    chan struct{}       // an outbox has something
+	want    chan struct{}       // an outbox has something; for wanted
 
 	confirmed atomic.Bool // the peer is known to acknowledge messages
 
@@ -102,6 +106,7 @@ type Channel struct {
 	cur     *channel.Channel // guarded by mu; nil before the first one
 	over    uint64           // guarded by mu: what cur was dialled over, see Node.under
 	healing bool             // guarded by mu: cur is broken and another one is on its way
+	resting bool             // guarded by mu: and is not, until an outbox wants it
 	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
 	err     error            // guarded by mu: why it ended
 	restart uint64           // guarded by mu: times it was made again
@@ -132,7 +137,8 @@ func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	}
 	c := &Channel{
 		n: n, to: to.Clone(), policy: policy,
-		done: make(chan struct{}), changed: make(chan struct{}), gone: make(chan struct{}, 1), remade: make(chan struct{}),
+		want: make(chan struct{}, 1), gone: make(chan struct{}, 1),
+		done: make(chan struct{}), changed: make(chan struct{}), remade: make(chan struct{}),
 	}
 	for _, opt := range opts {
 		opt(&c.opts)
@@ -226,7 +232,7 @@ func (c *Channel) watch() {
 		cur, over := c.cur, c.over
 		c.mu.Unlock()
 		if cur == nil {
-			if !c.redial() {
+			if !c.redial(true) {
 				return
 			}
 			continue
@@ -256,14 +262,15 @@ func (c *Channel) watch() {
 			return
 		}
 		_ = cur.Close() // of a path that is gone
-		if !c.persist && (c.opts.noHeal || !heals(why)) {
+		rests := c.confirmed.Load() && errors.Is(why, channel.ErrPeerClosed)
+		if !c.persist && (c.opts.noHeal || !heals(why) && !rests) {
 			c.end(channelError(why))
 			return
 		}
-		c.update(func() { c.healing = true })
-		c.n.log.Info("channel broke; making it again", "peer", c.Peer().Identifier, "err", why)
+		c.update(func() { c.healing, c.resting = true, rests })
+		c.n.log.Info("channel broke; making it again", "peer", c.Peer().Identifier, "err", why, "when_wanted", rests || c.persist)
 		c.n.events.emit(Event{Kind: EventChannelLost, Channel: c, Err: why})
-		if !c.redial() {
+		if !c.redial(rests || c.persist) {
 			return
 		}
 		c.n.events.emit(Event{Kind: EventChannelRestored, Channel: c})
@@ -372,8 +379,8 @@ func channelError(err error) error {
 }
 
 // redial tries until a channel with the same peer stands; false when the end has
-// come.
-func (c *Channel) redial() bool {
+// come. With onDemand it does so only while an outbox has something.
+func (c *Channel) redial(onDemand bool) bool {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval = firstRedial, longRedial
 	pauses.Multiplier, pauses.RandomizationFactor = 2, 0.5
@@ -382,7 +389,10 @@ func (c *Channel) redial() bool {
 	opts := c.opts
 	opts.onWaiting = nil
 	for {
-		if c.persist && !c.wanted() || !c.awaitOnline(pauses) {
+		if onDemand && !c.wanted() {
+			return false
+		}
+		if !c.awaitOnline(pauses) {
 			return false
 		}
 		timer := time.NewTimer(pauses.NextBackOff())
@@ -500,6 +510,9 @@ func (c *Channel) present(ctx context.Context) (*channel.Channel, error) {
 	for {
 		c.mu.Lock()
 		cur, healing, changed, err := c.cur, c.healing, c.changed, c.err
+		if err == nil && c.resting {
+			err = errResting
+		}
 		c.mu.Unlock()
 		switch {
 		case err != nil:
@@ -512,6 +525,21 @@ func (c *Channel) present(ctx context.Context) (*channel.Channel, error) {
 		case <-ctx.Done():
 			return nil, ctxError(ctx, "waiting for the channel to be made again")
 		}
+	}
+}
+
+// errResting is what a channel says that the peer has closed and that is made again
+// for an outbox alone.
+var errResting = fmt.Errorf("%w; it is made again when there is something to deliver", ErrPeerClosed)
+
+// rest says whether an outbox has to want the channel for it to be made again.
+func (c *Channel) rest(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.resting != on {
+		c.resting = on
+		close(c.changed)
+		c.changed = make(chan struct{})
 	}
 }
 

@@ -54,7 +54,8 @@ func (c *Channel) Guarantee() Guarantee {
 
 // Deliver sends payload to a worker of the peer and returns once the peer's program
 // has acknowledged it (Message.Ack). Until then the message is sent again as
-// needed, also after the channel was made anew. Messages to one address arrive in
+// needed, also after the channel was made anew, which the peer's orderly end sets off
+// too. Messages to one address arrive in
 // the order of the calls, each once as long as the peer's process lives; after that
 // an unacknowledged one comes again to the next process, marked as redelivered. Many
 // calls may run at once. payload may be used again afterwards.
@@ -106,7 +107,7 @@ func (c *Channel) stream(ctx context.Context, address string, size int) (*stream
 	if err := checkDelivery(c.n, address, size); err != nil {
 		return nil, err
 	}
-	if err := c.awaitDelivery(ctx); err != nil {
+	if err := c.awaitDelivery(ctx); err != nil && !errors.Is(err, errResting) {
 		return nil, err
 	}
 	ds := c.n.deliveries
@@ -134,7 +135,7 @@ func (c *Channel) addStreamLocked(st *stream) {
 	if c.streams == nil {
 		c.streams = make(map[string]*stream)
 	}
-	c.streams[st.to] = st
+	c.streams[st.to], st.ch = st, c
 	if c.pipe != nil && !ended(c.pipe.ch) {
 		st.attachLocked(c.pipe, c.epoch)
 		c.n.deliveries.wakeLocked(c.pipe)

@@ -439,6 +439,69 @@ func TestChannelHeals(t *testing.T) {
 	}
 }
 
+// A peer ends in good order and is started again: what Deliver has taken goes on.
+func TestDeliverOutlivesThePeersClose(t *testing.T) {
+	h := startHub(t, nil)
+	lost := make(chan error, 64)
+	alice := connect(t, h.url(), device.Config{OnEvent: func(e device.Event) {
+		if e.Kind == device.EventChannelLost {
+			lost <- e.Err
+		}
+	}})
+	bobID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{Identity: bobID})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	ch := dial(t, alice, route.To(fwd.Address()))
+	deliver := func(text string) <-chan error {
+		done := make(chan error, 1)
+		go func() { done <- ch.DeliverString(within(t), "app", text) }()
+		return done
+	}
+	take := func(text string) {
+		t.Helper()
+		if err := receive(t, bob, text).Ack(); err != nil {
+			t.Error(err)
+		}
+	}
+	first := deliver("first")
+	take("first")
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	// One that the program has not taken, and one that is posted while nobody is there.
+	second := deliver("second")
+	eventually(t, "it is sent", func() bool { return bob.Stats().Delivery.Handed == 2 })
+	_ = bob.Close()
+	if err := <-lost; !errors.Is(err, channel.ErrPeerClosed) {
+		t.Errorf("the channel broke for %v", err)
+	}
+	third := deliver("third")
+	bob = connect(t, h.url(), device.Config{Identity: bobID})
+	bobListens(t, bob, channel.TrustEveryone)
+	take("second")
+	take("third")
+	for _, done := range []<-chan error{second, third} {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	// With nothing to deliver the channel rests.
+	_ = bob.Close()
+	eventually(t, "the peer's end is an end for Send", func() bool {
+		return errors.Is(ch.SendString(within(t), "app", "x"), device.ErrPeerClosed)
+	})
+	fourth := deliver("fourth")
+	bob = connect(t, h.url(), device.Config{Identity: bobID})
+	bobListens(t, bob, channel.TrustEveryone)
+	take("fourth")
+	if err := <-fourth; err != nil {
+		t.Error(err)
+	}
+	if ch.Restarts() != 2 || ch.Err() != nil {
+		t.Errorf("made again %d times, %v", ch.Restarts(), ch.Err())
+	}
+}
+
 func TestTwoProgramsWithOneIdentity(t *testing.T) {
 	h := startHub(t, nil)
 	id := newIdentity(t)

@@ -160,9 +160,6 @@ func (n *Node) openOnDemand(to Destination) *Channel {
 
 // signal says that an outbox has something.
 func (c *Channel) signal() {
-	if c.want == nil {
-		return
-	}
 	select {
 	case c.want <- struct{}{}:
 	default:
@@ -181,6 +178,7 @@ func (c *Channel) wanted() bool {
 			}
 		}
 		c.n.deliveries.mu.Unlock()
+		c.rest(waiting == 0)
 		if waiting > 0 {
 			return true
 		}
@@ -215,7 +213,6 @@ func (o *Outbox) post(ctx context.Context, payload []byte, strict bool) (*Receip
 	if err != nil {
 		return nil, o.failure(ctx, err)
 	}
-	o.ch.signal()
 	return r, nil
 }
 

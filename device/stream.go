@@ -21,6 +21,7 @@ const unknownGrace = 3 * time.Second
 // lock of deliveries guards it.
 type stream struct {
 	ds      *deliveries
+	ch      *Channel // that it goes through, one after the other
 	id      delivery.OutboxID
 	to      string
 	snd     *delivery.Sender
@@ -143,6 +144,7 @@ func (st *stream) post(ctx context.Context, payload []byte, strict bool) (*Recei
 		done: make(chan struct{}), strict: strict,
 	}
 	st.taken[count], st.waiting[count] = n, r
+	st.ch.signal()
 	if st.store == nil {
 		ds.wakeLocked(st.pipe)
 		ds.mu.Unlock()
