@@ -60,6 +60,8 @@ type Options struct {
 // file is what the log needs of an open segment.
 type file interface {
 	Write(b []byte) (int, error)
+	ReadAt(b []byte, offset int64) (int, error)
+	WriteAt(b []byte, offset int64) (int, error)
 	Seek(offset int64, whence int) (int64, error)
 	Truncate(size int64) error
 	Sync() error
@@ -133,6 +135,11 @@ type Log struct {
 	written  int64
 	unsynced int64 // written since the last early sync
 	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
+
+	// syncing is held during a sync, so that who comes next knows how it went: the
+	// operating system tells of a failure once.
+	syncing sync.Mutex
+	suspect atomic.Bool // a sync failed: what is behind synced may never reach the disk
 
 	// syncMu guards cur, which the interval syncer uses beside the writer, and how
 	// much of it is written and synced.
@@ -477,7 +484,7 @@ func (l *Log) Close() error {
 
 // seal syncs the last segment, and marks it as synced to its end.
 func (l *Log) seal(mark bool) error {
-	if err := l.f.Sync(); err != nil || !mark || l.stats.batches.Load() == 0 {
+	if err := l.sync(); err != nil || !mark || l.stats.batches.Load() == 0 {
 		return err
 	}
 	if _, err := l.f.Write(appendMark(nil, l.id, l.written)); err != nil {

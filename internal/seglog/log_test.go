@@ -437,6 +437,139 @@ func TestDiskRefuses(t *testing.T) {
 	}
 }
 
+// disk is a file as a power cut would leave it: what was written since the last sync
+// is not in it, and what a failed sync was to bring never will be.
+type disk struct {
+	file
+	faults *faults
+
+	mu    sync.Mutex
+	dirty map[int64][]byte
+	off   int64
+	image []byte
+}
+
+func (d *disk) note(b []byte, at int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dirty[at] = bytes.Clone(b)
+}
+
+func (d *disk) Write(b []byte) (int, error) {
+	d.note(b, d.off)
+	d.off += int64(len(b))
+	return d.file.Write(b)
+}
+
+func (d *disk) WriteAt(b []byte, at int64) (int, error) {
+	d.note(b, at)
+	return d.file.WriteAt(b, at)
+}
+
+func (d *disk) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	defer clear(d.dirty)
+	if d.faults.fail(&d.faults.sync) {
+		return syscall.EIO
+	}
+	for at, b := range d.dirty {
+		if grow := at + int64(len(b)) - int64(len(d.image)); grow > 0 {
+			d.image = append(d.image, make([]byte, grow)...)
+		}
+		copy(d.image[at:], b)
+	}
+	return nil
+}
+
+// A sync in the background that fails loses what it was to bring, although the next
+// one succeeds. It is written again, and nothing is committed before.
+func TestFailedSyncIsMadeGood(t *testing.T) {
+	for _, rotates := range []bool{false, true} {
+		t.Run(fmt.Sprint("rotates ", rotates), func(t *testing.T) {
+			dir := t.TempDir()
+			fl := &faults{hit: make(chan struct{}, 1)}
+			var disks []*disk
+			opts := Options{Mode: SyncInterval, Interval: 5 * time.Millisecond, SegmentSize: 1 << 10}
+			opts.create = func(path string) (file, error) {
+				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+				d := &disk{file: f, faults: fl, dirty: make(map[int64][]byte)}
+				disks = append(disks, d)
+				return d, err
+			}
+			l, _, _ := open(t, dir, opts)
+			appendAll(t, l, "before")
+			fl.set(false, true)
+			appendAll(t, l, "lost by the sync")
+			<-fl.hit
+			w := make(waiter, 1)
+			body := "waits"
+			if rotates {
+				body = string(make([]byte, 1000))
+			}
+			if _, err := l.Append(2, true, w, 7, []byte(body)); err != nil {
+				t.Fatal(err)
+			}
+			<-fl.hit
+			<-fl.hit
+			if len(w) != 0 {
+				t.Error("committed while syncs fail")
+			}
+			fl.set(false, false)
+			w.next(t)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			after := t.TempDir()
+			for i, d := range disks {
+				if err := os.WriteFile(filepath.Join(after, segmentName(uint64(i+1))), d.image, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, rep, got := open(t, after, Options{})
+			if len(got) != 3 || got[1].body != "lost by the sync" || got[2].body != body || rep.TornBytes != 0 {
+				t.Fatalf("%v, %+v", got, rep)
+			}
+		})
+	}
+}
+
+// What the file system has let go of cannot be made good: nothing is committed any
+// more, and the reason is named.
+func TestFailedSyncThatLost(t *testing.T) {
+	dir := t.TempDir()
+	fl := &faults{hit: make(chan struct{}, 1)}
+	opts := Options{Mode: SyncInterval, Interval: 5 * time.Millisecond}
+	opts.create = func(path string) (file, error) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return &faulty{f, fl}, err
+	}
+	l, _, _ := open(t, dir, opts)
+	fl.set(false, true)
+	appendAll(t, l, "gone")
+	<-fl.hit
+	if err := os.Truncate(filepath.Join(dir, segmentName(1)), headerLen+markLen); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, segmentName(1)), headerLen+markLen+recordHeaderLen+5); err != nil {
+		t.Fatal(err)
+	}
+	fl.set(false, false)
+	w := make(waiter, 1)
+	if _, err := l.Append(1, true, w, 7, []byte("after")); err != nil {
+		t.Fatal(err)
+	}
+	for !errors.Is(l.Refusal(), ErrCorrupt) {
+		time.Sleep(time.Millisecond)
+	}
+	if len(w) != 0 {
+		t.Error("committed")
+	}
+	if err := l.Close(); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("close: %v", err)
+	}
+}
+
 func TestCloseWhileDiskRefuses(t *testing.T) {
 	fl := &faults{hit: make(chan struct{}, 1)}
 	opts := Options{}

@@ -98,6 +98,20 @@ func recordHead(kind byte, body []byte) (head [recordHeaderLen + 1]byte) {
 	return head
 }
 
+// wholeRecord returns the length of the record that b begins with; false when it is
+// not there whole.
+func wholeRecord(b []byte) (int, bool) {
+	if len(b) < recordHeaderLen {
+		return 0, false
+	}
+	n := recordHeaderLen + int64(binary.BigEndian.Uint32(b))
+	if n == recordHeaderLen || n > int64(len(b)) {
+		return 0, false
+	}
+	sum := crc32.Update(crc32.Checksum(b[:4], castagnoli), castagnoli, b[recordHeaderLen:n])
+	return int(n), sum == binary.BigEndian.Uint32(b[4:])
+}
+
 // appendMark appends a mark.
 func appendMark(dst []byte, id [8]byte, synced int64) []byte {
 	var body [16]byte

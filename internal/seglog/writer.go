@@ -2,6 +2,7 @@ package seglog
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -110,6 +111,12 @@ func (l *Log) recycle(b *batch) {
 
 // write brings b to the disk; after an error the segment is as it was.
 func (l *Log) write(b *batch) error {
+	if l.suspect.Load() {
+		// Nothing more is promised before what was promised is safe.
+		if err := l.sync(); err != nil {
+			return err
+		}
+	}
 	if b.seg != l.fseg {
 		if err := l.rotate(b.seg); err != nil {
 			return err
@@ -164,7 +171,9 @@ func (l *Log) rotate(seg uint64) error {
 	if err := l.f.Truncate(l.written); err != nil {
 		return err
 	}
-	if err := l.f.Sync(); err != nil {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	if err := l.syncLocked(); err != nil {
 		return err
 	}
 	old := l.f
@@ -186,28 +195,69 @@ func (l *Log) syncLoop() {
 		case <-l.early:
 		}
 		l.syncMu.Lock()
-		f, dirty, written := l.cur, l.dirty, l.curWritten
-		l.dirty = false
+		dirty := l.dirty
 		l.syncMu.Unlock()
 		if !dirty {
 			continue
 		}
-		l.stats.syncs.Add(1)
-		// A segment that was ended meanwhile has been synced then.
-		if err := f.Sync(); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := l.sync(); err != nil {
 			l.stats.failures.Add(1)
 			l.opts.Logger.Error("the disk refused a sync; a power cut may lose more than the interval", "dir", l.dir, "err", err)
-			l.syncMu.Lock()
-			l.dirty = true
-			l.syncMu.Unlock()
-		} else if err == nil {
-			l.syncMu.Lock()
-			if l.cur == f {
-				l.synced = max(l.synced, written)
-			}
-			l.syncMu.Unlock()
 		}
 	}
+}
+
+// sync brings what is written of the current segment to stable storage. After a
+// failure it writes it again first: the pages of a failed sync count as clean, so
+// that the next sync succeeds without them.
+func (l *Log) sync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	return l.syncLocked()
+}
+
+// syncLocked is sync for who holds syncing.
+func (l *Log) syncLocked() error {
+	l.syncMu.Lock()
+	f, from, to := l.cur, l.synced, l.curWritten
+	l.dirty = false
+	l.syncMu.Unlock()
+	err := error(nil)
+	if l.suspect.Load() {
+		err = rewrite(f, from, to)
+	}
+	if err == nil {
+		l.stats.syncs.Add(1)
+		err = f.Sync()
+	}
+	l.suspect.Store(err != nil)
+	l.syncMu.Lock()
+	defer l.syncMu.Unlock()
+	if err != nil {
+		l.dirty = true
+		return err
+	}
+	l.synced = max(l.synced, to)
+	return nil
+}
+
+// rewrite writes a part of a file over itself. What is read must be the records that
+// were written, whole: a file system may have let go of them.
+func rewrite(f file, from, to int64) error {
+	b := make([]byte, to-from)
+	if _, err := f.ReadAt(b, from); err != nil {
+		return err
+	}
+	for rest := b; len(rest) > 0; {
+		n, ok := wholeRecord(rest)
+		if !ok {
+			return fmt.Errorf("%w at byte %d after a failed sync: the file system has lost what it took; "+
+				"stop, and see to the disk", ErrCorrupt, to-int64(len(rest)))
+		}
+		rest = rest[n:]
+	}
+	_, err := f.WriteAt(b, from)
+	return err
 }
 
 // isHeld reports whether anything of a segment is held; l.mu is held.
@@ -234,7 +284,7 @@ func (l *Log) clean(needed uint64) {
 	l.mu.Unlock()
 	if first < end {
 		// What stands for the removed records must not be younger than the removal.
-		if err := l.f.Sync(); err != nil {
+		if err := l.sync(); err != nil {
 			l.stats.failures.Add(1)
 			return
 		}
