@@ -188,7 +188,7 @@ func outboxError(dir string, err error) error {
 	case errors.Is(err, seglog.ErrInUse):
 		return fmt.Errorf("%w: %s; give each running program a folder of its own (Config.OutboxDir)", ErrOutboxInUse, dir)
 	case errors.Is(err, seglog.ErrCorrupt):
-		return fmt.Errorf("%w: %w; move the folder away to go on without what it holds", ErrOutboxDamaged, err)
+		return fmt.Errorf("%w: %w", ErrOutboxDamaged, err)
 	case errors.Is(err, ErrOutboxDamaged):
 		return fmt.Errorf("%w; move the folder away to go on without what it holds", err)
 	}

@@ -22,7 +22,8 @@
 //
 // Integers are big endian. length counts kind and body; crc is CRC-32C over the
 // length field, the kind and the body. Kind 255 is the log's own. A segment's file
-// name is its number in 16 hexadecimal digits and ".seg"; numbers rise by one.
+// name is its number in 16 hexadecimal digits and ".seg"; numbers rise by one. The
+// file ".newest" has the number of the newest, in the same digits and a line feed.
 //
 // # Recovery
 //
@@ -31,7 +32,8 @@
 // been synced: kind 255, the folder's id and an offset, in front of everything that
 // is written at once, and at the end of a log that was closed. Then, and in any other
 // segment, it is damage, as is a header that does not fit the records behind it, and
-// Open refuses the log, changes nothing, and names file and offset. Replay can show a
+// Open refuses the log, changes nothing, and names file and offset; so it does when
+// a segment is missing. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.
 //

@@ -293,6 +293,9 @@ func (l *Log) startSegment(n uint64) error {
 		return fmt.Errorf("seglog: %w", err)
 	}
 	l.setFile(f, n, headerLen)
+	if err := writeNewest(l.dir, n); err != nil {
+		l.opts.Logger.Warn("cannot note the number of the newest segment; its loss would not be noticed", "dir", l.dir, "err", err)
+	}
 	return nil
 }
 

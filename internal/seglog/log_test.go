@@ -234,6 +234,28 @@ func TestDamageInOldSegment(t *testing.T) {
 	}
 }
 
+// The newest segment leaves no gap in the numbers when it is gone.
+func TestNewestSegmentIsMissing(t *testing.T) {
+	for name, leave := range map[string]int{"one": 1, "all": 0} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			l, _, _ := open(t, dir, Options{SegmentSize: 64})
+			segs := appendAll(t, l, "0123456789", "0123456789")
+			l.Close()
+			for _, seg := range segs[leave:] {
+				if err := os.Remove(filepath.Join(dir, segmentName(seg))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, _, err := Open(dir, Options{}, func(uint64, byte, []byte) error { return nil })
+			var ce *CorruptError
+			if !errors.As(err, &ce) || ce.File != filepath.Join(dir, segmentName(segs[1])) {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+}
+
 func TestVersion(t *testing.T) {
 	dir := t.TempDir()
 	b := appendHeader(nil, [8]byte{1})
@@ -490,7 +512,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 			dir := t.TempDir()
 			fl := &faults{hit: make(chan struct{}, 1)}
 			var disks []*disk
-			opts := Options{Mode: SyncInterval, Interval: 5 * time.Millisecond, SegmentSize: 1 << 10}
+			opts := Options{Mode: SyncInterval, Interval: time.Hour, SegmentSize: 1 << 10}
 			opts.create = func(path string) (file, error) {
 				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 				d := &disk{file: f, faults: fl, dirty: make(map[int64][]byte)}
@@ -501,6 +523,9 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 			appendAll(t, l, "before")
 			fl.set(false, true)
 			appendAll(t, l, "lost by the sync")
+			if err := l.sync(); err == nil { // as the interval does
+				t.Fatal("the sync did not fail")
+			}
 			<-fl.hit
 			w := make(waiter, 1)
 			body := "waits"
@@ -539,7 +564,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 func TestFailedSyncThatLost(t *testing.T) {
 	dir := t.TempDir()
 	fl := &faults{hit: make(chan struct{}, 1)}
-	opts := Options{Mode: SyncInterval, Interval: 5 * time.Millisecond}
+	opts := Options{Mode: SyncInterval, Interval: time.Hour}
 	opts.create = func(path string) (file, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return &faulty{f, fl}, err
@@ -547,12 +572,14 @@ func TestFailedSyncThatLost(t *testing.T) {
 	l, _, _ := open(t, dir, opts)
 	fl.set(false, true)
 	appendAll(t, l, "gone")
-	<-fl.hit
-	if err := os.Truncate(filepath.Join(dir, segmentName(1)), headerLen+markLen); err != nil {
-		t.Fatal(err)
+	if err := l.sync(); err == nil {
+		t.Fatal("the sync did not fail")
 	}
-	if err := os.Truncate(filepath.Join(dir, segmentName(1)), headerLen+markLen+recordHeaderLen+5); err != nil {
-		t.Fatal(err)
+	path := filepath.Join(dir, segmentName(1))
+	for _, size := range []int64{headerLen + markLen, headerLen + markLen + recordHeaderLen + 5} { // zeros in its place
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
 	}
 	fl.set(false, false)
 	w := make(waiter, 1)

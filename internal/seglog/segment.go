@@ -57,7 +57,7 @@ type CorruptError struct {
 }
 
 func (e *CorruptError) Error() string {
-	return fmt.Sprintf("seglog: %s is damaged at byte %d: %s (restore the folder from a backup, or move this file and the older ones away to go on without what they hold)",
+	return fmt.Sprintf("seglog: %s is damaged at byte %d: %s (restore the whole folder from a backup, or move it away to go on without what it holds)",
 		e.File, e.Offset, e.Reason)
 }
 
@@ -285,6 +285,42 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
+// newestName is a file with the number of the newest segment, written once that is
+// there, so that its loss is noticed. It sorts before the segments: who copies the
+// folder in order copies it first.
+const newestName = ".newest"
+
+// writeNewest notes that segment n exists. Without the note, as when the disk is
+// full, a loss of the segment would not be noticed, and nothing else.
+func writeNewest(dir string, n uint64) error {
+	path := filepath.Join(dir, newestName)
+	err := os.WriteFile(path+".new", fmt.Appendf(nil, "%016x\n", n), 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		_ = os.Remove(path + ".new")
+	}
+	return err
+}
+
+// readNewest returns what writeNewest noted; 0 when there is no whole note.
+func readNewest(dir string) (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, newestName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	hex, ok := strings.CutSuffix(string(b), "\n")
+	if !ok || len(hex) != 16 {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(hex, 16, 64)
+	if err != nil {
+		return 0, nil //nolint:nilerr // no note is as good
+	}
+	return n, nil
+}
+
 // listSegments returns the numbers of the segments in dir, ascending.
 func listSegments(dir string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir) // sorted by name, so by number
@@ -299,8 +335,18 @@ func listSegments(dir string) ([]uint64, error) {
 	}
 	for i := 1; i < len(ns); i++ {
 		if ns[i] != ns[i-1]+1 {
-			return nil, &CorruptError{File: filepath.Join(dir, segmentName(ns[i-1]+1)), Reason: "segment is missing"}
+			return nil, missing(dir, ns[i-1]+1)
 		}
 	}
+	switch newest, err := readNewest(dir); {
+	case err != nil:
+		return nil, err
+	case len(ns) == 0 && newest > 0, len(ns) > 0 && newest > ns[len(ns)-1]:
+		return nil, missing(dir, newest)
+	}
 	return ns, nil
+}
+
+func missing(dir string, n uint64) error {
+	return &CorruptError{File: filepath.Join(dir, segmentName(n)), Reason: "segment is missing"}
 }
