@@ -128,7 +128,7 @@ func (c *claims) answer(r *Request, addr string) {
 		r.Drop(DropTooLarge)
 		return
 	}
-	r.Reply(body)
+	c.b.settled(func() { r.Reply(body) })
 }
 
 // owned returns the forwarder at an address of p's; r.mu is held.

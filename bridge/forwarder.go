@@ -158,7 +158,7 @@ func (b *Bridge) serveRegistration(r *Request, static bool) {
 		}
 		return
 	}
-	r.ReplyFrom(addr, bare.AppendString(nil, addr))
+	b.settled(func() { r.ReplyFrom(addr, bare.AppendString(nil, addr)) })
 }
 
 // register makes or renews a forwarder. p is the owner's port; nil inside the

@@ -155,6 +155,39 @@ func (j *testJournal) PortGone(name string) { delete(j.ports, name) }
 func (j *testJournal) Forwarder(s ForwarderState) { j.states[s.Address] = s }
 func (j *testJournal) ForwarderGone(a string)     { delete(j.states, a) }
 
+// slowJournal is a journal whose disk takes its time.
+type slowJournal struct {
+	testJournal
+	asked []func()
+}
+
+func (j *slowJournal) Settled(done func()) { j.asked = append(j.asked, done) }
+
+// Who registers, claims or releases is answered once that is stored: an alias that
+// was promised is not somebody else's after a crash.
+func TestAnswersWaitForTheJournal(t *testing.T) {
+	j := &slowJournal{testJournal: testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}}
+	b := newTestBridge(t, func(c *Config) { c.Journal = j })
+	p := attach(t, b, "bob", true)
+	equal(t, "answered before it is stored", p.register(ServiceStaticForwarding, "door", "M"), "")
+	if b.Forwarder("forward_to_door") == nil || len(j.asked) != 1 {
+		t.Fatalf("not registered, or the journal was not asked: %d", len(j.asked))
+	}
+	before := len(p.conn.entries())
+	j.asked[0]()
+	if got := p.frames()[before:]; len(got) != 1 || got[0].Return[0].Value != "forward_to_door" {
+		t.Errorf("answer: %v", got)
+	}
+	body, err := (&hubproto.ReleaseRequest{Address: "forward_to_door"}).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.send(route.To(ServiceRelease), route.To("M"), body)
+	equal(t, "frames", len(p.frames()), before+1)
+	j.asked[1]()
+	equal(t, "frames", len(p.frames()), before+2)
+}
+
 func TestRestore(t *testing.T) {
 	j := &testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}
 	b := newTestBridge(t, func(c *Config) { c.Journal = j })

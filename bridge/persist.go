@@ -48,6 +48,24 @@ type Journal interface {
 	ForwarderGone(address string)
 }
 
+// SettlingJournal is a Journal that says when what it has heard of is stored.
+type SettlingJournal interface {
+	Journal
+	// Settled calls done, on any goroutine, once everything that the journal has heard
+	// of is as safe as an acknowledged frame; not at all when the store ends first. No
+	// lock of the bridge is held. done does not block.
+	Settled(done func())
+}
+
+// settled calls done once what the journal has heard of is stored.
+func (b *Bridge) settled(done func()) {
+	if j, ok := b.cfg.Journal.(SettlingJournal); ok {
+		j.Settled(done)
+		return
+	}
+	done()
+}
+
 func (f *forwarder) state() ForwarderState {
 	return ForwarderState{
 		Address: f.addr, Kind: f.kind, Owner: f.owner, Route: f.route.Load().full,

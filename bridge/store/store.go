@@ -69,6 +69,8 @@ type Store struct {
 	nextID uint32
 	tables map[string]*entry
 	late   map[string][]byte // entries to be written once the disk takes writes again; nil: gone
+	asked  []func()          // by Settled, waiting for late to be written
+	fences []func()          // in the log, oldest first: to be called once written
 
 	moves chan uint64   // segments to be cleared
 	moved chan struct{} // closed when runMoves has returned
@@ -201,13 +203,53 @@ func (s *Store) put(key string, value []byte) {
 func (s *Store) writeLate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.late) == 0 || s.log.Failing() {
+	if len(s.late) == 0 && len(s.asked) == 0 || s.log.Failing() {
 		return
 	}
 	for key, value := range s.late {
 		s.write(key, value)
 	}
 	clear(s.late)
+	for _, done := range s.asked {
+		s.fence(done)
+	}
+	s.asked = nil
+}
+
+// maxAsked bounds those who wait for a disk that refuses. Who asked beyond that
+// hears nothing, and has to ask again.
+const maxAsked = 4096
+
+// Settled implements bridge.SettlingJournal.
+func (s *Store) Settled(done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(s.late) == 0 && !s.log.Failing():
+		s.fence(done)
+	case len(s.asked) < maxAsked:
+		s.asked = append(s.asked, done)
+	}
+}
+
+// fence writes an entry that says nothing, behind those before it. s.mu is held.
+func (s *Store) fence(done func()) {
+	if _, err := s.log.Append(recTable, false, fence{s}, 0, appendTable(nil, "", nil)); err == nil {
+		s.fences = append(s.fences, done)
+	}
+}
+
+// fence waits for the entries that fence writes.
+type fence struct{ s *Store }
+
+// Committed implements seglog.Waiter.
+func (f fence) Committed(uint64) {
+	f.s.mu.Lock()
+	done := f.s.fences[0]
+	f.s.fences[0] = nil
+	f.s.fences = f.s.fences[1:]
+	f.s.mu.Unlock()
+	done()
 }
 
 // write appends an entry of a table. s.mu is held.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -165,6 +166,28 @@ func TestTables(t *testing.T) {
 
 // A queue is a model's list, whatever is done to it and however often the process
 // ends, cleanly or by being copied away under its feet.
+// What was put before Settled is in the log when it calls back.
+func TestSettled(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := openStore(t, dir, Options{})
+	defer s.Close()
+	for i := range 20 {
+		s.ForwarderGone("never there")
+		s.Forwarder(bridge.ForwarderState{Address: fmt.Sprint("FWD_", i)})
+		settled := make(chan struct{})
+		s.Settled(func() { close(settled) })
+		<-settled
+		after, _ := openStore(t, copyDir(t, dir), Options{})
+		st, err := after.State()
+		if err := errors.Join(err, after.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if len(st.Forwarders) != i+1 {
+			t.Fatalf("%d entries after %d", len(st.Forwarders), i+1)
+		}
+	}
+}
+
 func TestModel(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
