@@ -53,6 +53,7 @@ type Node struct {
 	graves     tombstones
 	numbers    *pinfile.File // of claims seen; in memory
 	renewing   sync.Once     // starts renewClaims
+	unclaimed  chan struct{} // the hub did not take a claim
 
 	cancel context.CancelFunc // ends the uplink
 	tasks  sync.WaitGroup     // goroutines; Add only under mu while not closed
@@ -129,6 +130,7 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 		lineages:      make(map[[16]byte]struct{}),
 		lineageSecret: cfg.Identity.Secret,
 		numbers:       pinfile.Open(""),
+		unclaimed:     make(chan struct{}, 1),
 	}
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
 	n.deliveries = newDeliveries(n)

@@ -263,8 +263,16 @@ func (f *Forwarder) claim(ctx context.Context) {
 		defer cancel()
 		_, err = n.record(ctx, c.Marshal, hubproto.ServiceClaim)
 	}
+	n.renewing.Do(func() { n.spawn(n.renewClaims) })
 	if err != nil {
 		n.log.Warn("the hub does not keep our claim to a forwarding address", "address", address, "err", err)
+		n.mu.Lock()
+		f.claimedBy = nil
+		n.mu.Unlock()
+		select {
+		case n.unclaimed <- struct{}{}:
+		default:
+		}
 		return
 	}
 	n.mu.Lock()
@@ -273,26 +281,33 @@ func (f *Forwarder) claim(ctx context.Context) {
 	if n.cfg.Identity.Identity().Compare(by) != identity.Equal {
 		f.claim(ctx) // rotated meanwhile
 	}
-	n.renewing.Do(func() { n.spawn(n.renewClaims) })
 }
 
 // claimRound is how often claims are looked through for those that have run half
-// their time.
-const claimRound = hubproto.ClaimTTL / 14
+// their time; claimRetry the first pause after one that the hub did not take.
+const (
+	claimRound = hubproto.ClaimTTL / 14
+	claimRetry = 10 * time.Second
+)
 
-// renewClaims signs claims again before they end, and when the identity has a new
-// key: peers that have seen it no longer count what the old one signed.
+// renewClaims signs claims again before they end, when the hub did not take one, and
+// when the identity has a new key: peers that have seen it no longer count what the
+// old one signed.
 func (n *Node) renewClaims() {
 	tick := time.NewTicker(claimRound)
 	defer tick.Stop()
-	ticked := false
+	again := time.NewTimer(claimRetry)
+	again.Stop()
+	defer again.Stop()
+	ticked, retry, pause := false, false, claimRetry
 	for {
 		rotated, now := n.cfg.Identity.Rotated(), n.cfg.Identity.Identity()
 		n.mu.Lock()
 		var due []*Forwarder
 		for f := range n.forwarders {
 			old := f.claimedBy != nil && now.Compare(f.claimedBy) != identity.Equal
-			if f.address != "" && (old || ticked && time.Since(f.claimedAt) > hubproto.ClaimTTL/2) {
+			missing := f.claimedBy == nil
+			if f.address != "" && (old || missing && retry || ticked && time.Since(f.claimedAt) > hubproto.ClaimTTL/2) {
 				due = append(due, f)
 			}
 		}
@@ -303,11 +318,16 @@ func (n *Node) renewClaims() {
 		for _, f := range due {
 			f.claim(n.stopped)
 		}
+		ticked, retry = false, false
 		select {
 		case <-rotated:
-			ticked = false
+		case <-n.unclaimed:
+			again.Reset(jitter(pause))
+			pause = min(2*pause, claimRound)
+		case <-again.C:
+			retry = true
 		case <-tick.C:
-			ticked = true
+			ticked, pause = true, claimRetry
 			if err := n.cfg.Identity.Refresh(); err != nil {
 				n.log.Warn("the identity cannot be read again", "err", err)
 			}
