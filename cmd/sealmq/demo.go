@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,16 +55,17 @@ type demo struct {
 	root topics.Root
 }
 
-// step is one line of the story with --json.
+// step is one line of the story; what is not in its words is there with --json.
 type step struct {
-	Who  string `json:"who"`
-	What string `json:"what"`
+	Who        string `json:"who"`
+	What       string `json:"what"`
+	URL        string `json:"url,omitempty"`
+	Identifier string `json:"identifier,omitempty"` // of who or, once they talk, of the peer
+	Address    string `json:"address,omitempty"`
+	Text       string `json:"text,omitempty"`
 }
 
-func (d *demo) say(who, format string, args ...any) error {
-	s := step{who, fmt.Sprintf(format, args...)}
-	return d.result(s, fmt.Sprintf("%-6s %s", who, s.What))
-}
+func (d *demo) say(s step) error { return d.result(s, fmt.Sprintf("%-6s %s", s.Who, s.What)) }
 
 func (d *demo) run(ctx context.Context) (err error) {
 	log := d.quiet()
@@ -76,7 +78,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, hub.Shutdown(context.WithoutCancel(ctx))) }()
 	url := hub.MQTTURL()
-	if err := d.say("hub", "listens at %s", url); err != nil {
+	if err := d.say(step{Who: "hub", What: "listens at " + url, URL: url}); err != nil {
 		return err
 	}
 	w, err := watch(ctx, url, "observer", d.root)
@@ -90,7 +92,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer bob.Close()
-	if err := d.say("bob", "is %s; Forwarding address: %s", short(bob.Identifier().String()), fwd); err != nil {
+	me := bob.Identifier().String()
+	if err := d.say(step{Who: "bob", What: "is " + short(me) + "; Forwarding address: " + fwd, Identifier: me, Address: fwd}); err != nil {
 		return err
 	}
 	alice, err := d.connect(ctx, url, log)
@@ -98,7 +101,8 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer alice.Close()
-	if err := d.say("alice", "is %s and dials %s, trusting nobody but Bob", short(alice.Identifier().String()), fwd); err != nil {
+	me = alice.Identifier().String()
+	if err := d.say(step{Who: "alice", What: "is " + short(me) + " and dials " + fwd + ", trusting nobody but Bob", Identifier: me, Address: fwd}); err != nil {
 		return err
 	}
 	if err := d.talk(ctx, alice, bob, fwd); err != nil {
@@ -109,12 +113,11 @@ func (d *demo) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	all, err := w.until(ctx, d.everything(alice, bob))
+	all, err := w.until(ctx, d.everything(fwd, alice, bob))
 	if err != nil {
 		return err
 	}
-	names := [2]string{alice.ClientID(), bob.ClientID()}
-	return d.report(all, names)
+	return d.report(all, [2]string{alice.ClientID(), bob.ClientID()}, fwd)
 }
 
 func (d *demo) connect(ctx context.Context, url string, log *slog.Logger) (*device.Node, error) {
@@ -148,37 +151,48 @@ func (d *demo) talk(ctx context.Context, alice, bob *device.Node, fwd string) er
 	if err != nil {
 		return err
 	}
-	if err := d.say("alice", "has a secure channel with %s", short(ch.Peer().Identifier.String())); err != nil {
+	peer := ch.Peer().Identifier.String()
+	if err := d.say(step{Who: "alice", What: "has a secure channel with " + short(peer), Identifier: peer}); err != nil {
 		return err
 	}
 	if err := ch.SendString(ctx, appAddress, hello); err != nil {
 		return err
 	}
-	if err := d.say("alice", "sends %q to %s", hello, appAddress); err != nil {
+	if err := d.say(step{Who: "alice", What: fmt.Sprintf("sends %q to %s", hello, appAddress), Address: appAddress, Text: hello}); err != nil {
 		return err
 	}
 	m, err := bob.Receive(ctx, appAddress)
 	if err != nil {
 		return err
 	}
-	if text, err := m.Text(); err != nil || text != hello || m.From != alice.Identifier() {
+	text, err := m.Text()
+	if err != nil || text != hello || m.From != alice.Identifier() {
 		return coded(exitSoftware, fmt.Errorf("what arrived is %s from %v", m, m.From), "please report this")
 	}
-	return d.say("bob", "received %q from %s, verified", m.String(), short(m.From.String()))
+	from := m.From.String()
+	return d.say(step{Who: "bob", What: fmt.Sprintf("received %q from %s, verified", text, short(from)), Identifier: from, Text: text})
 }
 
-// everything says that the observer has seen each frame that the devices have
-// sent: those of the outbox, and one greeting for each connection.
-func (d *demo) everything(nodes ...*device.Node) func([]seen) bool {
+// everything says that the observer has seen each frame that the devices have sent
+// (those of the outbox, and one greeting for each connection) and received, and what
+// the hub says of them.
+func (d *demo) everything(fwd string, nodes ...*device.Node) func([]seen) bool {
 	return func(all []seen) bool {
 		for _, n := range nodes {
 			stats := n.Stats()
-			frames, err := framesOn(all, d.root.Out(n.ClientID()))
-			if err != nil || uint64(len(frames)) < stats.FramesSent+stats.Connects {
+			out, err := framesOn(all, d.root.Out(n.ClientID()))
+			if err != nil || uint64(len(out)) < stats.FramesSent+stats.Connects {
+				return false
+			}
+			in, err := framesOn(all, d.root.In(n.ClientID()))
+			if err != nil || uint64(len(in))+stats.Connects < stats.FramesReceived { // the answer to the greeting is not copied
+				return false
+			}
+			if lastOn(all, d.root.Status(n.ClientID())) == nil {
 				return false
 			}
 		}
-		return true
+		return lastOn(all, d.root.Forwarder(fwd)) != nil
 	}
 }
 
@@ -191,37 +205,72 @@ type sight struct {
 	Payload string `json:"payload"`
 }
 
+// note is one retained record that the observer saw, with --json.
+type note struct {
+	Topic  string          `json:"topic"`
+	Record json.RawMessage `json:"record"`
+}
+
 // report prints what the observer saw.
-func (d *demo) report(all []seen, names [2]string) error {
+func (d *demo) report(all []seen, names [2]string, fwd string) error {
 	for _, s := range all {
 		if bytes.Contains(s.payload, []byte(hello)) {
 			return coded(exitSoftware, errors.New("the observer saw the message in the clear"), "please report this")
 		}
 	}
-	if !d.json {
-		fmt.Fprintf(d.stdout, "\nAn observer of the whole broker saw this, and cannot tell which frame says %q:\n", hello)
-	}
-	total := 0
+	d.story("\nAn observer of the whole broker saw this, and cannot tell which frame says %q:\n", hello)
+	total, passed := 0, 0
 	for i, who := range [2]string{"alice", "bob"} {
-		topic := d.root.Out(names[i])
-		frames, err := framesOn(all, topic)
+		d.story("\n%s (%s)\n", d.root.Out(short(names[i])), who)
+		out, err := d.frames(all, d.root.Out(names[i]), true)
 		if err != nil {
-			return coded(exitSoftware, err, "please report this")
+			return err
 		}
-		total += len(frames)
-		if !d.json {
-			fmt.Fprintf(d.stdout, "\n%s (%s)\n", d.root.Out(short(names[i])), who)
+		in, err := d.frames(all, d.root.In(names[i]), d.json)
+		if err != nil {
+			return err
 		}
-		for _, f := range frames {
-			s := sight{topic, f.onward.String(), f.back.String(), len(f.payload), fmt.Sprintf("%x", f.payload)}
-			line := fmt.Sprintf("  to %-28s %5d bytes  %s", shortRoute(f.onward), len(f.payload), shortHex(f.payload))
-			if err := d.result(s, line); err != nil {
-				return err
-			}
+		total += out
+		passed += in
+	}
+	d.story("\n%d frames went on to %s and %s, with the way back in front;\nand the hub's records:\n\n",
+		passed, d.root.In(short(names[0])), d.root.In(short(names[1])))
+	for _, at := range [][2]string{
+		{d.root.Status(names[0]), d.root.Status(short(names[0]))}, {d.root.Status(names[1]), d.root.Status(short(names[1]))},
+		{d.root.Forwarder(fwd), d.root.Forwarder(fwd)},
+	} {
+		record := lastOn(all, at[0])
+		if err := d.result(note{at[0], record}, at[1]+"\n  "+shortWords(string(record))); err != nil {
+			return err
 		}
 	}
-	if d.json {
-		return nil
+	d.story("\nIn all %d frames sent, and never a byte of the message.\n", total)
+	return nil
+}
+
+// story prints what is not said with --json.
+func (d *demo) story(format string, args ...any) {
+	if !d.json {
+		fmt.Fprintf(d.stdout, format, args...)
 	}
-	return d.result(nil, fmt.Sprintf("\nIn all %d frames, and never a byte of the message.", total))
+}
+
+// frames counts the frames that the observer saw on a topic, and prints them if show
+// is set.
+func (d *demo) frames(all []seen, topic string, show bool) (n int, err error) {
+	frames, err := framesOn(all, topic)
+	if err != nil {
+		return 0, coded(exitSoftware, err, "please report this")
+	}
+	for _, f := range frames {
+		if !show {
+			break
+		}
+		s := sight{topic, f.onward.String(), f.back.String(), len(f.payload), fmt.Sprintf("%x", f.payload)}
+		line := fmt.Sprintf("  to %-28s %5d bytes  %s", shortRoute(f.onward), len(f.payload), shortHex(f.payload))
+		if err := d.result(s, line); err != nil {
+			return 0, err
+		}
+	}
+	return len(frames), nil
 }

@@ -20,6 +20,9 @@ var masks = []struct {
 	{regexp.MustCompile(`FWD_[0-9a-f]{32}`), "FWD_*"},
 	{regexp.MustCompile(`[0-9a-f]{4}…[0-9a-f]{4}`), "*"},
 	{regexp.MustCompile(`[0-9a-f]{32}…`), "*"},
+	{regexp.MustCompile(`[0-9A-Za-z+/]{16}…`), "*"},
+	{regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+Z`), "*"},
+	{regexp.MustCompile(`(?m)^\d+ frames went on`), "* frames went on"},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), "127.0.0.1:*"},
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -120,6 +121,26 @@ func framesOn(all []seen, topic string) ([]observed, error) {
 	}
 	return out, nil
 }
+
+// lastOn returns what was seen last on one topic; nil: nothing.
+func lastOn(all []seen, topic string) []byte {
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].topic == topic {
+			return all[i].payload
+		}
+	}
+	return nil
+}
+
+// shortWords abbreviates the identifiers and addresses in a text, and long base64.
+func shortWords(text string) string {
+	return longBase64.ReplaceAllString(hexWords.ReplaceAllStringFunc(text, short), "$1…")
+}
+
+var (
+	hexWords   = regexp.MustCompile(`(I|dev_|FWD_)[0-9a-f]{16,}`)
+	longBase64 = regexp.MustCompile(`([0-9A-Za-z+/]{16})[0-9A-Za-z+/=]{48,}`)
+)
 
 // short abbreviates identifiers and addresses: the first and last four
 // characters of what follows the prefix.
