@@ -1,6 +1,8 @@
 package matrix
 
 import (
+	"flag"
+	"runtime"
 	"testing"
 	"time"
 
@@ -9,7 +11,14 @@ import (
 	"github.com/sealmq/sealmq/integration/internal/rustpeer"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Cells wait more than they work: for what a stock node gives up in its own time.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue && runtime.GOMAXPROCS(0) < 4 {
+		_ = f.Value.Set("4")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is how long a test waits for what must happen.
 const patience = 30 * time.Second
