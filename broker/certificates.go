@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 
@@ -142,18 +141,11 @@ func (h *Hub) byCertificate(c *mochibridge.ConnectInfo) *x509.Certificate {
 
 // loadPool reads the authorities of client certificates.
 func loadPool(name string) (*x509.CertPool, error) {
-	f, err := os.Open(name)
+	f, err := openPolicy(name, "tls.client_ca", 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("broker: tls.client_ca: %w", err)
+		return nil, err
 	}
 	defer f.Close() // nothing was written
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("broker: tls.client_ca: %w", err)
-	}
-	if mode := info.Mode().Perm(); mode&0o002 != 0 {
-		return nil, &PermissionError{File: name, Mode: mode, Want: 0o644, What: "everybody can change who may log in"}
-	}
 	text, err := io.ReadAll(io.LimitReader(f, maxCAFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("broker: tls.client_ca: %s: %w", name, err)

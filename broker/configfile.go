@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -21,13 +20,14 @@ const maxConfigFile = 1 << 20
 // Load reads a configuration file. It accepts exactly the documented keys; an
 // error names the file, the line, the key and, for a key that does not exist,
 // the nearest one that does. Load does not validate the settings; [New] does,
-// after the caller has set what flags override.
+// after the caller has set what flags override. A file that everybody can write to is
+// refused.
 func Load(name string) (Config, error) {
-	f, err := os.Open(name)
+	f, err := openPolicy(name, "configuration", 0o644)
 	if err != nil {
-		return Config{}, fmt.Errorf("broker: configuration: %w", err)
+		return Config{}, err
 	}
-	defer f.Close()
+	defer f.Close() // nothing was written
 	return parseConfig(f, name)
 }
 

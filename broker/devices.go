@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -158,9 +157,9 @@ func (p *devicePolicy) admits(id identity.Identifier, credentials [][]byte, open
 
 // readIdentifiers reads one identifier a line into set.
 func readIdentifiers(name string, set map[identity.Identifier]struct{}) error {
-	f, err := os.Open(name)
+	f, err := openPolicy(name, "devices.allow_file", 0o644)
 	if err != nil {
-		return fmt.Errorf("broker: devices.allow_file: %w", err)
+		return err
 	}
 	defer f.Close() // nothing was written
 	lines := bufio.NewScanner(io.LimitReader(f, maxListFile))
@@ -187,9 +186,9 @@ func readIdentifiers(name string, set map[identity.Identifier]struct{}) error {
 // history in hexadecimal digits, as `sealmq authority show` prints it; white
 // space and lines that begin with # don't count.
 func LoadAuthority(name string) (*identity.Identity, error) {
-	f, err := os.Open(name)
+	f, err := openPolicy(name, "authority", 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("broker: authority: %w", err)
+		return nil, err
 	}
 	defer f.Close() // nothing was written
 	text, err := io.ReadAll(io.LimitReader(f, maxAuthorityFile+1))

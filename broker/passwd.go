@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -99,18 +98,11 @@ type Passwords struct {
 // LoadPasswords reads a password file. A file that everybody can write to is
 // refused.
 func LoadPasswords(name string) (*Passwords, error) {
-	f, err := os.Open(name)
+	f, err := openPolicy(name, "password file", 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("broker: password file: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("broker: password file: %w", err)
-	}
-	if mode := info.Mode().Perm(); mode&0o002 != 0 {
-		return nil, &PermissionError{File: name, Mode: mode, Want: 0o600, What: "everybody can change who may log in"}
-	}
+	defer f.Close() // nothing was written
 	return ParsePasswords(f, name)
 }
 

@@ -2,7 +2,9 @@ package broker
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -97,20 +99,69 @@ func TestParsePasswordsErrors(t *testing.T) {
 	}
 }
 
-func TestLoadPasswordsWritableByAll(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "passwd")
-	if err := os.WriteFile(name, []byte("a:"+hashed(t, "x")+":user\n"), 0o600); err != nil {
+// TestFilesWritableByAll: what says who may do what is not believed when everybody can
+// change it.
+func TestFilesWritableByAll(t *testing.T) {
+	p, err := identity.Create()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadPasswords(name); err != nil {
-		t.Fatal(err)
+	for what, c := range map[string]struct {
+		text, fix string
+		load      func(name string) error
+	}{
+		"passwords":     {"a:" + hashed(t, "x") + ":user\n", "chmod 0600", func(n string) error { _, err := LoadPasswords(n); return err }},
+		"configuration": {"root: x\n", "chmod 0644", func(n string) error { _, err := Load(n); return err }},
+		"authority": {hex.EncodeToString(p.Identity().ChangeHistory()), "chmod 0644", func(n string) error {
+			_, err := LoadAuthority(n)
+			return err
+		}},
+		"devices": {p.Identifier().String(), "chmod 0644", func(n string) error {
+			_, err := (&Devices{AllowFile: n}).load(false)
+			return err
+		}},
+	} {
+		name := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(name, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.load(name); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := os.Chmod(name, 0o646); err != nil {
+			t.Fatal(err)
+		}
+		var pe *PermissionError
+		if err := c.load(name); !errors.As(err, &pe) || !strings.Contains(pe.Hint(), c.fix) {
+			t.Errorf("%s that all can change: %v", what, err)
+		}
 	}
-	if err := os.Chmod(name, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	var pe *PermissionError
-	if _, err := LoadPasswords(name); !errors.As(err, &pe) || !strings.Contains(pe.Hint(), "chmod 0600") {
-		t.Errorf("error is %v", err)
+}
+
+// TestLocalOrigin: a page of another host, whatever its name leads to, does not talk to
+// a hub that is open to this machine.
+func TestLocalOrigin(t *testing.T) {
+	for _, c := range []struct {
+		origin, host string
+		want         bool
+	}{
+		{"", "127.0.0.1:9001", true},
+		{"http://localhost:9001", "localhost:9001", true},
+		{"http://127.0.0.1:9001", "127.0.0.1:9001", true},
+		{"http://[::1]:9001", "[::1]:9001", true},
+		{"http://evil.example:9001", "evil.example:9001", false}, // its name leads to 127.0.0.1
+		{"http://evil.example", "127.0.0.1:9001", false},
+		{"http://localhost:8000", "localhost:9001", false},
+		{"null", "127.0.0.1:9001", false},
+		{"http://192.0.2.1:9001", "192.0.2.1:9001", false},
+	} {
+		r := &http.Request{Header: http.Header{}, Host: c.host}
+		if c.origin != "" {
+			r.Header.Set("Origin", c.origin)
+		}
+		if got := localOrigin(r); got != c.want {
+			t.Errorf("%q at %s: %v", c.origin, c.host, got)
+		}
 	}
 }
 

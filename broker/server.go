@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -48,10 +50,14 @@ func (h *Hub) newServer(open []net.Listener) (mqttServer, error) {
 		Fixes:   h.cfg.Limits.fixes(),
 	}
 	for i, e := range h.endpoints {
-		cfg.Listeners = append(cfg.Listeners, guard.Config{
+		l := guard.Config{
 			ID: fmt.Sprintf("%s-%d", e.scheme, i), Inherited: open[i], TLS: h.tlsFor(e), WebSocket: e.web(),
 			ConnectTimeout: h.cfg.Limits.ConnectTimeout,
-		})
+		}
+		if h.devices.open && loopback(e.addr) {
+			l.CheckOrigin = localOrigin
+		}
+		cfg.Listeners = append(cfg.Listeners, l)
 	}
 	server, err := mochibridge.NewServer(cfg)
 	if err != nil {
@@ -146,6 +152,18 @@ func refusal(err error) error {
 		r.Code, r.Reason = mochibridge.Full, "too many logins at once, try again"
 	}
 	return r
+}
+
+// localOrigin admits a browser's request to a hub that is open to everybody on this
+// machine when its page is from this machine: the name of any other page's host can be
+// made to lead here, and then it is the same host.
+func localOrigin(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true // no browser
+	}
+	u, err := url.Parse(origin)
+	return err == nil && strings.EqualFold(u.Host, r.Host) && loopback(net.JoinHostPort(u.Hostname(), "0"))
 }
 
 // outside decides about topics that are not under the root: ordinary clients

@@ -35,6 +35,26 @@ func (e *PermissionError) Hint() string {
 	return fmt.Sprintf("chmod %04o %s", e.Want, e.File)
 }
 
+// openPolicy opens a file that says who may do what. One that everybody can write to is
+// refused; setting is what the error calls it, want the mode it asks for.
+func openPolicy(name, setting string, want fs.FileMode) (*os.File, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("broker: %s: %w", setting, err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o002 != 0 {
+		err = &PermissionError{File: name, Mode: info.Mode().Perm(), Want: want, What: "everybody can change who may do what"}
+	} else if err != nil {
+		err = fmt.Errorf("broker: %s: %w", setting, err)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // certificate serves a certificate from two files and notices when they were
 // replaced. Connections that exist keep theirs. It is safe for concurrent use.
 type certificate struct {

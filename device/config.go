@@ -36,9 +36,13 @@ type Config struct {
 	OneShot bool
 
 	// Username and Password are what the hub's password file asks for. They
-	// override those of the URL. Sent in the clear without TLS. Without them the
-	// device proves its identity to a sealmq hub, over TLS or on this machine.
+	// override those of the URL. Without them the device proves its identity to a
+	// sealmq hub, over TLS or on this machine.
 	Username, Password string
+	// InsecurePasswordWithoutTLS sends the password to a hub on another machine also
+	// without TLS, for everybody in between to read and use. Without it Connect
+	// refuses.
+	InsecurePasswordWithoutTLS bool
 	// InsecureProofWithoutTLS proves the identity also to a hub on another machine
 	// without TLS. Whoever is in between can then take over the connection, and hold
 	// a proof back and use it in this device's place. Without it no proof is sent

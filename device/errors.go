@@ -40,6 +40,9 @@ var (
 	// ErrInboxRefused is the ErrHubRefused of a hub that let this device in, but not
 	// at its topics: Config.Root is not the hub's, or the account is for other topics.
 	ErrInboxRefused = fmt.Errorf("%w the subscription to this device's inbox", ErrHubRefused)
+	// ErrClearPassword: the password would go to another machine unencrypted; see
+	// Config.InsecurePasswordWithoutTLS.
+	ErrClearPassword = errors.New("device: the password is not sent in the clear")
 	// ErrBadProof is the ErrHubRefused of a proof of identity that the hub does not
 	// accept although clock and hub are right, as after the identity's key has been
 	// rotated elsewhere.

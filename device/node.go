@@ -84,8 +84,8 @@ type Node struct {
 // The URL is mqtt://, mqtts://, ws:// or wss://, with optional user name and
 // password, and with "?hub=I…" for the identifier that the hub has to prove.
 //
-// Errors: ErrURL, ErrHubAway (ErrNotHub and ErrNoAnswer are kinds of it),
-// ErrHubRefused, ErrBadCredentials, ErrWrongHub, ErrTimeout, or that of ctx.
+// Errors: ErrURL, ErrClearPassword, ErrHubAway (ErrNotHub and ErrNoAnswer are kinds of
+// it), ErrHubRefused, ErrBadCredentials, ErrWrongHub, ErrTimeout, or that of ctx.
 func Connect(ctx context.Context, hub string, config Config) (*Node, error) {
 	u, err := parseURL(hub)
 	if err != nil {
@@ -196,8 +196,8 @@ func (n *Node) cancelUnstarted() {
 
 func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	maxPacket := n.cfg.Limits.Frame + packetHeadroom
-	if n.cfg.Password != "" && !u.secure() && !u.loopback() {
-		n.log.Warn("the password goes to the hub in the clear; use mqtts:// or wss://", "hub", u.String())
+	if n.cfg.Password != "" && u.scheme != "tcp" && !u.secure() && !u.loopback() && !n.cfg.InsecurePasswordWithoutTLS {
+		return uplinkConfig{}, fmt.Errorf("%w: %s has no TLS; use mqtts:// or wss://", ErrClearPassword, u)
 	}
 	limits := n.cfg.Limits
 	limits.Frame = min(limits.Frame+packetHeadroom, route.MaxFrame) // the hub adds to return routes

@@ -34,7 +34,10 @@ type provingDialer struct {
 // dial implements linkDialer.
 func (d *provingDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	if !d.plain && d.hub.expected().IsZero() {
-		if err := d.introduce(ctx); err != nil {
+		switch err := d.introduce(ctx); {
+		case errors.Is(err, errNoHello):
+			return d.unanswered(ctx, ev)
+		case err != nil:
 			return nil, err
 		}
 	}
@@ -69,6 +72,22 @@ func (d *provingDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	if l, err = d.prove(ctx, ev); errors.Is(err, ErrBadCredentials) {
 		return nil, permanent(fmt.Errorf("%w: if this identity's key was rotated by another program or on another machine, take the new key from there; "+
 			"otherwise the hub's log has the reason", ErrBadProof))
+	}
+	return l, err
+}
+
+// unanswered makes a link to a broker that let a guest in and did not answer it. One
+// that lets the device in without a proof is none of ours; another is perhaps busy with
+// others' guests, and is asked again.
+func (d *provingDialer) unanswered(ctx context.Context, ev linkEvents) (link, error) {
+	l, err := d.mqtt.dial(ctx, ev)
+	switch {
+	case err == nil:
+		d.plain = true
+		d.log.Info("the hub does not answer guests, so it gets no proof of identity; taking it for a plain broker", "hub", d.mqtt.cfg.hub)
+	case errors.Is(err, ErrHubRefused):
+		// Its text alone: the refusal is not for good.
+		return nil, fmt.Errorf("%w: it did not say in time which hub it is, and lets nobody in without a proof: %s", ErrHubAway, err.Error())
 	}
 	return l, err
 }
@@ -123,13 +142,13 @@ func (d *provingDialer) prove(ctx context.Context, ev linkEvents) (link, error) 
 }
 
 // introduce finds out which hub this is. A hub that lets no guest in, or does not
-// say who it is, is none of ours.
+// prove who it is, is none of ours. errNoHello: it says nothing.
 func (d *provingDialer) introduce(ctx context.Context) error {
 	a, err := d.visit(ctx)
 	switch {
 	case errors.Is(err, ErrWrongHub):
 		return permanent(d.memory.explain(err))
-	case errors.Is(err, ErrHubRefused) && isPermanent(err), errors.Is(err, errNoHello):
+	case errors.Is(err, ErrHubRefused) && isPermanent(err):
 		d.plain = true
 		if errors.Is(err, ErrInboxRefused) {
 			d.noGuest = err

@@ -1,7 +1,10 @@
 package device
 
 import (
+	"context"
 	"errors"
+	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -172,6 +175,65 @@ func TestPlainBroker(t *testing.T) {
 				admitted(t, wait, c)
 			})
 		})
+	}
+}
+
+// TestBusyHubIsAskedAgain: a hub that has no time for a guest, and wants a proof, is
+// asked again, and not taken for a plain broker for good.
+func TestBusyHubIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, hub := newFakeHub(t), hubFor(t)
+		cfg := h.proving(nil)
+		cfg.KeepTrying = true
+		wait := h.connect(t.Context(), cfg)
+		for range 3 {
+			g := h.guest()
+			g.drain()
+			_ = g.Close()
+			c, connect := h.knock(packets.ErrRefusedNotAuthorised)
+			if connect.UsernameFlag || connect.PasswordFlag {
+				t.Errorf("it got %q and %d bytes", connect.Username, len(connect.Password))
+			}
+			_ = c.Close()
+		}
+		g := h.guest()
+		g.sign(hub, time.Now())
+		g.drain()
+		_ = g.Close()
+		c := h.greeted(h.shown(hub, packets.Accepted))
+		c.sign(hub, time.Now())
+		admitted(t, wait, c)
+	})
+}
+
+// TestPasswordInTheClear: a password goes to another machine over TLS, or when that is
+// asked for by name.
+func TestPasswordInTheClear(t *testing.T) {
+	for _, c := range []struct {
+		url      string
+		insecure bool
+		refused  bool
+	}{
+		{"mqtt://user:secret@hub.example", false, true},
+		{"ws://user:secret@192.0.2.1:80", false, true},
+		{"mqtt://user:secret@hub.example", true, false},
+		{"mqtts://user:secret@hub.example", false, false},
+		{"wss://user:secret@hub.example", false, false},
+		{"mqtt://user:secret@127.0.0.1:1883", false, false},
+		{"mqtt://user:secret@localhost", false, false},
+		{"mqtt://user@hub.example", false, false},
+	} {
+		dialled := errors.New("dialled")
+		_, err := Connect(t.Context(), c.url, Config{
+			Identity: testIdentity(), InsecurePasswordWithoutTLS: c.insecure,
+			DialNetwork: func(context.Context, string, string) (net.Conn, error) { return nil, dialled },
+		})
+		if errors.Is(err, ErrClearPassword) != c.refused || errors.Is(err, ErrHubAway) == c.refused {
+			t.Errorf("%s, insecure %v: %v", c.url, c.insecure, err)
+		}
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", c.url, err)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ type peerFlags struct {
 	hub, identity              string
 	user, passwordFile, caFile string
 	root                       string
+	clearPassword              bool
 	trustFlags
 }
 
@@ -41,6 +42,7 @@ func (p *peerFlags) add(a *app, c *cobra.Command) {
 	p.trustFlags.add(f)
 	f.StringVar(&p.user, "user", "", "MQTT user name (default $"+envUser+")")
 	f.StringVar(&p.passwordFile, "password-file", "", "file with the MQTT password (default: the password is in $"+envPassword+")")
+	f.BoolVar(&p.clearPassword, "insecure-password-without-tls", false, "send the password to the hub without TLS, too; whoever is in between can read it")
 	f.StringVar(&p.caFile, "ca-file", "", "certificates (PEM) to trust for the hub's TLS instead of the system's")
 	f.StringVar(&p.root, "root", string(topics.DefaultRoot), "topic root of the hub")
 	a.addKeyFlags(f)
@@ -79,6 +81,7 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 	if cfg.Password, err = p.password(a); err != nil {
 		return nil, err
 	}
+	cfg.InsecurePasswordWithoutTLS = p.clearPassword
 	if cfg.TLS, err = p.tlsConfig(); err != nil {
 		return nil, err
 	}

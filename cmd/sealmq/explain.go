@@ -23,6 +23,7 @@ var explanations = []struct {
 	hint string
 }{
 	{device.ErrURL, exitUsage, "for example --hub mqtt://127.0.0.1:1883"},
+	{device.ErrClearPassword, exitConfig, "--insecure-password-without-tls sends it all the same"},
 	{device.ErrClock, exitNoPerm, "set this machine's clock, for example with NTP"},
 	{device.ErrCertificate, exitNoPerm, "--ca-file names the authority of the hub's certificate; the host in --hub must be one that it is for"},
 	{device.ErrBadProof, exitNoPerm, "if the key was rotated on another machine, import its backup; the hub's log has the reason"},
