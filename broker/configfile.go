@@ -41,13 +41,24 @@ func parseConfig(r io.Reader, name string) (Config, error) {
 	}
 	var c Config
 	dec := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict(), yaml.CustomUnmarshaler(unmarshalDuration))
-	if err := dec.Decode(&c); err != nil && !errors.Is(err, io.EOF) { // an empty file sets nothing
+	if err := decodeYAML(dec, &c); err != nil && !errors.Is(err, io.EOF) { // an empty file sets nothing
 		return Config{}, explainYAML(name, text, err)
 	}
-	if err := dec.Decode(new(Config)); !errors.Is(err, io.EOF) {
+	if err := decodeYAML(dec, new(Config)); !errors.Is(err, io.EOF) {
 		return Config{}, &ConfigError{File: name, Problem: "there is more than one YAML document", Fix: "remove the line --- and what follows it"}
 	}
 	return c, nil
+}
+
+// decodeYAML is Decode without its panics: goccy/go-yaml v1.19.2 has some, for instance
+// for a map that is a key.
+func decodeYAML(dec *yaml.Decoder, c *Config) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("it is not YAML that can be read")
+		}
+	}()
+	return dec.Decode(c)
 }
 
 // explainYAML turns the decoder's error into one line.

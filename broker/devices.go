@@ -162,6 +162,10 @@ func readIdentifiers(name string, set map[identity.Identifier]struct{}) error {
 		return err
 	}
 	defer f.Close() // nothing was written
+	return parseIdentifiers(f, name, set)
+}
+
+func parseIdentifiers(f io.Reader, name string, set map[identity.Identifier]struct{}) error {
 	lines := bufio.NewScanner(io.LimitReader(f, maxListFile))
 	n := 0
 	for lines.Scan() {
@@ -195,6 +199,10 @@ func LoadAuthority(name string) (*identity.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("broker: authority: %s: %w", name, err)
 	}
+	return parseAuthority(text, name)
+}
+
+func parseAuthority(text []byte, name string) (*identity.Identity, error) {
 	bad := func(problem string) error {
 		return &ConfigError{File: name, Problem: problem, Fix: "make it with: sealmq authority show NAME > " + name}
 	}

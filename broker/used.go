@@ -133,6 +133,12 @@ func readUsed(path string) ([]usedEntry, error) {
 		return nil, err
 	case len(b) > most:
 		return nil, errors.New("it is too long")
+	}
+	return parseUsed(b)
+}
+
+func parseUsed(b []byte) ([]usedEntry, error) {
+	switch {
 	case len(b) < len(usedHeader) || string(b[:len(usedHeader)]) != usedHeader:
 		return nil, errors.New("it is not a file of used proofs")
 	}
