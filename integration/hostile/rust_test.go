@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"context"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -316,4 +317,132 @@ func TestStockHandshakes(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestStockSwappedChannels swaps payloads between two channels to a stock node: what
+// was sealed for one opens in no other.
+func TestStockSwappedChannels(t *testing.T) {
+	t.Parallel()
+	s := meetStock(t)
+	to := s.listen(t)
+	chans := map[string]*device.Channel{"one": s.dialled(t, to), "two": s.dialled(t, to)}
+	var last *passage
+	swaps := 0
+	s.end.set(func(p *passage) [][]byte {
+		if p.way == up || last == nil || last.Onward[0] == p.Onward[0] {
+			if p.way == down {
+				last = p
+			}
+			return asIs(p)
+		}
+		q := last
+		last = nil
+		swaps++
+		return [][]byte{p.with(q.Payload), q.with(p.Payload), p.body}
+	})
+	var digests []string
+	for i := range rustMessages {
+		for name, ch := range chans {
+			if err := ch.Send(within(t), plain, []byte(text(name, i))); err != nil {
+				t.Fatal(err)
+			}
+			digests = append(digests, rustpeer.Digest([]byte(text(name, i))))
+		}
+	}
+	s.end.await("the messages", func([2][]route.Frame, [2][]route.Frame) bool { return s.end.count[down] >= 2*rustMessages })
+	s.end.set(nil)
+	s.settled(t)
+	var got []string
+	for s.n.Pending(plain) > 0 {
+		got = append(got, s.n.MustNext(plain).SHA256)
+	}
+	part(t, "stock", digests, got, false)
+	s.end.mu.Lock()
+	defer s.end.mu.Unlock()
+	if swaps < 10 || len(got) < len(digests)/2 {
+		t.Errorf("only %d swaps, %d messages", swaps, len(got))
+	}
+}
+
+// TestStockHistories shows a stock node a history that is older than the one it has
+// seen, and one that forks from it.
+func TestStockHistories(t *testing.T) {
+	t.Parallel()
+	v, err := identity.OpenVault(filepath.Join(t.TempDir(), "vault"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	victim, err := v.Create("victim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, fork := copyOf(t, v, "victim"), copyOf(t, v, "victim")
+	for _, p := range []*identity.Private{victim, fork} {
+		if err := p.Rotate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := meetStock(t)
+	s.n.Listener(rustpeer.ListenerConfig{Address: "listener", Identity: "me", Open: []string{"hub"}, Trust: []string{victim.Identifier().String()}})
+	relay, err := s.n.Relay("@hub", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := func(p *identity.Private) error {
+		ctx, cancel := context.WithTimeout(within(t), 2*time.Second)
+		defer cancel()
+		// Over TCP, where the hub does not ask who that is.
+		who := joinAt(t, newEnd(t, theHub(t).tcp, true), device.Config{Identity: p})
+		ch, err := who.node.Dial(ctx, route.To(relay.Address, "listener"), channel.TrustIdentifiers(s.identifier(t)), device.NoHeal())
+		if err != nil {
+			return err
+		}
+		// A stock node that refuses says nothing: only an answer shows that it has not.
+		_, err = ch.Request(ctx, "inside", []byte("settled?"))
+		return err
+	}
+	s.n.Worker("echo", "inside", "listener")
+	if err := try(victim); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]*identity.Private{"older": old, "forked": fork} {
+		if err := try(p); err == nil {
+			t.Errorf("the stock node takes the %s history", name)
+		}
+	}
+	if err := try(victim); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestStockFlood floods a stock node's listener with first messages, and its channel
+// with frames of up to 16 MiB; it can be dialled and spoken to all the while.
+func TestStockFlood(t *testing.T) {
+	t.Parallel()
+	s := meetStock(t)
+	to := s.listen(t)
+	ch := s.dialled(t, to)
+	frames := s.end.frames(down)
+	first, later := frames[0], frames[len(frames)-1]
+	for i := range 300 {
+		f := first
+		f.Payload = append([]byte(nil), first.Payload...)
+		if i%2 == 1 { // a key of its own
+			f.Payload[i%len(f.Payload)] ^= byte(i)
+		}
+		s.end.send(down, f)
+	}
+	for _, size := range []int{256 << 10, 4 << 20, 16<<20 - 1024} {
+		s.end.send(down, route.Frame{Onward: later.Onward, Return: later.Return, Payload: make([]byte, size)})
+	}
+	for i, c := range []*device.Channel{ch, s.dialled(t, to)} {
+		m := text("flood", i)
+		if err := c.Send(within(t), plain, []byte(m)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.n.MustNext(plain); got.SHA256 != rustpeer.Digest([]byte(m)) {
+			t.Errorf("channel %d: another message", i)
+		}
+	}
+	s.settled(t)
 }
