@@ -14,9 +14,10 @@ COPY --from=build /sealmq /usr/local/bin/sealmq
 USER 10001:10001
 # Identities of devices, and the hub's own folder with --data, live here.
 ENV SEALMQ_HOME=/data
+# Where a hub serves its status pages, and the health check asks; listen and send have none.
+ENV SEALMQ_HTTP=127.0.0.1:8080
 EXPOSE 1883 4000
-# For a hub that serves its status pages at the default address; listen and send have none.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["sealmq", "health", "--http", "127.0.0.1:8080"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["sealmq", "health"]
 ENTRYPOINT ["sealmq"]
 CMD ["help"]
 

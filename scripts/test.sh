@@ -135,7 +135,11 @@ run_static() {
     step "go vet ($dir)" go -C "$dir" vet ./...
     step "golangci-lint ($dir)" lint "$dir"
   done
-  if have rustfmt; then step "cargo fmt" rust_format; fi
+  if have rustfmt; then
+    step "cargo fmt" rust_format
+  else
+    printf 'not available: rustfmt; the format of the Rust peer was NOT checked\n'
+  fi
   vulnerabilities
 }
 

@@ -19,6 +19,7 @@ import (
 const (
 	envHome     = "SEALMQ_HOME"
 	envHub      = "SEALMQ_HUB"
+	envHTTP     = "SEALMQ_HTTP"
 	envUser     = "SEALMQ_USER"
 	envPassword = "SEALMQ_PASSWORD"
 )
@@ -198,6 +199,8 @@ Environment variables
   SEALMQ_HUB       the hub's URL where --hub is not given
   SEALMQ_USER      MQTT user name where --user is not given
   SEALMQ_PASSWORD  its password where --password-file is not given
+  SEALMQ_HTTP      host:port of the hub's status pages, for hub and health, where
+                   neither --http nor the configuration file says it
 
   SEALMQ_PASSPHRASE       passphrase of keys at rest, SEALMQ_PASSPHRASE_FILE a
   SEALMQ_PASSPHRASE_FILE  file with it, SEALMQ_KEY_FILE a key file: one of the

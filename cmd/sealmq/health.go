@@ -26,10 +26,13 @@ Exits 0 if it does and 69 if not.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
+			if h := a.env(envHTTP); h != "" && !c.Flags().Changed("http") {
+				addr = h
+			}
 			return a.health(ctx, addr)
 		},
 	}
-	c.Flags().StringVar(&addr, "http", "127.0.0.1:8080", "host:port of the hub's status pages")
+	c.Flags().StringVar(&addr, "http", "127.0.0.1:8080", "host:port of the hub's status pages (also $"+envHTTP+")")
 	c.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "give up after this long")
 	return c
 }

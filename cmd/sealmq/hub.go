@@ -51,6 +51,9 @@ ends the connections that they no longer let in.`,
 			if err != nil {
 				return err
 			}
+			if cfg.HTTP == "" && !c.Flags().Changed("http") {
+				cfg.HTTP = a.env(envHTTP)
+			}
 			if cfg, err = a.hubKeys(cfg); err != nil {
 				return err
 			}
@@ -110,7 +113,7 @@ func hubFlags(f *pflag.FlagSet, c *broker.Config) {
 	f.DurationVar(&c.SyncInterval, "sync-interval", 0, "most that a power cut loses with --durability interval (default 1s)")
 	f.Var(&c.SegmentSize, "segment-size", "length of a file of the store, 1MiB to 1GiB (default 64MiB)")
 	f.StringVar(&c.AddressKeyFile, "address-key-file", "", "64 hex digits from which hub addresses are derived (default: in the data folder)")
-	f.StringVar(&c.HTTP, "http", "", "serve /healthz, /readyz, /metrics and /status at host:port")
+	f.StringVar(&c.HTTP, "http", "", "serve /healthz, /readyz, /metrics and /status at host:port (also $"+envHTTP+")")
 	f.BoolVar(&c.HTTPOpen, "http-open", false, "let other machines read the status pages")
 	f.StringVar(&c.Root, "root", "", "topic root (default sealmq)")
 	f.BoolVar(&c.Trace, "trace", false, "publish a line for each frame to observers")

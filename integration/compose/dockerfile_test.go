@@ -53,13 +53,19 @@ func TestDockerfile(t *testing.T) {
 			t.Errorf("stage %s is not built on base", name)
 		}
 	}
-	var user, health, entry string
+	var user, health, entry, pages string
 	for _, c := range all["base"].Commands {
 		switch c := c.(type) {
 		case *instructions.UserCommand:
 			user = c.User
 		case *instructions.HealthCheckCommand:
 			health = strings.Join(c.Health.Test, " ")
+		case *instructions.EnvCommand:
+			for _, v := range c.Env {
+				if v.Key == "SEALMQ_HTTP" {
+					pages = v.Value
+				}
+			}
 		case *instructions.EntrypointCommand:
 			entry = strings.Join(c.CmdLine, " ")
 		}
@@ -67,8 +73,8 @@ func TestDockerfile(t *testing.T) {
 	if user == "" || strings.HasPrefix(user, "0") || strings.HasPrefix(user, "root") {
 		t.Errorf("the image runs as %q", user)
 	}
-	if health != "CMD sealmq health --http 127.0.0.1:8080" || entry != "sealmq" {
-		t.Errorf("health check %q, entry point %q", health, entry)
+	if health != "CMD sealmq health" || pages != "127.0.0.1:8080" || entry != "sealmq" {
+		t.Errorf("health check %q, status pages at %q, entry point %q", health, pages, entry)
 	}
 	for _, name := range []string{"demo", "sealmq"} {
 		for _, c := range all[name].Commands {

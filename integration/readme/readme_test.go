@@ -4,6 +4,7 @@ package readme
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -27,7 +28,22 @@ var commands = map[string]proof{
 	"sealmq listen --trust everyone": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
 	"sealmq send --to FWD_… --trust everyone 'Hello Ockam!'": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
 
+	"go install ./cmd/sealmq":   {"integration/readme/readme_test.go", "func TestInstall("},
 	"docker compose up --build": {"integration/compose/compose_test.go", "func TestCommandsOfTheFile("},
+}
+
+// What go install puts into $GOBIN runs.
+func TestInstall(t *testing.T) {
+	bin := t.TempDir()
+	install := exec.Command("go", "install", "./cmd/sealmq")
+	install.Dir, install.Env = peer.ModuleRoot(t), append(os.Environ(), "GOBIN="+bin)
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.Command(filepath.Join(bin, "sealmq"), "version").Output()
+	if err != nil || !strings.HasPrefix(string(out), "sealmq ") {
+		t.Errorf("%q, %v", out, err)
+	}
 }
 
 func TestEveryCommandIsRunSomewhere(t *testing.T) {
