@@ -146,6 +146,9 @@ func openStore(cfg *Config, logger *slog.Logger) (*store.Store, *store.Report, e
 		Mode: store.SyncAlways, Interval: cfg.SyncInterval, SegmentSize: int64(cfg.SegmentSize),
 		Logger: logger.With("part", "store"),
 	}
+	// What the bridge lets wait for the disk, a quarter of what may be unanswered, with
+	// as much again for records, and a segment.
+	o.Reserve = cmp.Or(o.SegmentSize, store.DefaultSegmentSize) + int64(cfg.Limits.WaitingBytes)/2
 	if mode == DurabilityInterval {
 		o.Mode = store.SyncInterval
 	}

@@ -43,6 +43,9 @@ func (m *mover) Committed(size uint64) {
 	}
 }
 
+// Early implements seglog.EarlyWaiter: what is moved makes room.
+func (m *mover) Early() {}
+
 // append writes a copy of a record of size bytes.
 func (m *mover) append(kind byte, size int64, body []byte) (seg uint64, ok bool) {
 	m.mu.Lock()

@@ -23,6 +23,9 @@ const (
 	SyncInterval = seglog.SyncInterval
 )
 
+// DefaultSegmentSize is the length of a segment file in bytes.
+const DefaultSegmentSize = seglog.DefaultSegmentSize
+
 // Errors that Open's error wraps, for the operator's sake.
 var (
 	ErrCorrupt = seglog.ErrCorrupt
@@ -40,6 +43,10 @@ type Options struct {
 	Interval time.Duration
 	// SegmentSize is the length of a segment file in bytes.
 	SegmentSize int64
+	// Reserve is how many bytes of the disk the store keeps for cleaning itself up
+	// when it is full: as much as the bridge lets wait for the disk, with its records,
+	// and a segment. 0 keeps none.
+	Reserve int64
 	// Logger hears of a disk that refuses and of what was cut off; nil discards.
 	Logger *slog.Logger
 }
@@ -110,7 +117,7 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	}
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
 	log, lrep, err := seglog.Open(dir, seglog.Options{
-		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize,
+		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
 		Relocate: s.relocate, Flushed: s.answer, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {

@@ -50,8 +50,15 @@ type Options struct {
 	// release the old ones once the new ones are committed. It runs on the writing
 	// goroutine. Nil: old segments stay until all of their records are released.
 	Relocate func(segment uint64)
+	// Reserve is how many bytes of the disk are kept for the log to clean itself up
+	// in when it is full; at most a quarter of what is free. It has to hold what is
+	// appended without a commit, and a segment. 0 keeps none.
+	Reserve int64
 	// Logger takes what goes wrong with the disk; nil discards it.
 	Logger *slog.Logger
+
+	allocate func(path string, size int64) error
+	free     func(dir string) (int64, bool)
 
 	create func(path string) (file, error) // tests fail I/O through it
 	reopen func(path string) (file, error)
@@ -134,6 +141,7 @@ type Log struct {
 	fseg     uint64
 	written  int64
 	unsynced int64 // written since the last early sync
+	reserve  reserve
 	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncing is held during a sync, so that who comes next knows how it went: the
@@ -186,6 +194,9 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 		}
 		opts.reopen = func(path string) (file, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 	}
+	if opts.allocate == nil {
+		opts.allocate, opts.free = allocate, freeSpace
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("seglog: %w", err)
 	}
@@ -203,6 +214,7 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 		_ = lock.Close()
 		return nil, nil, err
 	}
+	l.makeReserve(report.Bytes)
 	go l.run()
 	return l, report, nil
 }

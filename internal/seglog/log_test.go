@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -594,6 +595,124 @@ func TestFailedSyncThatLost(t *testing.T) {
 	}
 	if err := l.Close(); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("close: %v", err)
+	}
+}
+
+// quota is a disk of limited size, with nothing on it but a folder.
+type quota struct {
+	dir   string
+	limit int64
+}
+
+func (q *quota) free() int64 {
+	left := q.limit
+	list, _ := os.ReadDir(q.dir)
+	for _, e := range list {
+		if info, err := e.Info(); err == nil {
+			left -= info.Size()
+		}
+	}
+	return left
+}
+
+func (q *quota) options(o Options) Options {
+	o.create = func(path string) (file, error) {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		return &limited{f, q}, err
+	}
+	o.free = func(string) (int64, bool) { return q.free(), true }
+	o.allocate = func(path string, size int64) error {
+		if q.free() < size {
+			return syscall.ENOSPC
+		}
+		return os.WriteFile(path, make([]byte, size), 0o600)
+	}
+	return o
+}
+
+type limited struct {
+	file
+	q *quota
+}
+
+func (f *limited) Write(b []byte) (int, error) {
+	if free := f.q.free(); int64(len(b)) > free {
+		n, _ := f.file.Write(b[:free])
+		return n, syscall.ENOSPC
+	}
+	return f.file.Write(b)
+}
+
+type earlyWaiter struct{ waiter }
+
+func (earlyWaiter) Early() {}
+
+// On a full disk the log writes into its reserve, so that it can clean itself up, and
+// tells nobody until there is a reserve again but those who clean.
+func TestReserve(t *testing.T) {
+	q := &quota{dir: t.TempDir(), limit: 256 << 10}
+	relocate := make(chan uint64, 100)
+	l, _, _ := open(t, q.dir, q.options(Options{
+		SegmentSize: 1 << 10, Reserve: 16 << 10, Relocate: func(seg uint64) { relocate <- seg },
+	}))
+	pin := make(waiter, 1)
+	first, err := l.Append(1, true, pin, 0, []byte("pins the oldest segment"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin.next(t)
+	w := make(waiter, 10000)
+	body := make([]byte, 900)
+	segs := make(map[uint64]int64)
+	for n := uint64(0); !l.Failing(); n++ {
+		seg, err := l.Append(2, true, w, n, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		segs[seg]++
+		for uint64(len(w)) <= n && !l.Failing() { // what waits is bounded
+			runtime.Gosched()
+		}
+	}
+	early := earlyWaiter{make(waiter, 1)}
+	moved, err := l.Append(1, true, early, 1, []byte("a copy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	early.next(t)
+	told := len(w)
+	if _, err := l.Append(2, false, w, 1<<32, body); err != nil {
+		t.Fatal(err)
+	}
+	again := earlyWaiter{make(waiter, 1)}
+	if _, err := l.Append(1, false, again, 2, nil); err != nil {
+		t.Fatal(err)
+	}
+	again.next(t)
+	if len(w) != told || !l.Failing() {
+		t.Errorf("told %d after %d", len(w), told)
+	}
+	// Everything but the pin goes, then that as well.
+	for seg, n := range segs {
+		l.Release(seg, n, n*int64(len(body)))
+	}
+	for seg := uint64(0); seg != first; {
+		select {
+		case seg = <-relocate:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the pinned segment is not cleared")
+		}
+	}
+	l.Release(first, 1, int64(len("pins the oldest segment")))
+	for got := uint64(0); got != 1<<32; {
+		got = w.next(t)
+	}
+	if l.Failing() {
+		t.Error("still refused")
+	}
+	l.Release(moved, 1, int64(len("a copy")))
+	if st, err := os.Stat(filepath.Join(q.dir, reserveName)); err != nil || st.Size() == 0 {
+		t.Errorf("no reserve: %v", err)
 	}
 }
 

@@ -18,6 +18,11 @@ func (l *Log) run() {
 		wg.Go(l.syncLoop)
 	}
 	defer wg.Wait()
+	defer func() {
+		if l.reserve.tick != nil {
+			l.reserve.tick.Stop()
+		}
+	}()
 	for {
 		l.mu.Lock()
 		if len(l.queue) == 0 {
@@ -44,6 +49,7 @@ func (l *Log) run() {
 		if sweep {
 			l.clean(needed)
 		}
+		l.replenish()
 		if closed && len(queue) == 0 {
 			return
 		}
@@ -59,6 +65,9 @@ func (l *Log) commit(b *batch) bool {
 			break
 		}
 		l.stats.failures.Add(1)
+		if l.spend(err) {
+			continue // into the room that it took
+		}
 		if l.refusal.Swap(&err) == nil {
 			l.opts.Logger.Error("the disk refuses the log; acknowledgements wait until it takes writes again",
 				"dir", l.dir, "err", err)
@@ -74,20 +83,43 @@ func (l *Log) commit(b *batch) bool {
 		}
 		break
 	}
+	l.stats.batches.Add(1)
+	if l.restore() {
+		l.taken()
+		l.tell(b)
+	} else {
+		l.withhold(b)
+	}
+	l.recycle(b)
+	return true
+}
+
+// taken notes that the disk takes what is written, and that there is a reserve.
+func (l *Log) taken() {
 	if l.refusal.Swap(nil) != nil {
 		l.opts.Logger.Info("the disk takes the log again", "dir", l.dir)
 	}
-	l.stats.batches.Add(1)
-	for i, w := range b.waits {
+}
+
+// tell tells the waiters of a batch, which may be nil, after those that were to be
+// told later.
+func (l *Log) tell(b *batch) {
+	told := len(l.reserve.withheld)
+	for _, w := range l.reserve.withheld {
 		w.w.Committed(w.token)
-		b.waits[i] = wait{}
+	}
+	l.reserve.withheld = nil
+	if b != nil {
+		told += len(b.waits)
+		for i, w := range b.waits {
+			w.w.Committed(w.token)
+			b.waits[i] = wait{}
+		}
 	}
 	if l.opts.Flushed != nil {
 		l.opts.Flushed()
 	}
-	l.stats.committed.Add(uint64(len(b.waits)))
-	l.recycle(b)
-	return true
+	l.stats.committed.Add(uint64(told))
 }
 
 const (
@@ -305,7 +337,11 @@ func (l *Log) clean(needed uint64) {
 	}
 	l.mu.Lock()
 	seg := l.oldest
-	move := l.moving == 0 && seg < l.fseg && l.isHeld(seg) && l.disk() > 2*l.held+4*l.opts.SegmentSize
+	wasteful := l.disk() > 2*l.held+4*l.opts.SegmentSize
+	if l.reserve.spent && l.isHeld(seg) {
+		wasteful = l.sizes[seg]-l.live[seg].bytes > l.sizes[seg]/4
+	}
+	move := l.moving == 0 && seg < l.fseg && l.isHeld(seg) && wasteful
 	if move {
 		l.moving = seg
 	}

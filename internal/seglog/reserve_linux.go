@@ -1,0 +1,29 @@
+package seglog
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// freeSpace returns the bytes that are free on the disk of dir.
+func freeSpace(dir string) (int64, bool) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		return 0, false
+	}
+	return int64(st.Bavail) * st.Bsize, true //nolint:unconvert // not everywhere of that type
+}
+
+// allocate makes a file of that length, with room on the disk for all of it.
+func allocate(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = syscall.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		err = fill(f, size)
+	}
+	return errors.Join(err, f.Close())
+}
