@@ -12,7 +12,7 @@ func freeSpace(dir string) (int64, bool) {
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, false
 	}
-	return int64(st.Bavail) * st.Bsize, true //nolint:unconvert // not everywhere of that type
+	return int64(st.Bavail) * int64(st.Bsize), true //nolint:unconvert // int32 on some machines
 }
 
 // allocate makes a file of that length, with room on the disk for all of it.
