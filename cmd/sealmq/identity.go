@@ -38,7 +38,7 @@ func (a *app) identityCommand() *cobra.Command {
 --trust. Identities are kept in the folder $SEALMQ_HOME (by default in the
 user's configuration folder), in files that only their owner can read, encrypted
 where --passphrase-file or --key-file says so.`,
-		Example: "  sealmq identity create alice\n  sealmq identity show alice\n  sealmq identity create alice --passphrase-file secret",
+		Example: "  sealmq identity create alice\n  sealmq identity show alice\n  sealmq identity create bob --passphrase-file secret",
 		Args:    noSuchCommand,
 		RunE:    func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
