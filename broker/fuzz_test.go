@@ -46,11 +46,14 @@ func FuzzAccount(f *testing.F) {
 			return
 		}
 		again := strings.Join([]string{a.User, string(a.hash), a.Role.String()}, ":")
+		same := again == line
 		if a.Role == bridge.RoleDevice {
-			again += ":" + a.Identity.String()
+			// The digits of an identifier may be of either case.
+			text, ok := strings.CutPrefix(line, again+":")
+			same = ok && strings.EqualFold(text, a.Identity.String())
 		}
-		if again != line || cost > maxBcryptCost {
-			t.Errorf("%q is read as %q, cost %d", line, again, cost)
+		if !same || cost > maxBcryptCost {
+			t.Errorf("%q is read as %q with %v, cost %d", line, again, a.Identity, cost)
 		}
 	})
 }

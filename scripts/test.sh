@@ -5,7 +5,7 @@
 #   install  what the rest needs and the machine lacks: mosquitto, a C compiler, the Rust peer, the pinned tools
 #   static   format, vet, lint, tidy go.mod files, Rust format, known vulnerabilities
 #   go       all Go tests with the race detector, in random order, with every peer
-#   fuzz     each fuzz target for FUZZTIME (3s)
+#   fuzz     each fuzz target for FUZZTIME (2s)
 #
 # The last line counts what really ran: Go tests, checks and fuzz targets. With CI=true a skipped test is a failure.
 set -uo pipefail
@@ -180,7 +180,7 @@ fuzz_one() {
   dir=$(dirname "$2")
   for try in 1 2 3; do
     code=0
-    go test -run='^$' -fuzz="^$3\$" -fuzztime="${FUZZTIME:-3s}" -parallel=1 "./$dir" >"$out/fuzz.$1" 2>&1 || code=$?
+    go test -run='^$' -fuzz="^$3\$" -fuzztime="${FUZZTIME:-2s}" -parallel=1 "./$dir" >"$out/fuzz.$1" 2>&1 || code=$?
     [ "$code" -ne 0 ] && grep -qx ' *context deadline exceeded' "$out/fuzz.$1" &&
       ! grep -q 'Failing input written' "$out/fuzz.$1" || break
   done
@@ -188,7 +188,7 @@ fuzz_one() {
 }
 
 run_fuzz() {
-  say "fuzz, ${FUZZTIME:-3s} each"
+  say "fuzz, ${FUZZTIME:-2s} each"
   local file target i n=0 code took dir cores
   cores=$(nproc 2>/dev/null || echo 2)
   git ls-files --cached --others --exclude-standard '*_test.go' | xargs -r grep -Hos '^func Fuzz[A-Za-z0-9_]*' |
