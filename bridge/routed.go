@@ -32,6 +32,9 @@ func RoutedPacket(class route.Class, arrival int64, first bool, hop, frame []byt
 // it is stored. For those who try out an Outbox.
 func NewTicket(ack Acker, token uint64) Ticket { return Ticket{ack: ack, token: token} }
 
+// Acker returns who hears of the ticket.
+func (t Ticket) Acker() Acker { return t.ack }
+
 // Skip makes the next sequence to, unless it is higher already. The oldest and the
 // next must stay less than 1<<31 apart.
 func (m *memoryOutbox) Skip(to uint64) {

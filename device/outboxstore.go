@@ -60,17 +60,15 @@ const outboxSegment = 8 << 20
 // outboxStore keeps outboxes in a segment log. What is live in it is in memory too.
 type outboxStore struct {
 	id   identity.Identifier // of the owner
-	log  *seglog.Log
+	log  *seglog.Log[func()]
 	aead cipher.AEAD
 
 	logger *slog.Logger
 
-	mu     sync.Mutex // guards what follows
-	boxes  map[uint64]*storedOutbox
-	last   uint64 // index given last
-	owner  liveRecord
-	token  uint64
-	commit map[uint64]func() // by token
+	mu    sync.Mutex // guards what follows
+	boxes map[uint64]*storedOutbox
+	last  uint64 // index given last
+	owner liveRecord
 }
 
 // liveRecord is where a record that is needed at the next start lies.
@@ -124,11 +122,11 @@ func openOutboxStore(dir string, owner *identity.Private, logger *slog.Logger) (
 		return nil, nil, fmt.Errorf("device: outbox: %w", err)
 	}
 	id := owner.Identifier()
-	s := &outboxStore{id: id, aead: aead, logger: logger, boxes: make(map[uint64]*storedOutbox), commit: make(map[uint64]func())}
+	s := &outboxStore{id: id, aead: aead, logger: logger, boxes: make(map[uint64]*storedOutbox)}
 	found := false
 	s.mu.Lock() // relocate may be called as soon as the log is open
 	defer s.mu.Unlock()
-	s.log, _, err = seglog.Open(dir, seglog.Options{SegmentSize: outboxSegment, Relocate: s.relocate, Logger: logger},
+	s.log, _, err = seglog.Open(dir, seglog.Options[func()]{SegmentSize: outboxSegment, Committed: committed, Relocate: s.relocate, Logger: logger},
 		func(seg uint64, kind byte, body []byte) error {
 			if kind == recordOwner {
 				if len(body) != len(id) || identity.Identifier(body) != id {
@@ -345,14 +343,10 @@ func (s *outboxStore) leftLocked() []*leftOutbox {
 	return left
 }
 
-// Committed implements seglog.Waiter.
-func (s *outboxStore) Committed(token uint64) {
-	s.mu.Lock()
-	fn := s.commit[token]
-	delete(s.commit, token)
-	s.mu.Unlock()
-	if fn != nil {
-		fn()
+// committed calls those who wait for what is on disk.
+func committed(done []func()) {
+	for _, f := range done {
+		f()
 	}
 }
 
@@ -363,15 +357,12 @@ func (s *outboxStore) appendLocked(kind byte, plain []byte, hold bool, then func
 }
 
 func (s *outboxStore) writeLocked(kind byte, body []byte, hold bool, then func()) (liveRecord, error) {
-	var w seglog.Waiter
+	var wait *func()
 	if then != nil {
-		s.token++
-		s.commit[s.token] = then
-		w = s
+		wait = &then
 	}
-	seg, err := s.log.Append(kind, hold, w, s.token, body)
+	seg, err := s.log.Append(kind, hold, append(make([]byte, seglog.Room, seglog.Room+len(body)), body...), wait)
 	if err != nil {
-		delete(s.commit, s.token)
 		return liveRecord{}, fmt.Errorf("device: outbox: %w", err)
 	}
 	return liveRecord{seg, int64(len(body))}, nil

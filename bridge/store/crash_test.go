@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sealmq/sealmq/bridge"
@@ -26,7 +27,16 @@ var (
 type queueModel struct {
 	lives [][]string // every frame ever appended, by life of the name; the last is now
 	now   []modelEntry
+	// How many of the last life have been acknowledged, those of the store's start
+	// among them.
+	acked *ackCount
 }
+
+// ackCount counts acknowledgements.
+type ackCount struct{ atomic.Int64 }
+
+// Acked implements bridge.Acker.
+func (a *ackCount) Acked(uint64) { a.Add(1) }
 
 type modelEntry struct {
 	seq   uint64
@@ -71,7 +81,7 @@ func (c *crasher) run(steps int) {
 		name := string(rune('a' + c.rnd.IntN(4)))
 		m := c.model[name]
 		if m == nil {
-			m = &queueModel{lives: [][]string{nil}}
+			m = &queueModel{lives: [][]string{nil}, acked: new(ackCount)}
 			c.model[name] = m
 		}
 		b := box(c.t, c.s, name)
@@ -90,7 +100,7 @@ func (c *crasher) run(steps int) {
 			m.now = slices.Delete(slices.Clone(m.now), i, i+1)
 		case k < 187:
 			b.Discard()
-			m.now, m.lives = nil, append(m.lives, nil)
+			m.now, m.lives, m.acked = nil, append(m.lives, nil), new(ackCount)
 		case k < 192:
 			c.crash()
 		case k < 194:
@@ -105,7 +115,10 @@ func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
 	c.n++
 	frame := fmt.Sprintf("%s-%d-%s", name, c.n, bytes.Repeat([]byte{'x'}, c.rnd.IntN(200)))
 	seq := b.Next()
-	add(c.t, b, class, frame)
+	p := bridge.RoutedPacket(class, 7, true, []byte("hop"), []byte(frame))
+	if _, _, err := b.Append(p, bridge.NewTicket(m.acked, 0)); err != nil {
+		c.t.Fatal(err)
+	}
 	m.now = append(m.now, modelEntry{seq, frame, class})
 	if class == route.Stored {
 		m.lives[len(m.lives)-1] = append(m.lives[len(m.lives)-1], frame)
@@ -131,13 +144,9 @@ func (c *crasher) reopen() {
 func (c *crasher) crash() {
 	must := make(map[string][]string)
 	for name, m := range c.model {
-		b := box(c.t, c.s, name).(*outbox)
-		b.mu.Lock()
-		open := len(b.pending) - b.first
-		b.mu.Unlock()
 		stored := m.lives[len(m.lives)-1]
 		committed := make(map[string]bool)
-		for _, f := range stored[:len(stored)-open] {
+		for _, f := range stored[:m.acked.Load()] {
 			committed[f] = true
 		}
 		for _, e := range m.now {
@@ -175,6 +184,8 @@ func (c *crasher) check(name string, m *queueModel, must []string) {
 	}
 	m.now = got
 	m.lives = [][]string{frames}
+	m.acked = new(ackCount)
+	m.acked.Store(int64(len(frames)))
 }
 
 func subsequence(sub, of []string) bool {

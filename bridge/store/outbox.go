@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/seglog"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -19,13 +20,11 @@ type outbox struct {
 	name          string
 	id            uint32
 
-	mu      sync.Mutex // guards Outbox and what follows; taken under the target's lock
+	mu      sync.Mutex // guards changes of Outbox and what follows; taken under the target's lock
 	nameSeg uint64
 	named   bool     // the name record is held
 	recs    []record // of live frames, oldest first
 	head    int      // recs before it are gone
-	pending []bridge.Ticket
-	first   int // pending before it have been answered
 
 	done    uint64 // everything up to it is delivered
 	written uint64 // as the log knows it
@@ -45,9 +44,7 @@ type record struct {
 func (r *record) first() uint64 { return r.last - uint64(r.n) + 1 }
 
 func (b *outbox) writeName() error {
-	body := b.appendID(nil)
-	body = append(body, b.name...)
-	seg, err := b.s.log.Append(recName, true, nil, 0, body)
+	seg, err := b.s.log.Append(recName, true, b.nameRecord(), nil)
 	if err != nil {
 		return err
 	}
@@ -55,9 +52,14 @@ func (b *outbox) writeName() error {
 	return nil
 }
 
+func (b *outbox) nameRecord() []byte { return append(b.newRecord(nil), b.name...) }
+
 func (b *outbox) nameSize() int64 { return int64(4 + len(b.name)) }
 
-func (b *outbox) appendID(dst []byte) []byte { return binary.BigEndian.AppendUint32(dst, b.id) }
+// newRecord appends what every record of a queue begins with.
+func (b *outbox) newRecord(dst []byte) []byte {
+	return binary.BigEndian.AppendUint32(newRecord(dst), b.id)
+}
 
 // Append implements bridge.Outbox.
 func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bool, err error) {
@@ -70,6 +72,9 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 		return 0, false, errDiscarded
 	}
 	seq, frames := b.Outbox.Next(), p.Frames()
+	if frames == 1 {
+		return b.appendOne(p, t, seq)
+	}
 	if bytes, _, err = b.Outbox.Append(p, t); err != nil {
 		return 0, false, err
 	}
@@ -81,9 +86,9 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 			size += p.Size(to)
 			to++
 		}
-		ticket := t
+		ticket := &t
 		if to < frames {
-			ticket = bridge.Ticket{}
+			ticket = nil
 		}
 		if err := b.write(p, ticket, seq+uint64(from), from, to); err != nil {
 			for i := range frames {
@@ -99,92 +104,87 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 // maxBody is the length in bytes at which a record takes no further frame.
 const maxBody = 1 << 20
 
-// write appends one record with the frames from up to to, the first of which has
-// sequence seq.
-func (b *outbox) write(p *bridge.Packet, t bridge.Ticket, seq uint64, from, to int) error {
-	var flags byte
-	if p.First {
-		flags |= flagFirst
+// appendOne is Append of one frame, which is encoded once.
+func (b *outbox) appendOne(p *bridge.Packet, t bridge.Ticket, seq uint64) (bytes int, stored bool, err error) {
+	w := writers.Get().(*writer)
+	defer w.put()
+	w.record = b.frameHead(w.record[:0], seq, p, 1)
+	w.record = binary.AppendUvarint(w.record, uint64(p.Size(0)))
+	at := len(w.record)
+	w.record = p.AppendTo(w.record, 0)
+	w.packet = p.Routed(w.record[at:])
+	if bytes, _, err = b.Outbox.Append(&w.packet, t); err != nil {
+		return 0, false, err
 	}
-	buf := scratch.Get().(*[]byte)
-	body := b.frameHead((*buf)[:0], seq, p.Arrival, flags, p.Hop, to-from)
-	for i := from; i < to; i++ {
-		body = binary.AppendUvarint(body, uint64(p.Size(i)))
-		body = p.AppendTo(body, i)
+	if err := b.put(w.record, &t, seq, 1); err != nil {
+		b.Outbox.Drop(seq)
+		return 0, false, err
 	}
-	b.pending = append(b.pending, t)
-	seg, err := b.s.log.Append(recFrames, true, b, 0, body)
-	if err != nil {
-		b.pending = b.pending[:len(b.pending)-1]
-	} else {
-		n := uint32(to - from)
-		b.push(record{last: seq + uint64(n) - 1, n: n, live: n, seg: uint32(seg), size: uint32(len(body))})
-	}
-	if cap(body) <= maxScratch {
-		*buf = body
-		scratch.Put(buf)
-	}
-	return err
+	return bytes, false, nil
 }
 
-// scratch holds buffers in which records are put together.
-var scratch = sync.Pool{New: func() any { return new([]byte) }}
+// write appends one record with the frames from up to to, the first of which has
+// sequence seq.
+func (b *outbox) write(p *bridge.Packet, t *bridge.Ticket, seq uint64, from, to int) error {
+	w := writers.Get().(*writer)
+	defer w.put()
+	w.record = b.frameHead(w.record[:0], seq, p, to-from)
+	for i := from; i < to; i++ {
+		w.record = binary.AppendUvarint(w.record, uint64(p.Size(i)))
+		w.record = p.AppendTo(w.record, i)
+	}
+	return b.put(w.record, t, seq, to-from)
+}
+
+// put appends a record of n frames from a sequence on to the log.
+func (b *outbox) put(rec []byte, t *bridge.Ticket, seq uint64, n int) error {
+	seg, err := b.s.log.Append(recFrames, true, rec, t)
+	if err != nil {
+		return err
+	}
+	b.push(record{last: seq + uint64(n) - 1, n: uint32(n), live: uint32(n), seg: uint32(seg), size: uint32(len(rec) - seglog.Room)})
+	return nil
+}
+
+// writer is what a record is put together in.
+type writer struct {
+	record []byte
+	packet bridge.Packet
+}
+
+var writers = sync.Pool{New: func() any { return new(writer) }}
 
 // maxScratch is the largest buffer that is kept.
 const maxScratch = 64 << 10
 
-func (b *outbox) frameHead(dst []byte, seq uint64, arrival int64, flags byte, hop []byte, n int) []byte {
-	dst = b.appendID(dst)
-	dst = binary.BigEndian.AppendUint64(dst, seq)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(arrival))
-	dst = append(dst, flags)
-	dst = binary.AppendUvarint(dst, uint64(len(hop)))
-	dst = append(dst, hop...)
-	return binary.AppendUvarint(dst, uint64(n))
+func (w *writer) put() {
+	w.packet = bridge.Packet{}
+	if cap(w.record) <= maxScratch {
+		writers.Put(w)
+	}
 }
 
-// Committed implements seglog.Waiter: the oldest packet in flight is stored. It is
-// answered with everything else that the same write has stored.
-func (b *outbox) Committed(uint64) {
-	b.mu.Lock()
-	t := b.pending[b.first]
-	b.pending[b.first] = bridge.Ticket{}
-	if b.first++; b.first == len(b.pending) {
-		b.pending, b.first = b.pending[:0], 0
-		if cap(b.pending) > maxPending {
-			b.pending = nil
-		}
-	} else if b.first >= maxPending {
-		b.pending = append(b.pending[:0], b.pending[b.first:]...)
-		b.first = 0
+// frameHead appends what stands before the n frames of a record.
+func (b *outbox) frameHead(dst []byte, seq uint64, p *bridge.Packet, n int) []byte {
+	var flags byte
+	if p.First {
+		flags |= flagFirst
 	}
-	b.mu.Unlock()
-	b.s.due = append(b.s.due, t)
+	dst = b.newRecord(dst)
+	dst = binary.BigEndian.AppendUint64(dst, seq)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(p.Arrival))
+	dst = append(dst, flags)
+	dst = binary.AppendUvarint(dst, uint64(len(p.Hop)))
+	dst = append(dst, p.Hop...)
+	return binary.AppendUvarint(dst, uint64(n))
 }
 
 // maxPending is how many slots an idle outbox keeps.
 const maxPending = 64
 
-// Read implements bridge.Outbox.
-func (b *outbox) Read(from uint64, dst []bridge.Entry) []bridge.Entry {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Outbox.Read(from, dst)
-}
-
-// Settle implements bridge.Outbox.
-func (b *outbox) Settle() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.Outbox.Settle()
-}
-
-// Scan implements bridge.Outbox. What it shows stays valid, since only calls
-// under the target's lock remove frames.
-func (b *outbox) Scan(f func(*bridge.Item) bool) {
-	// f may call Drop, so b.mu is not held; relocation only reads.
-	b.Outbox.Scan(f)
-}
+// Read, Settle, Scan, Next and Oldest are those of the memory: they are called under
+// the target's lock, as is all that changes it, and relocation, which holds b.mu alone,
+// only scans.
 
 // Drop implements bridge.Outbox.
 func (b *outbox) Drop(seq uint64) (int, bool) {
@@ -195,9 +195,9 @@ func (b *outbox) Drop(seq uint64) (int, bool) {
 		return size, ok // a transient one leaves nothing on disk
 	}
 	// Every copy of the frame comes before this record, and goes before it.
-	var buf [12]byte
-	body := binary.BigEndian.AppendUint64(b.appendID(buf[:0]), seq)
-	if _, err := b.s.log.Append(recDrop, false, nil, 0, body); err != nil {
+	var buf [seglog.Room + 12]byte
+	record := binary.BigEndian.AppendUint64(b.newRecord(buf[:0]), seq)
+	if _, err := b.s.log.Append(recDrop, false, record, nil); err != nil {
 		b.s.logger.Error("cannot write a drop; the frame may come back after a restart", "err", err)
 	}
 	return size, ok
@@ -316,9 +316,9 @@ func (b *outbox) flushDone() {
 	if b.done <= b.written || !b.named {
 		return
 	}
-	var buf [12]byte
-	body := binary.BigEndian.AppendUint64(b.appendID(buf[:0]), b.done)
-	if _, err := b.s.log.Append(recDone, false, nil, 0, body); err == nil {
+	var buf [seglog.Room + 12]byte
+	record := binary.BigEndian.AppendUint64(b.newRecord(buf[:0]), b.done)
+	if _, err := b.s.log.Append(recDone, false, record, nil); err == nil {
 		b.written = b.done
 	}
 }
@@ -341,7 +341,7 @@ func (b *outbox) Discard() {
 	if !b.named {
 		return
 	}
-	if _, err := b.s.log.Append(recDiscard, false, nil, 0, b.appendID(nil)); err != nil {
+	if _, err := b.s.log.Append(recDiscard, false, b.newRecord(nil), nil); err != nil {
 		b.s.logger.Error("cannot write that a queue is gone; it may come back after a restart", "err", err)
 	}
 	b.s.log.Release(b.nameSeg, 1, b.nameSize())

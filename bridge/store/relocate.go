@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/seglog"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -28,8 +29,8 @@ type mover struct {
 	idle   chan struct{} // told when moving is 0 again
 }
 
-// Committed implements seglog.Waiter: a copy is stored, the old record may go.
-func (m *mover) Committed(size uint64) {
+// Acked implements bridge.Acker: a copy is stored, the old record may go.
+func (m *mover) Acked(size uint64) {
 	m.s.log.Release(m.seg, 1, int64(size))
 	m.mu.Lock()
 	m.moving--
@@ -43,15 +44,19 @@ func (m *mover) Committed(size uint64) {
 	}
 }
 
-// Early implements seglog.EarlyWaiter: what is moved makes room.
-func (m *mover) Early() {}
+// moved reports whether a mover waits: what it has moved makes room.
+func moved(t bridge.Ticket) bool {
+	_, ok := t.Acker().(*mover)
+	return ok
+}
 
-// append writes a copy of a record of size bytes.
-func (m *mover) append(kind byte, size int64, body []byte) (seg uint64, ok bool) {
+// append writes a copy of a record whose body had size bytes.
+func (m *mover) append(kind byte, size int64, record []byte) (seg uint64, ok bool) {
 	m.mu.Lock()
 	m.moving++
 	m.mu.Unlock()
-	seg, err := m.s.log.Append(kind, true, m, uint64(size), body)
+	t := bridge.NewTicket(m, uint64(size))
+	seg, err := m.s.log.Append(kind, true, record, &t)
 	if err != nil { // closed
 		m.mu.Lock()
 		m.moving--
@@ -161,7 +166,7 @@ func (b *outbox) move(m *mover) (more bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.named && b.nameSeg == m.seg {
-		seg, ok := m.append(recName, b.nameSize(), append(b.appendID(nil), b.name...))
+		seg, ok := m.append(recName, b.nameSize(), b.nameRecord())
 		if !ok {
 			return false
 		}
@@ -209,22 +214,18 @@ func (b *outbox) moveRecords(m *mover, due []int) {
 
 // copying is one record as it is written again.
 type copying struct {
-	b       *outbox
-	n       int
-	start   uint64
-	arrival int64
-	flags   byte
-	hop     []byte
-	frames  []byte
+	b      *outbox
+	n      int
+	start  uint64
+	packet bridge.Packet // what stands before the frames
+	frames []byte
 }
 
 func (c *copying) add(it *bridge.Item) {
 	if c.n == 0 {
-		c.start, c.arrival, c.flags = it.Seq, it.Arrival, 0
-		if it.First {
-			c.flags = flagFirst
-		}
-		c.hop, c.frames = append(c.hop[:0], it.Hop...), c.frames[:0]
+		c.start, c.frames = it.Seq, c.frames[:0]
+		c.packet.Arrival, c.packet.First = it.Arrival, it.First
+		c.packet.Hop = append(c.packet.Hop[:0], it.Hop...)
 	}
 	// A dropped frame in the middle keeps its place, empty: see recovery.
 	for ; c.start+uint64(c.n) < it.Seq; c.n++ {
@@ -241,9 +242,9 @@ func (c *copying) end(m *mover, i int) {
 		return
 	}
 	r := &c.b.recs[i]
-	body := append(c.b.frameHead(nil, c.start, c.arrival, c.flags, c.hop, c.n), c.frames...)
-	if seg, ok := m.append(recFrames, int64(r.size), body); ok {
-		r.seg, r.size = uint32(seg), uint32(len(body))
+	rec := append(c.b.frameHead(nil, c.start, &c.packet, c.n), c.frames...)
+	if seg, ok := m.append(recFrames, int64(r.size), rec); ok {
+		r.seg, r.size = uint32(seg), uint32(len(rec)-seglog.Room)
 	}
 	c.n = 0
 }

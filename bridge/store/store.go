@@ -66,7 +66,7 @@ type Stats = seglog.Stats
 // Store is an open data folder. Make one with Open. All methods are safe for
 // concurrent use.
 type Store struct {
-	log    *seglog.Log
+	log    *seglog.Log[bridge.Ticket]
 	logger *slog.Logger
 	memory bridge.OutboxFactory
 
@@ -81,8 +81,6 @@ type Store struct {
 
 	moves chan uint64   // segments to be cleared
 	moved chan struct{} // closed when runMoves has returned
-
-	due []bridge.Ticket // stored, to be answered; the log's goroutine owns it
 
 	dirtyMu sync.Mutex
 	dirty   []*outbox // with deliveries not yet written
@@ -116,9 +114,9 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
-	log, lrep, err := seglog.Open(dir, seglog.Options{
+	log, lrep, err := seglog.Open(dir, seglog.Options[bridge.Ticket]{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
-		Relocate: s.relocate, Flushed: s.answer, Logger: opts.Logger,
+		Relocate: s.relocate, Committed: bridge.DoneAll, Early: moved, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %w", err)
@@ -241,7 +239,8 @@ func (s *Store) Settled(done func()) {
 
 // fence writes an entry that says nothing, behind those before it. s.mu is held.
 func (s *Store) fence(done func()) {
-	if _, err := s.log.Append(recTable, false, fence{s}, 0, appendTable(nil, "", nil)); err == nil {
+	t := bridge.NewTicket(fence{s}, 0)
+	if _, err := s.log.Append(recTable, false, appendTable(nil, "", nil), &t); err == nil {
 		s.fences = append(s.fences, done)
 	}
 }
@@ -249,8 +248,8 @@ func (s *Store) fence(done func()) {
 // fence waits for the entries that fence writes.
 type fence struct{ s *Store }
 
-// Committed implements seglog.Waiter.
-func (f fence) Committed(uint64) {
+// Acked implements bridge.Acker.
+func (f fence) Acked(uint64) {
 	f.s.mu.Lock()
 	done := f.s.fences[0]
 	f.s.fences[0] = nil
@@ -265,8 +264,8 @@ func (s *Store) write(key string, value []byte) {
 	if old == nil && value == nil {
 		return
 	}
-	body := appendTable(nil, key, value)
-	seg, err := s.log.Append(recTable, value != nil, nil, 0, body)
+	record := appendTable(nil, key, value)
+	seg, err := s.log.Append(recTable, value != nil, record, nil)
 	if err != nil {
 		s.logger.Error("cannot write a table entry", "err", err)
 		return
@@ -274,24 +273,12 @@ func (s *Store) write(key string, value []byte) {
 	if value == nil {
 		delete(s.tables, key)
 	} else {
-		s.tables[key] = &entry{seg: seg, size: int64(len(body)), value: value}
+		s.tables[key] = &entry{seg: seg, size: int64(len(record) - seglog.Room), value: value}
 	}
 	if old != nil {
 		s.log.Release(old.seg, 1, old.size)
 	}
 }
-
-// answer acknowledges what a write has stored. It runs on the log's goroutine.
-func (s *Store) answer() {
-	bridge.DoneAll(s.due)
-	clear(s.due)
-	if s.due = s.due[:0]; cap(s.due) > maxDue {
-		s.due = nil
-	}
-}
-
-// maxDue is the longest list of tickets that is kept for the next write.
-const maxDue = 16 << 10
 
 // markDone notes that b has deliveries to be written.
 func (s *Store) markDone(b *outbox) {
@@ -339,8 +326,14 @@ const (
 	flagFirst = 1 << iota
 )
 
+// newRecord appends the room that the log needs in front of a record's body.
+func newRecord(dst []byte) []byte {
+	var room [seglog.Room]byte
+	return append(dst, room[:]...)
+}
+
 func appendTable(dst []byte, key string, value []byte) []byte {
-	dst = binary.AppendUvarint(dst, uint64(len(key)))
+	dst = binary.AppendUvarint(newRecord(dst), uint64(len(key)))
 	dst = append(dst, key...)
 	return append(dst, value...)
 }

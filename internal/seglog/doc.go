@@ -40,5 +40,5 @@
 // # Concurrency
 //
 // All methods are safe for concurrent use. One goroutine writes; it alone calls
-// Waiter.Committed and Options.Relocate, never holding a lock.
+// Options.Committed and Options.Relocate, never holding a lock.
 package seglog

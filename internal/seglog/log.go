@@ -34,8 +34,9 @@ const (
 // retryWrite is the pause between tries to write when the disk refuses.
 const retryWrite = 500 * time.Millisecond
 
-// Options of a Log. The zero value is SyncAlways with the defaults.
-type Options struct {
+// Options of a Log whose appenders wait with a T. The zero value is SyncAlways with
+// the defaults.
+type Options[T any] struct {
 	Mode Mode
 	// Interval between syncs in mode SyncInterval, which is the most that a power
 	// cut loses; 0 means DefaultInterval.
@@ -43,9 +44,14 @@ type Options struct {
 	// SegmentSize is the length in bytes at which a new segment begins; 0 means
 	// DefaultSegmentSize.
 	SegmentSize int64
-	// Flushed is called after the waiters of a write have been told, on the same
-	// goroutine: for a caller that gathers what it has to do for them. Optional.
-	Flushed func()
+	// Committed takes what was given to Append with the records that a write has
+	// committed, in the order of the appends. It runs on the writing goroutine, must
+	// not block, and keeps nothing of done, which is valid during the call. It is not
+	// called for records that Close could not write. Nil: nobody waits.
+	Committed func(done []T)
+	// Early reports whether Committed is to be called for a waiter while the reserve
+	// is in use, too: for relocations. Nil: for none.
+	Early func(T) bool
 	// Relocate is asked to append the live records of a segment again and to
 	// release the old ones once the new ones are committed. It runs on the writing
 	// goroutine. Nil: old segments stay until all of their records are released.
@@ -75,13 +81,6 @@ type file interface {
 	Close() error
 }
 
-// Waiter is told when a record is committed.
-type Waiter interface {
-	// Committed runs on the writing goroutine, in the order of the appends, and
-	// must not block. It is not called for a record that Close could not write.
-	Committed(token uint64)
-}
-
 // Report says what Open found.
 type Report struct {
 	Segments int
@@ -106,10 +105,10 @@ type Stats struct {
 	LiveBytes int64 // held
 }
 
-// Log is an open log. Make one with Open.
-type Log struct {
+// Log is an open log. T is what an appender hears of a commit with. Make one with Open.
+type Log[T any] struct {
 	dir  string
-	opts Options
+	opts Options[T]
 	id   [8]byte
 	lock *flock.Flock
 	done chan struct{} // closed when all goroutines have returned
@@ -122,8 +121,8 @@ type Log struct {
 	// mu guards what appenders touch.
 	mu      sync.Mutex
 	wake    sync.Cond
-	queue   []*batch // to be written, oldest first
-	seg     uint64   // where the next record goes
+	queue   []*batch[T] // to be written, oldest first
+	seg     uint64      // where the next record goes
 	off     int64
 	closed  bool
 	sweep   bool              // segments may have become free
@@ -134,14 +133,14 @@ type Log struct {
 	oldest  uint64
 	moving  uint64 // segment being relocated; 0: none
 	appends uint64
-	spare   []*batch // written, to be filled again
+	spare   []*batch[T] // written, to be filled again
 
 	// The writing goroutine alone uses these.
 	f        file
 	fseg     uint64
 	written  int64
 	unsynced int64 // written since the last early sync
-	reserve  reserve
+	reserve  reserve[T]
 	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncing is held during a sync, so that who comes next knows how it went: the
@@ -164,21 +163,16 @@ type holds struct {
 }
 
 // batch is what is written to one segment at once.
-type batch struct {
+type batch[T any] struct {
 	seg   uint64
 	buf   []byte
-	waits []wait
-}
-
-type wait struct {
-	w     Waiter
-	token uint64
+	waits []T
 }
 
 // Open opens the log in dir, which is made if it is missing, and hands every
 // record to replay, oldest segment first: seg is where it is, for Hold. body is
 // valid during the call. The folder stays locked until Close.
-func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []byte) error) (*Log, *Report, error) {
+func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte, body []byte) error) (*Log[T], *Report, error) {
 	if opts.Interval == 0 {
 		opts.Interval = DefaultInterval
 	}
@@ -204,7 +198,7 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 	if err != nil {
 		return nil, nil, err
 	}
-	l := &Log{
+	l := &Log[T]{
 		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}), early: make(chan struct{}, 1),
 		sizes: make(map[uint64]int64), live: make(map[uint64]*holds),
 	}
@@ -220,7 +214,7 @@ func Open(dir string, opts Options, replay func(seg uint64, kind byte, body []by
 }
 
 // recover reads the segments and opens the newest one for writing.
-func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*Report, error) {
+func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) (*Report, error) {
 	segs, err := listSegments(l.dir)
 	if err != nil {
 		return nil, err
@@ -290,7 +284,7 @@ func (l *Log) recover(replay func(seg uint64, kind byte, body []byte) error) (*R
 
 // startSegment makes segment n and makes it the one that is written. What a
 // failed try left behind is removed first.
-func (l *Log) startSegment(n uint64) error {
+func (l *Log[T]) startSegment(n uint64) error {
 	path := filepath.Join(l.dir, segmentName(n))
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("seglog: %w", err)
@@ -311,28 +305,28 @@ func (l *Log) startSegment(n uint64) error {
 	return nil
 }
 
-func (l *Log) setFile(f file, seg uint64, written int64) {
+func (l *Log[T]) setFile(f file, seg uint64, written int64) {
 	l.f, l.fseg, l.written = f, seg, written
 	l.syncMu.Lock()
 	l.cur, l.curWritten, l.synced = f, written, written // what is there has been synced
 	l.syncMu.Unlock()
 }
 
-// Append queues one record and returns the segment that it goes to. The body is
-// copied. hold says that the record is needed at the next Open, as Hold does with
-// the length of the body. w, unless nil, is told with token once the record is
-// committed. While the disk refuses writes,
-// records wait in memory and nobody is told: it is for the caller to bound what it
-// appends.
-func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, body []byte) (seg uint64, err error) {
+// Append queues one record and returns the segment that it goes to. record is Room
+// bytes, which Append fills in, and the body; it is copied. hold says that the record
+// is needed at the next Open, as Hold does with the length of the body. wait, unless
+// nil, goes to Options.Committed once the record is committed. While the disk refuses
+// writes, records wait in memory and nobody is told: it is for the caller to bound
+// what it appends.
+func (l *Log[T]) Append(kind byte, hold bool, record []byte, wait *T) (seg uint64, err error) {
 	if kind == kindMark {
 		return 0, ErrKind
 	}
-	size := int64(recordHeaderLen + 1 + len(body))
+	size, body := int64(len(record)), int64(len(record)-Room)
 	if size > MaxRecord {
 		return 0, fmt.Errorf("%w: %d bytes, %d at most", ErrTooLarge, size, MaxRecord)
 	}
-	head := recordHead(kind, body) // before the lock: it reads the whole body
+	fillHead(record, kind) // before the lock: it reads the whole record
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -350,9 +344,9 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, body []byte) 
 		b.buf = append(b.buf, make([]byte, markLen)...) // write fills it in
 		l.off += markLen
 	}
-	b.buf = append(append(b.buf, head[:]...), body...)
-	if w != nil {
-		b.waits = append(b.waits, wait{w, token})
+	b.buf = append(b.buf, record...)
+	if wait != nil {
+		b.waits = append(b.waits, *wait)
 	}
 	l.off += size
 	l.appends++
@@ -361,8 +355,8 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, body []byte) 
 			l.here = l.holds(l.seg)
 		}
 		l.here.records++
-		l.here.bytes += int64(len(body))
-		l.held += int64(len(body))
+		l.here.bytes += body
+		l.held += body
 	}
 	if len(l.queue) == 1 && fresh {
 		l.wake.Signal()
@@ -371,14 +365,14 @@ func (l *Log) Append(kind byte, hold bool, w Waiter, token uint64, body []byte) 
 }
 
 // tail returns the batch that takes the next record, and whether that is its first.
-func (l *Log) tail() (b *batch, fresh bool) {
+func (l *Log[T]) tail() (b *batch[T], fresh bool) {
 	if n := len(l.queue); n > 0 && l.queue[n-1].seg == l.seg {
 		return l.queue[n-1], false
 	}
 	if n := len(l.spare); n > 0 {
 		b, l.spare = l.spare[n-1], l.spare[:n-1]
 	} else {
-		b = &batch{}
+		b = &batch[T]{}
 	}
 	b.seg = l.seg
 	l.queue = append(l.queue, b)
@@ -388,7 +382,7 @@ func (l *Log) tail() (b *batch, fresh bool) {
 // Hold says that n records with bodies of size bytes in all, in segment seg, are
 // needed at the next Open: for what Open replayed. A segment is removed once
 // nothing in it or in any older one is held.
-func (l *Log) Hold(seg uint64, n, size int64) {
+func (l *Log[T]) Hold(seg uint64, n, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.holds(seg)
@@ -397,7 +391,7 @@ func (l *Log) Hold(seg uint64, n, size int64) {
 	l.held += size
 }
 
-func (l *Log) holds(seg uint64) *holds {
+func (l *Log[T]) holds(seg uint64) *holds {
 	h := l.live[seg]
 	if h == nil {
 		h = &holds{}
@@ -408,7 +402,7 @@ func (l *Log) holds(seg uint64) *holds {
 
 // Release takes back n records with bodies of size bytes in all of what is held in
 // segment seg.
-func (l *Log) Release(seg uint64, n, size int64) {
+func (l *Log[T]) Release(seg uint64, n, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.live[seg]
@@ -433,7 +427,7 @@ func (l *Log) Release(seg uint64, n, size int64) {
 // Clean removes segments that nothing holds, and has others relocated, as happens
 // by itself whenever a segment ends: for the caller of Open, once it has said what
 // it holds.
-func (l *Log) Clean() {
+func (l *Log[T]) Clean() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sweep = true
@@ -442,10 +436,10 @@ func (l *Log) Clean() {
 
 // Failing reports whether the disk refuses writes at the moment, so that records
 // wait in memory.
-func (l *Log) Failing() bool { return l.refusal.Load() != nil }
+func (l *Log[T]) Failing() bool { return l.refusal.Load() != nil }
 
 // Refusal returns why the disk refuses writes at the moment; nil when it does not.
-func (l *Log) Refusal() error {
+func (l *Log[T]) Refusal() error {
 	if err := l.refusal.Load(); err != nil {
 		return *err
 	}
@@ -453,7 +447,7 @@ func (l *Log) Refusal() error {
 }
 
 // Stats returns the counters.
-func (l *Log) Stats() Stats {
+func (l *Log[T]) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Stats{
@@ -465,7 +459,7 @@ func (l *Log) Stats() Stats {
 }
 
 // disk returns the length of all segments; l.mu is held.
-func (l *Log) disk() int64 {
+func (l *Log[T]) disk() int64 {
 	n := l.off
 	for seg, size := range l.sizes {
 		if seg != l.seg {
@@ -478,7 +472,7 @@ func (l *Log) disk() int64 {
 // Close writes and syncs what is queued, and gives the folder free. While the
 // disk refuses, it tries once more and then returns the error; what could not be
 // written is lost, and its waiters were never told. A second Close returns nil.
-func (l *Log) Close() error {
+func (l *Log[T]) Close() error {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -498,7 +492,7 @@ func (l *Log) Close() error {
 }
 
 // seal syncs the last segment, and marks it as synced to its end.
-func (l *Log) seal(mark bool) error {
+func (l *Log[T]) seal(mark bool) error {
 	if err := l.sync(); err != nil || !mark || l.stats.batches.Load() == 0 {
 		return err
 	}

@@ -32,10 +32,10 @@ type rec struct {
 }
 
 // open opens dir and returns the log, its report and what was replayed.
-func open(t *testing.T, dir string, opts Options) (*Log, *Report, []rec) {
+func open(t *testing.T, dir string, opts Options[note]) (*Log[note], *Report, []rec) {
 	t.Helper()
 	var got []rec
-	l, rep, err := Open(dir, opts, func(seg uint64, kind byte, body []byte) error {
+	l, rep, err := Open(dir, noting(opts), func(seg uint64, kind byte, body []byte) error {
 		got = append(got, rec{seg, kind, string(body)})
 		return nil
 	})
@@ -44,6 +44,37 @@ func open(t *testing.T, dir string, opts Options) (*Log, *Report, []rec) {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l, rep, got
+}
+
+// A note says who is told of a record, and with what.
+type note struct {
+	w     committer
+	token uint64
+}
+
+type committer interface{ Committed(token uint64) }
+
+// noting has the log tell of what is noted.
+func noting(opts Options[note]) Options[note] {
+	opts.Committed = func(done []note) {
+		for _, n := range done {
+			n.w.Committed(n.token)
+		}
+	}
+	opts.Early = func(n note) bool {
+		_, ok := n.w.(earlyWaiter)
+		return ok
+	}
+	return opts
+}
+
+// add appends a record; w may be nil.
+func add(l *Log[note], kind byte, hold bool, w committer, token uint64, body []byte) (seg uint64, err error) {
+	var n *note
+	if w != nil {
+		n = &note{w, token}
+	}
+	return l.Append(kind, hold, append(make([]byte, Room), body...), n)
 }
 
 // waiter lets a test wait for a record.
@@ -62,12 +93,12 @@ func (w waiter) next(t *testing.T) uint64 {
 	}
 }
 
-func appendAll(t *testing.T, l *Log, bodies ...string) []uint64 {
+func appendAll(t *testing.T, l *Log[note], bodies ...string) []uint64 {
 	t.Helper()
 	w := make(waiter, len(bodies))
 	var segs []uint64
 	for i, b := range bodies {
-		seg, err := l.Append(byte(i), true, w, uint64(i), []byte(b))
+		seg, err := add(l, byte(i), true, w, uint64(i), []byte(b))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +116,7 @@ func TestReopen(t *testing.T) {
 	for _, mode := range []Mode{SyncAlways, SyncInterval} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "log")
-			l, rep, got := open(t, dir, Options{Mode: mode})
+			l, rep, got := open(t, dir, Options[note]{Mode: mode})
 			if *rep != (Report{}) || got != nil {
 				t.Fatalf("new folder: %+v, %v", rep, got)
 			}
@@ -93,10 +124,10 @@ func TestReopen(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.Append(0, false, nil, 0, nil); !errors.Is(err, ErrClosed) {
+			if _, err := add(l, 0, false, nil, 0, nil); !errors.Is(err, ErrClosed) {
 				t.Fatalf("append after close: %v", err)
 			}
-			l, rep, got = open(t, dir, Options{Mode: mode})
+			l, rep, got = open(t, dir, Options[note]{Mode: mode})
 			if want := []rec{{1, 0, "one"}, {1, 1, ""}, {1, 2, "three"}}; fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Fatalf("replay %v, want %v", got, want)
 			}
@@ -105,7 +136,7 @@ func TestReopen(t *testing.T) {
 			}
 			appendAll(t, l, "four")
 			l.Close()
-			if _, _, got = open(t, dir, Options{}); len(got) != 4 || got[3].body != "four" {
+			if _, _, got = open(t, dir, Options[note]{}); len(got) != 4 || got[3].body != "four" {
 				t.Fatalf("after the second start: %v", got)
 			}
 		})
@@ -117,11 +148,11 @@ func TestReopen(t *testing.T) {
 // had been synced is damage.
 func TestTornTail(t *testing.T) {
 	dir := t.TempDir()
-	l, _, _ := open(t, dir, Options{})
+	l, _, _ := open(t, dir, Options[note]{})
 	bodies := []string{"first", "second record", "third"}
 	for _, body := range bodies {
 		w := make(waiter, 1)
-		if _, err := l.Append(1, true, w, 0, []byte(body)); err != nil { // each with a mark in front
+		if _, err := add(l, 1, true, w, 0, []byte(body)); err != nil { // each with a mark in front
 			t.Fatal(err)
 		}
 		w.next(t)
@@ -141,7 +172,7 @@ func TestTornTail(t *testing.T) {
 	check := func(t *testing.T, b []byte, least, most int) {
 		t.Helper()
 		write(b)
-		l, rep, got := open(t, dir, Options{})
+		l, rep, got := open(t, dir, Options[note]{})
 		for i, r := range got {
 			if r.body != bodies[i] {
 				t.Fatalf("record %d is %q", i, r.body)
@@ -156,7 +187,7 @@ func TestTornTail(t *testing.T) {
 		// The log goes on behind what was kept.
 		appendAll(t, l, "more")
 		l.Close()
-		l, rep, again := open(t, dir, Options{})
+		l, rep, again := open(t, dir, Options[note]{})
 		l.Close()
 		if len(again) != len(got)+1 || again[len(got)].body != "more" || rep.TornBytes != 0 {
 			t.Fatalf("after the repair: %v, %+v", again, rep)
@@ -165,7 +196,7 @@ func TestTornTail(t *testing.T) {
 	damaged := func(t *testing.T, b []byte, at int) {
 		t.Helper()
 		write(b)
-		if _, _, err := Open(dir, Options{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("byte %d flipped: %v", at, err)
 		}
 		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
@@ -207,7 +238,7 @@ func TestTornTail(t *testing.T) {
 
 func TestDamageInOldSegment(t *testing.T) {
 	dir := t.TempDir()
-	l, _, _ := open(t, dir, Options{SegmentSize: 80})
+	l, _, _ := open(t, dir, Options[note]{SegmentSize: 80})
 	segs := appendAll(t, l, "0123456789", "0123456789", "0123456789", "0123456789", "0123456789", "0123456789")
 	if segs[5] < segs[0]+2 {
 		t.Fatalf("no new segment: %v", segs)
@@ -222,7 +253,7 @@ func TestDamageInOldSegment(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = Open(dir, Options{}, func(uint64, byte, []byte) error { return nil })
+	_, _, err = Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
 	var ce *CorruptError
 	if !errors.Is(err, ErrCorrupt) || !errors.As(err, &ce) || ce.File != path || ce.Offset == 0 {
 		t.Fatalf("got %v", err)
@@ -230,7 +261,7 @@ func TestDamageInOldSegment(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, segmentName(2))); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err = Open(dir, Options{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+	if _, _, err = Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("missing segment: %v", err)
 	}
 }
@@ -240,7 +271,7 @@ func TestNewestSegmentIsMissing(t *testing.T) {
 	for name, leave := range map[string]int{"one": 1, "all": 0} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			l, _, _ := open(t, dir, Options{SegmentSize: 64})
+			l, _, _ := open(t, dir, Options[note]{SegmentSize: 64})
 			segs := appendAll(t, l, "0123456789", "0123456789")
 			l.Close()
 			for _, seg := range segs[leave:] {
@@ -248,7 +279,7 @@ func TestNewestSegmentIsMissing(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, _, err := Open(dir, Options{}, func(uint64, byte, []byte) error { return nil })
+			_, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
 			var ce *CorruptError
 			if !errors.As(err, &ce) || ce.File != filepath.Join(dir, segmentName(segs[1])) {
 				t.Fatalf("got %v", err)
@@ -264,7 +295,7 @@ func TestVersion(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, segmentName(1)), b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrNewer) {
+	if _, _, err := Open(dir, Options[note]{}, nil); !errors.Is(err, ErrNewer) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -273,7 +304,7 @@ func TestVersion(t *testing.T) {
 func TestReleaseBeforeWrite(t *testing.T) {
 	dir := t.TempDir()
 	fl := &faults{hit: make(chan struct{}, 1)}
-	opts := Options{SegmentSize: 64}
+	opts := Options[note]{SegmentSize: 64}
 	opts.create = func(path string) (file, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return &faulty{f, fl}, err
@@ -283,7 +314,7 @@ func TestReleaseBeforeWrite(t *testing.T) {
 	appendAll(t, l, "something to fill a segment with")
 	fl.set(true, false)
 	w := make(waiter, 1)
-	if _, err := l.Append(1, true, w, 0, []byte("the new value of a table's entry")); err != nil {
+	if _, err := add(l, 1, true, w, 0, []byte("the new value of a table's entry")); err != nil {
 		t.Fatal(err)
 	}
 	l.Release(seg, 1, 32)
@@ -302,25 +333,25 @@ func TestReleaseBeforeWrite(t *testing.T) {
 
 func TestSecondOpener(t *testing.T) {
 	dir := t.TempDir()
-	l, _, _ := open(t, dir, Options{})
-	if _, _, err := Open(dir, Options{}, nil); !errors.Is(err, ErrInUse) {
+	l, _, _ := open(t, dir, Options[note]{})
+	if _, _, err := Open(dir, Options[note]{}, nil); !errors.Is(err, ErrInUse) {
 		t.Fatalf("got %v", err)
 	}
 	l.Close()
-	open(t, dir, Options{})
+	open(t, dir, Options[note]{})
 }
 
 // Old segments go once nothing holds them, and a record nobody releases is moved.
 func TestCleaning(t *testing.T) {
 	dir := t.TempDir()
-	var l *Log
+	var l *Log[note]
 	w := make(waiter, 1)
 	type place struct{ seg uint64 }
 	keep := &place{}
 	moved := make(chan uint64, 1024)
 	ready := make(chan struct{})
 	var mu sync.Mutex
-	opts := Options{SegmentSize: 512, Relocate: func(seg uint64) {
+	opts := Options[note]{SegmentSize: 512, Relocate: func(seg uint64) {
 		<-ready
 		mu.Lock()
 		defer mu.Unlock()
@@ -328,7 +359,7 @@ func TestCleaning(t *testing.T) {
 			return
 		}
 		old := keep.seg
-		n, err := l.Append(9, true, commitFunc(func(uint64) { l.Release(old, 1, 4); moved <- old }), 0, []byte("keep"))
+		n, err := add(l, 9, true, commitFunc(func(uint64) { l.Release(old, 1, 4); moved <- old }), 0, []byte("keep"))
 		if err != nil {
 			t.Error(err)
 		}
@@ -337,7 +368,7 @@ func TestCleaning(t *testing.T) {
 	l, _, _ = open(t, dir, opts)
 	close(ready)
 	mu.Lock()
-	seg, err := l.Append(9, true, w, 0, []byte("keep"))
+	seg, err := add(l, 9, true, w, 0, []byte("keep"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +376,7 @@ func TestCleaning(t *testing.T) {
 	mu.Unlock()
 	w.next(t)
 	for range 200 {
-		if _, err := l.Append(1, false, w, 0, make([]byte, 50)); err != nil {
+		if _, err := add(l, 1, false, w, 0, make([]byte, 50)); err != nil {
 			t.Fatal(err)
 		}
 		w.next(t)
@@ -359,7 +390,7 @@ func TestCleaning(t *testing.T) {
 	if s := l.Stats(); s.Segments > 12 {
 		t.Fatalf("segments pile up: %+v", s)
 	}
-	_, rep, got := open(t, dir, Options{})
+	_, rep, got := open(t, dir, Options[note]{})
 	found := 0
 	for _, r := range got {
 		if r.kind == 9 {
@@ -430,7 +461,7 @@ func TestDiskRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
 			fl := &faults{hit: make(chan struct{}, 1)}
-			opts := Options{}
+			opts := Options[note]{}
 			opts.create = func(path string) (file, error) {
 				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 				return &faulty{f, fl}, err
@@ -439,7 +470,7 @@ func TestDiskRefuses(t *testing.T) {
 			appendAll(t, l, "before")
 			fl.set(c.write, c.sync)
 			w := make(waiter, 1)
-			if _, err := l.Append(1, true, w, 7, []byte("during")); err != nil {
+			if _, err := add(l, 1, true, w, 7, []byte("during")); err != nil {
 				t.Fatal(err)
 			}
 			<-fl.hit
@@ -452,7 +483,7 @@ func TestDiskRefuses(t *testing.T) {
 				t.Fatal(got)
 			}
 			l.Close()
-			_, rep, got := open(t, dir, Options{})
+			_, rep, got := open(t, dir, Options[note]{})
 			if len(got) != 2 || got[1].body != "during" || rep.TornBytes != 0 {
 				t.Fatalf("%v, %+v", got, rep)
 			}
@@ -513,7 +544,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 			dir := t.TempDir()
 			fl := &faults{hit: make(chan struct{}, 1)}
 			var disks []*disk
-			opts := Options{Mode: SyncInterval, Interval: time.Hour, SegmentSize: 1 << 10}
+			opts := Options[note]{Mode: SyncInterval, Interval: time.Hour, SegmentSize: 1 << 10}
 			opts.create = func(path string) (file, error) {
 				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 				d := &disk{file: f, faults: fl, dirty: make(map[int64][]byte)}
@@ -533,7 +564,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 			if rotates {
 				body = string(make([]byte, 1000))
 			}
-			if _, err := l.Append(2, true, w, 7, []byte(body)); err != nil {
+			if _, err := add(l, 2, true, w, 7, []byte(body)); err != nil {
 				t.Fatal(err)
 			}
 			<-fl.hit
@@ -552,7 +583,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, rep, got := open(t, after, Options{})
+			_, rep, got := open(t, after, Options[note]{})
 			if len(got) != 3 || got[1].body != "lost by the sync" || got[2].body != body || rep.TornBytes != 0 {
 				t.Fatalf("%v, %+v", got, rep)
 			}
@@ -565,7 +596,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 func TestFailedSyncThatLost(t *testing.T) {
 	dir := t.TempDir()
 	fl := &faults{hit: make(chan struct{}, 1)}
-	opts := Options{Mode: SyncInterval, Interval: time.Hour}
+	opts := Options[note]{Mode: SyncInterval, Interval: time.Hour}
 	opts.create = func(path string) (file, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return &faulty{f, fl}, err
@@ -584,7 +615,7 @@ func TestFailedSyncThatLost(t *testing.T) {
 	}
 	fl.set(false, false)
 	w := make(waiter, 1)
-	if _, err := l.Append(1, true, w, 7, []byte("after")); err != nil {
+	if _, err := add(l, 1, true, w, 7, []byte("after")); err != nil {
 		t.Fatal(err)
 	}
 	for !errors.Is(l.Refusal(), ErrCorrupt) {
@@ -615,7 +646,7 @@ func (q *quota) free() int64 {
 	return left
 }
 
-func (q *quota) options(o Options) Options {
+func (q *quota) options(o Options[note]) Options[note] {
 	o.create = func(path string) (file, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return &limited{f, q}, err
@@ -643,20 +674,19 @@ func (f *limited) Write(b []byte) (int, error) {
 	return f.file.Write(b)
 }
 
+// earlyWaiter is told while the reserve is in use, too.
 type earlyWaiter struct{ waiter }
-
-func (earlyWaiter) Early() {}
 
 // On a full disk the log writes into its reserve, so that it can clean itself up, and
 // tells nobody until there is a reserve again but those who clean.
 func TestReserve(t *testing.T) {
 	q := &quota{dir: t.TempDir(), limit: 256 << 10}
 	relocate := make(chan uint64, 100)
-	l, _, _ := open(t, q.dir, q.options(Options{
+	l, _, _ := open(t, q.dir, q.options(Options[note]{
 		SegmentSize: 1 << 10, Reserve: 16 << 10, Relocate: func(seg uint64) { relocate <- seg },
 	}))
 	pin := make(waiter, 1)
-	first, err := l.Append(1, true, pin, 0, []byte("pins the oldest segment"))
+	first, err := add(l, 1, true, pin, 0, []byte("pins the oldest segment"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -665,7 +695,7 @@ func TestReserve(t *testing.T) {
 	body := make([]byte, 900)
 	segs := make(map[uint64]int64)
 	for n := uint64(0); !l.Failing(); n++ {
-		seg, err := l.Append(2, true, w, n, body)
+		seg, err := add(l, 2, true, w, n, body)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -675,17 +705,17 @@ func TestReserve(t *testing.T) {
 		}
 	}
 	early := earlyWaiter{make(waiter, 1)}
-	moved, err := l.Append(1, true, early, 1, []byte("a copy"))
+	moved, err := add(l, 1, true, early, 1, []byte("a copy"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	early.next(t)
 	told := len(w)
-	if _, err := l.Append(2, false, w, 1<<32, body); err != nil {
+	if _, err := add(l, 2, false, w, 1<<32, body); err != nil {
 		t.Fatal(err)
 	}
 	again := earlyWaiter{make(waiter, 1)}
-	if _, err := l.Append(1, false, again, 2, nil); err != nil {
+	if _, err := add(l, 1, false, again, 2, nil); err != nil {
 		t.Fatal(err)
 	}
 	again.next(t)
@@ -718,7 +748,7 @@ func TestReserve(t *testing.T) {
 
 func TestCloseWhileDiskRefuses(t *testing.T) {
 	fl := &faults{hit: make(chan struct{}, 1)}
-	opts := Options{}
+	opts := Options[note]{}
 	opts.create = func(path string) (file, error) {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		return &faulty{f, fl}, err
@@ -726,7 +756,7 @@ func TestCloseWhileDiskRefuses(t *testing.T) {
 	l, _, _ := open(t, t.TempDir(), opts)
 	fl.set(true, false)
 	w := make(waiter, 1)
-	if _, err := l.Append(1, true, w, 0, []byte("x")); err != nil {
+	if _, err := add(l, 1, true, w, 0, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	<-fl.hit
@@ -742,7 +772,7 @@ func crashWriter(dir string) {
 	if os.Getenv("SEGLOG_CRASH_MODE") == "interval" {
 		mode = SyncInterval
 	}
-	l, _, err := Open(dir, Options{Mode: mode, SegmentSize: 8 << 10}, func(uint64, byte, []byte) error { return nil })
+	l, _, err := Open(dir, noting(Options[note]{Mode: mode, SegmentSize: 8 << 10}), func(uint64, byte, []byte) error { return nil })
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -754,7 +784,7 @@ func crashWriter(dir string) {
 		_, _ = os.Stdout.Write(line[:]) // the reader may be gone
 	})
 	for n := uint64(0); ; n++ {
-		if _, err := l.Append(1, true, w, n, append(binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)...)); err != nil {
+		if _, err := add(l, 1, true, w, n, append(binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)...)); err != nil {
 			return
 		}
 	}
@@ -798,7 +828,7 @@ func TestKill(t *testing.T) {
 			for read() {
 			}
 			_ = cmd.Wait() // killed
-			_, rep, got := open(t, dir, Options{})
+			_, rep, got := open(t, dir, Options[note]{})
 			if uint64(len(got)) <= last {
 				t.Fatalf("%d records after the kill, number %d was committed", len(got), last)
 			}
@@ -814,14 +844,14 @@ func TestKill(t *testing.T) {
 
 func TestConcurrentAppends(t *testing.T) {
 	dir := t.TempDir()
-	l, _, _ := open(t, dir, Options{Mode: SyncInterval, Interval: time.Millisecond, SegmentSize: 4 << 10})
+	l, _, _ := open(t, dir, Options[note]{Mode: SyncInterval, Interval: time.Millisecond, SegmentSize: 4 << 10})
 	const writers, each = 8, 500
 	var wg sync.WaitGroup
 	for i := range writers {
 		wg.Go(func() {
 			w := make(waiter, each)
 			for n := range each {
-				if _, err := l.Append(byte(i), true, w, uint64(n), []byte{byte(n >> 8), byte(n)}); err != nil {
+				if _, err := add(l, byte(i), true, w, uint64(n), []byte{byte(n >> 8), byte(n)}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -835,7 +865,7 @@ func TestConcurrentAppends(t *testing.T) {
 	}
 	wg.Wait()
 	l.Close()
-	_, _, got := open(t, dir, Options{})
+	_, _, got := open(t, dir, Options[note]{})
 	next := make([]int, writers)
 	for _, r := range got {
 		if n := int(r.body[0])<<8 | int(r.body[1]); n != next[r.kind] {
@@ -849,8 +879,8 @@ func TestConcurrentAppends(t *testing.T) {
 }
 
 func TestTooLarge(t *testing.T) {
-	l, _, _ := open(t, t.TempDir(), Options{})
-	if _, err := l.Append(1, false, nil, 0, make([]byte, MaxRecord)); !errors.Is(err, ErrTooLarge) {
+	l, _, _ := open(t, t.TempDir(), Options[note]{})
+	if _, err := add(l, 1, false, nil, 0, make([]byte, MaxRecord)); !errors.Is(err, ErrTooLarge) {
 		t.Fatal(err)
 	}
 }
@@ -885,7 +915,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, mode := range []Mode{SyncInterval, SyncAlways} {
 		name := map[Mode]string{SyncInterval: "interval", SyncAlways: "always"}[mode]
 		b.Run(name, func(b *testing.B) {
-			l, _, err := Open(b.TempDir(), Options{Mode: mode}, nil)
+			l, _, err := Open(b.TempDir(), noting(Options[note]{Mode: mode}), nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -897,7 +927,7 @@ func BenchmarkAppend(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				window <- struct{}{}
-				if _, err := l.Append(1, false, w, 0, body); err != nil {
+				if _, err := add(l, 1, false, w, 0, body); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -12,32 +12,25 @@ import (
 // A full disk is freed by moving what is live out of old segments, and that needs
 // room. So a file keeps some, which is given up when the disk is full and taken
 // again, before anybody is told of a commit, once cleaning has made room. Until then
-// everything that is appended is written, relocations above all, and only Flushed
-// and those who wait for a commit hear nothing: who bounds what waits bounds what is
-// written into the reserve.
+// everything that is appended is written, relocations above all, and only those who
+// wait for a commit hear nothing: who bounds what waits bounds what is written into
+// the reserve.
 
 // reserveName is the file that takes the room.
 const reserveName = "reserve"
 
-// An EarlyWaiter is a Waiter that is told while the reserve is in use, too: for
-// relocations.
-type EarlyWaiter interface {
-	Waiter
-	Early()
-}
-
 // reserve is the room kept. The writing goroutine alone uses it.
-type reserve struct {
+type reserve[T any] struct {
 	size     int64 // 0: there is none
 	spent    bool
 	tried    time.Time // when it was last tried to take it again
 	tick     *time.Timer
-	withheld []wait
+	withheld []T
 }
 
 // makeReserve takes the reserve, as far as a quarter of the disk's free room goes, and
 // has segments end early on a disk that few of the usual length fit on.
-func (l *Log) makeReserve(bytes int64) {
+func (l *Log[T]) makeReserve(bytes int64) {
 	path := filepath.Join(l.dir, reserveName)
 	if l.opts.Reserve <= 0 {
 		return
@@ -68,7 +61,7 @@ const minSegment = 64 << 10
 
 // spend gives the reserve up after a write that failed for want of room, and reports
 // whether it did.
-func (l *Log) spend(why error) bool {
+func (l *Log[T]) spend(why error) bool {
 	r := &l.reserve
 	if r.spent || r.size == 0 || !errors.Is(why, syscall.ENOSPC) && !errors.Is(why, syscall.EDQUOT) {
 		return false
@@ -87,7 +80,7 @@ func (l *Log) spend(why error) bool {
 }
 
 // restore takes the reserve again, if there is room, and reports whether it is there.
-func (l *Log) restore() bool {
+func (l *Log[T]) restore() bool {
 	r := &l.reserve
 	if !r.spent {
 		return true
@@ -106,21 +99,21 @@ func (l *Log) restore() bool {
 }
 
 // withhold notes who is to be told of a batch once the reserve is there again.
-func (l *Log) withhold(b *batch) {
-	for i, w := range b.waits {
-		if early, ok := w.w.(EarlyWaiter); ok {
-			early.Committed(w.token)
-			l.stats.committed.Add(1)
+func (l *Log[T]) withhold(b *batch[T]) {
+	early := b.waits[:0]
+	for _, w := range b.waits {
+		if l.opts.Early != nil && l.opts.Early(w) {
+			early = append(early, w)
 		} else {
 			l.reserve.withheld = append(l.reserve.withheld, w)
 		}
-		b.waits[i] = wait{}
 	}
+	l.committed(early)
 }
 
 // replenish goes on trying to restore the reserve while nothing is written, and tells
 // who waits for that.
-func (l *Log) replenish() {
+func (l *Log[T]) replenish() {
 	r := &l.reserve
 	switch {
 	case !r.spent:

@@ -21,6 +21,9 @@ const (
 	headerLen       = 16
 	recordHeaderLen = 8
 
+	// Room is how many bytes stand before a record's body: length, checksum, kind.
+	Room = recordHeaderLen + 1
+
 	// kindMark is a record of the log's own: the folder's id, and up to which offset
 	// the segment had been synced when the mark was written. One is in front of all
 	// that is written at once, and one at the end of a log that was closed.
@@ -84,18 +87,18 @@ func appendHeader(dst []byte, id [8]byte) []byte {
 
 // appendRecord appends one record.
 func appendRecord(dst []byte, kind byte, body []byte) []byte {
-	head := recordHead(kind, body)
-	return append(append(dst, head[:]...), body...)
+	at := len(dst)
+	dst = append(append(dst, make([]byte, Room)...), body...)
+	fillHead(dst[at:], kind)
+	return dst
 }
 
-// recordHead returns what stands before a record's body: length, checksum, kind.
-func recordHead(kind byte, body []byte) (head [recordHeaderLen + 1]byte) {
-	binary.BigEndian.PutUint32(head[:], uint32(1+len(body)))
-	head[recordHeaderLen] = kind
-	sum := crc32.Checksum(head[:4], castagnoli)
-	sum = crc32.Update(sum, castagnoli, head[recordHeaderLen:])
-	binary.BigEndian.PutUint32(head[4:], crc32.Update(sum, castagnoli, body))
-	return head
+// fillHead fills in what stands before a record's body.
+func fillHead(record []byte, kind byte) {
+	binary.BigEndian.PutUint32(record, uint32(len(record)-recordHeaderLen))
+	record[recordHeaderLen] = kind
+	sum := crc32.Checksum(record[:4], castagnoli)
+	binary.BigEndian.PutUint32(record[4:], crc32.Update(sum, castagnoli, record[recordHeaderLen:]))
 }
 
 // wholeRecord returns the length of the record that b begins with; false when it is

@@ -11,7 +11,7 @@ import (
 )
 
 // run is the writing goroutine, and the parent of the interval syncer.
-func (l *Log) run() {
+func (l *Log[T]) run() {
 	defer close(l.done)
 	var wg sync.WaitGroup
 	if l.opts.Mode == SyncInterval {
@@ -58,7 +58,7 @@ func (l *Log) run() {
 
 // commit writes one batch, as often as it takes, and tells its waiters. It returns
 // false when the log was closed and the disk still refused.
-func (l *Log) commit(b *batch) bool {
+func (l *Log[T]) commit(b *batch[T]) bool {
 	for {
 		err := l.write(b)
 		if err == nil {
@@ -95,7 +95,7 @@ func (l *Log) commit(b *batch) bool {
 }
 
 // taken notes that the disk takes what is written, and that there is a reserve.
-func (l *Log) taken() {
+func (l *Log[T]) taken() {
 	if l.refusal.Swap(nil) != nil {
 		l.opts.Logger.Info("the disk takes the log again", "dir", l.dir)
 	}
@@ -103,23 +103,22 @@ func (l *Log) taken() {
 
 // tell tells the waiters of a batch, which may be nil, after those that were to be
 // told later.
-func (l *Log) tell(b *batch) {
-	told := len(l.reserve.withheld)
-	for _, w := range l.reserve.withheld {
-		w.w.Committed(w.token)
-	}
+func (l *Log[T]) tell(b *batch[T]) {
+	l.committed(l.reserve.withheld)
 	l.reserve.withheld = nil
 	if b != nil {
-		told += len(b.waits)
-		for i, w := range b.waits {
-			w.w.Committed(w.token)
-			b.waits[i] = wait{}
-		}
+		l.committed(b.waits)
 	}
-	if l.opts.Flushed != nil {
-		l.opts.Flushed()
+}
+
+func (l *Log[T]) committed(done []T) {
+	if len(done) == 0 {
+		return
 	}
-	l.stats.committed.Add(uint64(told))
+	if l.opts.Committed != nil {
+		l.opts.Committed(done)
+	}
+	l.stats.committed.Add(uint64(len(done)))
 }
 
 const (
@@ -129,10 +128,11 @@ const (
 	spares = 2
 )
 
-func (l *Log) recycle(b *batch) {
+func (l *Log[T]) recycle(b *batch[T]) {
 	if cap(b.buf) > maxSpare {
 		return
 	}
+	clear(b.waits)
 	b.buf, b.waits = b.buf[:0], b.waits[:0]
 	l.mu.Lock()
 	if len(l.spare) < spares {
@@ -142,7 +142,7 @@ func (l *Log) recycle(b *batch) {
 }
 
 // write brings b to the disk; after an error the segment is as it was.
-func (l *Log) write(b *batch) error {
+func (l *Log[T]) write(b *batch[T]) error {
 	if l.suspect.Load() {
 		// Nothing more is promised before what was promised is safe.
 		if err := l.sync(); err != nil {
@@ -184,7 +184,7 @@ func (l *Log) write(b *batch) error {
 }
 
 // mark fills in the mark at the front of a batch.
-func (l *Log) mark(b *batch) {
+func (l *Log[T]) mark(b *batch[T]) {
 	synced := l.written
 	if l.opts.Mode == SyncInterval {
 		l.syncMu.Lock()
@@ -199,7 +199,7 @@ func (l *Log) mark(b *batch) {
 const syncBytes = 8 << 20
 
 // rotate ends the current segment, durably, and starts the next.
-func (l *Log) rotate(seg uint64) error {
+func (l *Log[T]) rotate(seg uint64) error {
 	if err := l.f.Truncate(l.written); err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (l *Log) rotate(seg uint64) error {
 }
 
 // syncLoop syncs the current segment every interval, and when much was written.
-func (l *Log) syncLoop() {
+func (l *Log[T]) syncLoop() {
 	t := time.NewTicker(l.opts.Interval)
 	defer t.Stop()
 	for {
@@ -242,14 +242,14 @@ func (l *Log) syncLoop() {
 // sync brings what is written of the current segment to stable storage. After a
 // failure it writes it again first: the pages of a failed sync count as clean, so
 // that the next sync succeeds without them.
-func (l *Log) sync() error {
+func (l *Log[T]) sync() error {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
 	return l.syncLocked()
 }
 
 // syncLocked is sync for who holds syncing.
-func (l *Log) syncLocked() error {
+func (l *Log[T]) syncLocked() error {
 	l.syncMu.Lock()
 	f, from, to := l.cur, l.synced, l.curWritten
 	l.dirty = false
@@ -293,14 +293,14 @@ func rewrite(f file, from, to int64) error {
 }
 
 // isHeld reports whether anything of a segment is held; l.mu is held.
-func (l *Log) isHeld(seg uint64) bool {
+func (l *Log[T]) isHeld(seg uint64) bool {
 	h := l.live[seg]
 	return h != nil && h.records > 0
 }
 
 // needed returns the oldest segment that something holds, or that is written to.
 // l.mu is held.
-func (l *Log) needed() uint64 {
+func (l *Log[T]) needed() uint64 {
 	n := l.oldest
 	for n < l.seg && !l.isHeld(n) {
 		n++
@@ -310,7 +310,7 @@ func (l *Log) needed() uint64 {
 
 // clean removes the segments before needed, and asks for the oldest one to be
 // relocated when more than half of the log is dead weight.
-func (l *Log) clean(needed uint64) {
+func (l *Log[T]) clean(needed uint64) {
 	l.mu.Lock()
 	first, end := l.oldest, min(needed, l.fseg)
 	l.mu.Unlock()
