@@ -124,6 +124,9 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// DefaultWaitingBytes is the default of Config.WaitingBytes.
+const DefaultWaitingBytes = 256 << 20
+
 func (c Config) withDefaults() (Config, error) {
 	if c.Key == ([32]byte{}) {
 		return c, errors.New("bridge: Config.Key is required: 32 random bytes, kept with the hub's data")
@@ -144,7 +147,7 @@ func (c Config) withDefaults() (Config, error) {
 	positive(&err, "MaxAge", &c.MaxAge, 7*24*time.Hour)
 	positive(&err, "Window", &c.Window, 1024)
 	positive(&err, "WindowBytes", &c.WindowBytes, 8<<20)
-	positive(&err, "WaitingBytes", &c.WaitingBytes, 256<<20)
+	positive(&err, "WaitingBytes", &c.WaitingBytes, DefaultWaitingBytes)
 	positive(&err, "FrameRate", &c.FrameRate, 0)
 	positive(&err, "ByteRate", &c.ByteRate, 0)
 	positive(&err, "HelloRate", &c.HelloRate, 50)

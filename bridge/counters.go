@@ -139,8 +139,8 @@ type Counters struct {
 	// WaitingBytes what is received, but neither stored nor acknowledged.
 	Queued, QueuedBytes, Waiting, WaitingBytes int64
 
-	// Notices counts notices written; NoticesHeld those that the rate limit,
-	// a full connection or a peer that never said hello kept back.
+	// Notices counts notices written; NoticesHeld those that were not and will not
+	// be: too many different ones at once, or to a peer that never said hello.
 	Notices, NoticesHeld uint64
 	// BadAcks counts acknowledgements of what was never sent.
 	BadAcks uint64

@@ -46,6 +46,7 @@ func (b *Bridge) serveHello(r *Request) {
 	}
 	l.conn.Direct(route.AppendFrame(nil, &route.Frame{Onward: onward, Return: route.To(ServiceHello), Payload: body}))
 	l.hello.Store(true)
+	defer l.say()
 	if p.kind != portDevice {
 		return
 	}

@@ -1,14 +1,20 @@
 package bridge
 
 import (
+	"time"
+
 	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
-// maxNotes bounds the notices that one event makes.
-const maxNotes = 128
+const (
+	// maxNotes bounds the notices that one event makes.
+	maxNotes = 128
+	// maxUnsaid bounds the notices that a peer is still to be told.
+	maxUnsaid = 32
+)
 
 // wide are limits that everything the hub itself has encoded satisfies.
 var wide = route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
@@ -17,6 +23,34 @@ var wide = route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
 type note struct {
 	to     *Port
 	notice hubproto.Notice
+}
+
+// notes are the notices that one event makes: one for all frames that differ in
+// nothing which a notice says.
+type notes struct {
+	list []note
+	at   map[note]int // without counts
+}
+
+func (ns *notes) add(n note) {
+	if n.to == nil {
+		return
+	}
+	key := n
+	key.notice.Count = 0
+	if i, ok := ns.at[key]; ok {
+		ns.list[i].notice.Count += n.notice.Count
+		return
+	}
+	if len(ns.list) == maxNotes {
+		n.to.stripe.noticesHeld.Add(1)
+		return
+	}
+	if ns.at == nil {
+		ns.at = make(map[note]int)
+	}
+	ns.at[key] = len(ns.list)
+	ns.list = append(ns.list, n)
 }
 
 // noteFor makes the notice about one frame as it was queued: routed, with its
@@ -55,19 +89,11 @@ func (b *Bridge) noteForPacket(pk *Packet, self string, r hubproto.Reason) note 
 	return n
 }
 
-// send sends notices to the connections that their peers have now. The caller
-// holds no lock.
-func (b *Bridge) send(notes []note) {
-	for i := range notes {
-		p := notes[i].to
-		if p == nil || p.kind == portLocal {
-			continue
-		}
-		p.mu.Lock()
-		l := p.link
-		p.mu.Unlock()
-		if l != nil {
-			l.notifyWith(&notes[i].notice)
+// send tells the peers. The caller holds no lock.
+func (b *Bridge) send(ns notes) {
+	for i := range ns.list {
+		if p := ns.list[i].to; p.kind != portLocal {
+			p.tell(&ns.list[i].notice)
 		}
 	}
 }
@@ -87,18 +113,89 @@ func (l *Link) notify(r hubproto.Reason, v *route.View, count int) {
 			n.LastReturn, n.HasReturn = h.Address(), true
 		}
 	}
-	l.notifyWith(&n)
+	l.port.tell(&n)
 }
 
-func (l *Link) notifyWith(n *hubproto.Notice) {
-	if l.conn == nil {
-		return
+// tell tells the peer, now if the rate of its connection allows it, or once that does,
+// or when it is back and says hello. What waits for that is merged with what says the
+// same. The caller holds no lock.
+func (p *Port) tell(n *hubproto.Notice) {
+	// Hops of 64 KiB are legal, notices of more than 4 KiB are not.
+	if len(n.FirstHop.Value) > maxHopValue {
+		n.FirstHop, n.HasFirst = route.Address{}, false
 	}
-	if !l.hello.Load() || l.dead.Load() || !l.mayNotify() {
-		l.port.stripe.noticesHeld.Add(1)
-		return
+	if len(n.LastReturn.Value) > maxHopValue {
+		n.LastReturn, n.HasReturn = route.Address{}, false
 	}
-	l.direct(n)
+	p.mu.Lock()
+	switch l := p.link; {
+	case l != nil && l.conn == nil: // inside the hub
+	case p.gone, l == nil && !p.hasEpoch, l != nil && !l.hello.Load(), !p.unsay(n):
+		p.stripe.noticesHeld.Add(1)
+	}
+	l := p.link
+	p.mu.Unlock()
+	if l != nil {
+		l.say()
+	}
+}
+
+// unsay adds a notice to those that the peer is still to be told, and reports whether
+// there was room. p.mu is held.
+func (p *Port) unsay(n *hubproto.Notice) bool {
+	key := *n
+	key.Count = 0
+	for i := range p.unsaid {
+		u := p.unsaid[i]
+		if u.Count = 0; u == key {
+			p.unsaid[i].Count += n.Count
+			return true
+		}
+	}
+	if len(p.unsaid) == maxUnsaid {
+		return false
+	}
+	p.unsaid = append(p.unsaid, *n)
+	return true
+}
+
+// say tells the peer what it is still to be told, as far as the rate allows. The
+// caller holds no lock.
+func (l *Link) say() {
+	p := l.port
+	for {
+		p.mu.Lock()
+		if len(p.unsaid) == 0 || p.link != l || l.dead.Load() || !l.hello.Load() {
+			p.mu.Unlock()
+			return
+		}
+		if !l.mayNotify() {
+			p.wakeBy(p.sayAt())
+			p.mu.Unlock()
+			return
+		}
+		n := p.unsaid[0]
+		if p.unsaid = p.unsaid[1:]; len(p.unsaid) == 0 {
+			p.unsaid = nil
+		}
+		p.mu.Unlock()
+		if !l.direct(&n) {
+			p.mu.Lock()
+			p.unsay(&n)
+			p.wakeBy(p.sayAt())
+			p.mu.Unlock()
+			return
+		}
+	}
+}
+
+// sayAt is when the rate will allow another notice; 0: there is none to be sent. p.mu
+// is held.
+func (p *Port) sayAt() int64 {
+	if len(p.unsaid) == 0 || p.link == nil || !p.link.hello.Load() {
+		return 0
+	}
+	return p.b.now() + int64(float64(time.Second)/p.b.cfg.NoticeRate)
 }
 
 // mayNotify spends one token of the connection's notice budget.
@@ -110,22 +207,15 @@ func (l *Link) mayNotify() bool {
 	}
 	lim := l.notices
 	l.mu.Unlock()
-	return lim.Allow()
+	return lim.AllowN(time.Unix(0, l.port.b.now()), 1)
 }
 
-// direct writes a notice past the outbox.
-func (l *Link) direct(n *hubproto.Notice) {
-	// Hops of 64 KiB are legal, notices of more than 4 KiB are not.
-	if len(n.FirstHop.Value) > maxHopValue {
-		n.FirstHop, n.HasFirst = route.Address{}, false
-	}
-	if len(n.LastReturn.Value) > maxHopValue {
-		n.LastReturn, n.HasReturn = route.Address{}, false
-	}
+// direct writes a notice past the outbox and reports whether it did.
+func (l *Link) direct(n *hubproto.Notice) bool {
 	frame, err := hubproto.NoticeFrame(n)
-	if err == nil && l.conn.Direct(frame) {
+	ok := err == nil && l.conn.Direct(frame)
+	if ok {
 		l.port.stripe.notices.Add(1)
-		return
 	}
-	l.port.stripe.noticesHeld.Add(1)
+	return ok
 }

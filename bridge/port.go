@@ -77,6 +77,7 @@ type Port struct {
 	heldFrames, heldBytes int
 
 	hellos, registrations *rate.Limiter
+	unsaid                []hubproto.Notice // still to be told, oldest first
 
 	offlineSince int64
 	cleanEnd     bool
@@ -349,12 +350,12 @@ func (l *Link) Undeliverable(seq uint64) {
 	if p.box == nil {
 		return
 	}
-	var n []note
+	var n notes
 	p.mu.Lock()
 	if p.link == l && seq <= p.offered {
 		p.box.Scan(func(it *Item) bool {
 			if it.Seq == seq {
-				n = append(n, p.b.noteFor(it.Frame, it.Hop, p.addr, hubproto.ReasonTooLarge))
+				n.add(p.b.noteFor(it.Frame, it.Hop, p.addr, hubproto.ReasonTooLarge))
 				p.dropEntry(seq, DropTooLarge)
 			}
 			return it.Seq < seq
@@ -426,14 +427,14 @@ func (l *Link) Close(clean bool) {
 }
 
 // empty drops everything queued and waiting at a port that is gone. p.mu is held.
-func (p *Port) empty(why Drop) (notes []note) {
+func (p *Port) empty(why Drop) (ns notes) {
 	reason, tell := why.reason()
 	if p.box != nil {
 		p.box.Scan(func(it *Item) bool {
-			if tell && len(notes) < maxNotes {
-				notes = append(notes, p.b.noteFor(it.Frame, it.Hop, p.addr, reason))
+			if tell {
+				ns.add(p.b.noteFor(it.Frame, it.Hop, p.addr, reason))
 			}
-			return tell && len(notes) < maxNotes
+			return tell
 		})
 		p.stripe.drop(why, p.frames)
 		p.taken(p.frames, p.bytes)
@@ -441,15 +442,15 @@ func (p *Port) empty(why Drop) (notes []note) {
 	}
 	for _, list := range [][]*waiting{p.parked, p.held} {
 		for _, w := range list {
-			if tell && len(notes) < maxNotes {
-				notes = append(notes, p.b.noteForPacket(&w.packet, p.addr, reason))
+			if tell {
+				ns.add(p.b.noteForPacket(&w.packet, p.addr, reason))
 			}
 			p.settle(w, why)
 		}
 	}
 	p.parked, p.held = nil, nil
 	p.parkedFrames, p.heldFrames, p.heldBytes = 0, 0, 0
-	return notes
+	return ns
 }
 
 // end marks the connection as dead and withdraws what it has waiting.

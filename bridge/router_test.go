@@ -3,8 +3,12 @@ package bridge
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/sealmq/sealmq/internal/bare"
 	"github.com/sealmq/sealmq/internal/hubproto"
@@ -150,15 +154,50 @@ func TestUnknownInOneRoundTrip(t *testing.T) {
 	equal(t, "notices", len(q.conn.notices(t)), 0)
 }
 
+// What the rate of notices does not allow is told in one notice once it does, and what
+// a peer cannot be told while it is away once it is back.
 func TestNoticesAreRateLimited(t *testing.T) {
-	b := newTestBridge(t, func(c *Config) { c.NoticeRate, c.NoticeBurst = 0.001, 3 })
-	a := attach(t, b, "alice", true)
-	for range 10 {
-		a.send(route.To("nobody"), nil, nil)
-	}
-	equal(t, "notices", len(a.conn.notices(t)), 3)
-	c := b.Counters()
-	equal(t, "counted", []uint64{c.Notices, c.NoticesHeld, c.Dropped[DropUnknown]}, []uint64{3, 7, 10})
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBridge(t, func(c *Config) { c.NoticeRate, c.NoticeBurst, c.MaxAge = 1, 3, time.Minute })
+		a, bob := attach(t, b, "alice", true), attach(t, b, "bob", true)
+		bob.Close(false)
+		for range 10 {
+			a.send(route.To("nobody"), nil, nil)
+		}
+		said := func() (out []string) {
+			synctest.Wait()
+			for _, n := range a.conn.notices(t) {
+				out = append(out, fmt.Sprint(n.Reason, " ", n.FirstHop.Value, " ", n.Count))
+			}
+			return out
+		}
+		want := slices.Repeat([]string{"unknown nobody 1"}, 3)
+		equal(t, "at once", said(), want)
+		for i := range maxUnsaid + 3 {
+			a.send(route.To(fmt.Sprint("no", i)), nil, nil)
+		}
+		c := b.Counters()
+		equal(t, "counted", []uint64{c.Notices, c.NoticesHeld}, []uint64{3, 4})
+		time.Sleep(1100 * time.Millisecond)
+		want = append(want, "unknown nobody 7")
+		equal(t, "after a second", said(), want)
+		time.Sleep(maxUnsaid * time.Second)
+		for i := range maxUnsaid - 1 {
+			want = append(want, fmt.Sprint("unknown no", i, " 1"))
+		}
+		equal(t, "after the others", said(), want)
+
+		for i := range 500 {
+			a.number(bob.Port().Address(), i)
+		}
+		a.Close(false)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		equal(t, "expired", b.Counters().Dropped[DropExpired], 500)
+		a = attach(t, b, "alice", true)
+		equal(t, "when back", said(), []string{"expired " + bob.Port().Address() + " 500"})
+		equal(t, "held", b.Counters().NoticesHeld, 4)
+	})
 }
 
 // TestStreamLinks is spec routing 7.4 and test 17 of 11.5.

@@ -4,8 +4,6 @@ import (
 	"container/heap"
 	"sync"
 	"time"
-
-	"github.com/sealmq/sealmq/internal/hubproto"
 )
 
 // timers wakes ports that have something to expire. One goroutine, one heap.
@@ -142,6 +140,7 @@ func (p *Port) nextWake() int64 {
 		}
 	}
 	at(p.helloBy)
+	at(p.sayAt())
 	for _, w := range p.held {
 		at(w.deadline)
 	}
@@ -185,7 +184,7 @@ func (p *Port) endsAt() int64 {
 func (p *Port) expire() {
 	b := p.b
 	now := b.now()
-	var notes []note
+	var ns notes
 	p.mu.Lock()
 	if p.gone {
 		p.mu.Unlock()
@@ -196,23 +195,25 @@ func (p *Port) expire() {
 	if attach {
 		p.helloBy = 0
 	}
-	p.held = p.expireWaiting(p.held, now, DropOffline, &notes, (*waiting).until, func(w *waiting) {
+	p.held = p.expireWaiting(p.held, now, DropOffline, &ns, (*waiting).until, func(w *waiting) {
 		p.heldFrames -= w.frames
 		p.heldBytes -= w.bytes
 	})
-	p.parked = p.expireWaiting(p.parked, now, DropFull, &notes, p.parkedUntil, func(w *waiting) { p.parkedFrames -= w.frames })
+	p.parked = p.expireWaiting(p.parked, now, DropFull, &ns, p.parkedUntil, func(w *waiting) { p.parkedFrames -= w.frames })
 	if p.box != nil && p.frames > 0 {
-		p.expireQueued(now, &notes)
+		p.expireQueued(now, &ns)
 	}
 	p.unpark()
 	if p.kind == portDevice && p.link == nil && p.endsAt() <= now {
 		if p.oneShot || p.frames == 0 && len(p.parked)+len(p.held) == 0 {
 			p.gone = true
-			notes = append(notes, p.empty(DropGone)...)
+			for _, n := range p.empty(DropGone).list {
+				ns.add(n)
+			}
 			b.records.set(RecordStatus, p.clientID, nil)
 			p.unlockAndAck()
 			b.forget(p)
-			b.send(notes)
+			b.send(ns)
 			b.relieve()
 			return
 		}
@@ -221,9 +222,10 @@ func (p *Port) expire() {
 	}
 	p.wakeBy(p.nextWake())
 	p.unlockAndAck()
-	b.send(notes)
+	b.send(ns)
 	if link != nil {
 		link.pay(now)
+		link.say()
 	}
 	if attach && link != nil {
 		link.attach(false)
@@ -246,7 +248,7 @@ func (p *Port) parkedUntil(w *waiting) int64 {
 }
 
 // expireWaiting ends waiting packets whose deadline has passed; p.mu is held.
-func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note,
+func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, ns *notes,
 	until func(*waiting) int64, out func(*waiting)) []*waiting {
 	keep := list[:0]
 	reason, _ := why.reason()
@@ -255,9 +257,7 @@ func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note
 			keep = append(keep, w)
 			continue
 		}
-		if len(*notes) < maxNotes {
-			*notes = append(*notes, p.b.noteForPacket(&w.packet, p.addr, reason))
-		}
+		ns.add(p.b.noteForPacket(&w.packet, p.addr, reason))
 		out(w)
 		p.settle(w, why)
 	}
@@ -267,7 +267,7 @@ func (p *Port) expireWaiting(list []*waiting, now int64, why Drop, notes *[]note
 
 // expireQueued drops entries beyond the age limit and, at a device that is away,
 // first contacts that nobody waits for any more. p.mu is held.
-func (p *Port) expireQueued(now int64, notes *[]note) {
+func (p *Port) expireQueued(now int64, ns *notes) {
 	cfg := &p.b.cfg
 	away := p.kind == portDevice && !p.attached && p.lastFirst > p.acked
 	type end struct {
@@ -286,13 +286,8 @@ func (p *Port) expireQueued(now int64, notes *[]note) {
 			return away // entries are in order of arrival
 		}
 		ends = append(ends, e)
-		if reason, _ := e.why.reason(); len(*notes) < maxNotes {
-			hop := it.Hop
-			if reason == hubproto.ReasonExpired && len(hop) == 0 {
-				hop = []byte(p.addr)
-			}
-			*notes = append(*notes, p.b.noteFor(it.Frame, hop, p.addr, reason))
-		}
+		reason, _ := e.why.reason()
+		ns.add(p.b.noteFor(it.Frame, it.Hop, p.addr, reason))
 		return true
 	})
 	for _, e := range ends {

@@ -148,7 +148,7 @@ func openStore(cfg *Config, logger *slog.Logger) (*store.Store, *store.Report, e
 	}
 	// What the bridge lets wait for the disk, a quarter of what may be unanswered, with
 	// as much again for records, and a segment.
-	o.Reserve = cmp.Or(o.SegmentSize, store.DefaultSegmentSize) + int64(cfg.Limits.WaitingBytes)/2
+	o.Reserve = cmp.Or(o.SegmentSize, store.DefaultSegmentSize) + cmp.Or(int64(cfg.Limits.WaitingBytes), bridge.DefaultWaitingBytes)/2
 	if mode == DurabilityInterval {
 		o.Mode = store.SyncInterval
 	}

@@ -4,7 +4,7 @@
 // A log is one folder. Appends of many callers are gathered and written with
 // one write; each caller is told when its record is as durable as the mode says:
 //
-//   - SyncAlways: the record is on stable storage (fdatasync) before its
+//   - SyncAlways: the record is on stable storage (fsync) before its
 //     appender is told.
 //   - SyncInterval: the record has been handed to the operating system, so a
 //     killed process loses nothing; a power cut loses at most the last interval.
