@@ -618,8 +618,10 @@ func TestFailedSyncThatLost(t *testing.T) {
 	if _, err := add(l, 1, true, w, 7, []byte("after")); err != nil {
 		t.Fatal(err)
 	}
-	for !errors.Is(l.Refusal(), ErrCorrupt) {
-		time.Sleep(time.Millisecond)
+	for start := time.Now(); !errors.Is(l.Refusal(), ErrCorrupt); runtime.Gosched() {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("what is lost was not missed")
+		}
 	}
 	if len(w) != 0 {
 		t.Error("committed")
