@@ -75,10 +75,11 @@ type Ticket struct {
 	since time.Time
 
 	// Under l.mu:
-	pending bool
-	gone    bool
-	end     func()        // nil: it does not yield
-	place   *list.Element // in l.yielding, or nil
+	pending   bool
+	gone      bool
+	displaced bool
+	end       func()
+	place     *list.Element // in l.yielding; nil: it does not yield
 }
 
 func within(n, limit, def int) bool {
@@ -123,6 +124,7 @@ func (l *Limits) take(t *Ticket) (displaced *Ticket, _ Verdict) {
 	if displaced == nil {
 		return nil, RefusedPending
 	}
+	displaced.displaced = true
 	displaced.settle()
 	l.count(t)
 	return displaced, Admitted
@@ -188,10 +190,7 @@ func (t *Ticket) settle() {
 	}
 	t.pending = false
 	t.l.add(t.from, 0, -1)
-	if t.place != nil {
-		t.l.yielding.Remove(t.place)
-		t.place = nil
-	}
+	t.stay()
 }
 
 // Yield lets a newcomer have the place of this connection while it is pending: end,
@@ -203,6 +202,32 @@ func (t *Ticket) Yield(end func()) {
 		t.end = end
 		t.place = t.l.yielding.PushBack(t)
 	}
+}
+
+// Stay ends what Yield has begun: the connection is still pending, and keeps its
+// place.
+func (t *Ticket) Stay() {
+	if t == nil {
+		return
+	}
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	t.stay()
+}
+
+// stay is Stay with l.mu held.
+func (t *Ticket) stay() {
+	if t.place != nil {
+		t.l.yielding.Remove(t.place)
+		t.place = nil
+	}
+}
+
+// Displaced reports whether a newcomer has taken the place.
+func (t *Ticket) Displaced() bool {
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	return t.displaced
 }
 
 // Release gives the place back, once.

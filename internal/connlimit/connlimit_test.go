@@ -99,6 +99,10 @@ func TestYield(t *testing.T) {
 		}
 		other := take("other", "10.0.0.9", true)
 		take("firm", "10.0.0.1", false)
+		stays := take("stays", "10.0.0.8", true)
+		stays.Stay()
+		stays.Stay()
+		stays.Release()
 		a := take("a", "10.0.0.1", true)
 		b := take("b", "10.0.0.1", true)
 		refused("10.0.0.1") // its share, and nobody has been there for long
@@ -119,6 +123,9 @@ func TestYield(t *testing.T) {
 		}
 		if conns, pending := l.Open(); conns != 8 || pending != 4 {
 			t.Errorf("%d open, %d pending", conns, pending)
+		}
+		if !other.Displaced() || !a.Displaced() || b.Displaced() || c.Displaced() {
+			t.Error("who was displaced?")
 		}
 		for _, k := range []*Ticket{other, a, d} { // what end brings about
 			k.Release()

@@ -13,8 +13,9 @@ const (
 	RefusedTotal                   // connections refused: Limits.Conns reached
 	RefusedAddress                 // connections refused: Limits.PerAddress reached
 	RefusedPending                 // connections refused: Limits.Pending reached
+	Displaced                      // closed: no complete CONNECT yet when others needed its place
 	AcceptFailed                   // errors of accept that the listener waited out
-	HandshakeFailed                // TLS handshakes and WebSocket upgrades that failed
+	HandshakeFailed                // TLS handshakes and WebSocket upgrades that failed, or never came
 	ConnectTimeout                 // no complete CONNECT within Config.ConnectTimeout
 	ConnectMalformed               // first packet was not CONNECT
 	ConnectTooLarge                // CONNECT longer than Config.ConnectSize
@@ -40,7 +41,7 @@ const (
 )
 
 var eventNames = [events]string{
-	"accepted", "refused-total", "refused-address", "refused-pending", "accept-failed",
+	"accepted", "refused-total", "refused-address", "refused-pending", "displaced", "accept-failed",
 	"handshake-failed", "connect-timeout", "connect-malformed", "connect-too-large",
 	"slow-consumer", "write-stalled", "panicked", "hook-panicked", "session-swept",
 	"ghost-stopped", "gate-timeout", "topic-refused", "filter-refused",

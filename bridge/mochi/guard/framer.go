@@ -43,7 +43,7 @@ func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 			f.left -= n
 			p = p[n:]
 			if f.left == 0 {
-				f.first = true
+				f.end(c)
 				_ = c.underway(0) // no error
 			}
 			continue
@@ -76,7 +76,7 @@ func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 			return whole, ErrPacketTooLarge
 		}
 		if f.left == 0 {
-			f.first = true
+			f.end(c)
 		} else if f.left > len(p) {
 			if err := c.underway(f.left); err != nil {
 				return 0, err
@@ -84,6 +84,14 @@ func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 		}
 	}
 	return 0, nil
+}
+
+// end notes the end of a packet. Who has sent the first is silent no longer.
+func (f *framer) end(c *Conn) {
+	if !f.first {
+		f.first = true
+		c.ticket.Stay()
+	}
 }
 
 // exceeds reports whether a packet with a body of n bytes is longer than the server

@@ -204,9 +204,12 @@ func (l *Listener) Init(*slog.Logger) error {
 			ReadHeaderTimeout: l.cfg.ConnectTimeout,
 			MaxHeaderBytes:    16 << 10,
 			ErrorLog:          slog.NewLogLogger(l.cfg.Logger.Handler(), slog.LevelDebug),
+			ConnContext: func(ctx context.Context, nc net.Conn) context.Context {
+				return context.WithValue(ctx, connKey{}, nc)
+			},
 			ConnState: func(nc net.Conn, s http.ConnState) {
 				if s == http.StateClosed {
-					l.claim(nc).Release()
+					l.failed(nc)
 				}
 			},
 		}
@@ -282,6 +285,10 @@ func (l *Listener) accept() (net.Conn, *ticket, error) {
 			_ = nc.Close()
 			continue
 		}
+		t.Yield(func() {
+			l.cfg.Counters.add(Displaced)
+			_ = nc.Close()
+		})
 		return nc, t, nil
 	}
 }
@@ -309,13 +316,12 @@ func (l *Listener) serve(nc net.Conn, t *ticket) {
 		err = tc.HandshakeContext(ctx)
 	}
 	cancel()
-	l.claim(nc)
 	if err != nil {
-		l.cfg.Counters.add(HandshakeFailed)
 		_ = nc.Close()
-		t.Release()
+		l.failed(nc)
 		return
 	}
+	l.claim(nc)
 	st := tc.ConnectionState()
 	c.state = &st
 	l.run(c, t, deadline)
@@ -428,6 +434,21 @@ func (l *Listener) claim(nc net.Conn) *ticket {
 	return t
 }
 
+// failed gives back the place of an opening connection that has come to nothing.
+func (l *Listener) failed(nc net.Conn) {
+	t := l.claim(nc)
+	if t == nil {
+		return
+	}
+	if !t.Displaced() {
+		l.cfg.Counters.add(HandshakeFailed)
+	}
+	t.Release()
+}
+
+// connKey is where a request's context has its connection.
+type connKey struct{}
+
 // webListener gives http.Server its connections, limited and under TLS.
 type webListener struct{ l *Listener }
 
@@ -470,7 +491,12 @@ func (l *Listener) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	ws, err := up.Upgrade(w, r, nil)
 	if err != nil {
-		l.cfg.Counters.add(HandshakeFailed)
+		// Of a request that it answers the HTTP server closes the connection.
+		if answered := (websocket.HandshakeError{}); !errors.As(err, &answered) {
+			nc := r.Context().Value(connKey{}).(net.Conn)
+			_ = nc.Close()
+			l.failed(nc)
+		}
 		return
 	}
 	nc := ws.NetConn()
