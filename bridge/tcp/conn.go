@@ -67,7 +67,11 @@ func (c *conn) run() {
 	c.link = link
 	close(c.ready)
 	c.write([]byte{route.Preamble}, 0)
-	c.end(c.read())
+	if why := c.read(); why == PreambleWrong {
+		c.finish(why) // the peer is to see what it has reached
+	} else {
+		c.end(why)
+	}
 	link.Close(true)
 	c.wrote.Wait()
 	c.mu.Lock()
@@ -281,7 +285,7 @@ func (c *conn) Direct(frame []byte) bool {
 // Kick implements bridge.Conn.
 func (c *conn) Kick(reason bridge.KickReason) {
 	if reason == bridge.KickClosing {
-		c.finish()
+		c.finish(Kicked)
 		return
 	}
 	c.end(Kicked)
@@ -393,12 +397,20 @@ func (c *conn) send(b []byte) error {
 }
 
 // finish lets what is buffered leave and closes.
-func (c *conn) finish() {
+func (c *conn) finish(why Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ending = true
+	c.blame(why)
 	if !c.writing {
-		c.closeLocked(Kicked, nil)
+		c.closeLocked(why, nil)
+	}
+}
+
+// blame notes why the connection ends; the first reason stays. c.mu is held.
+func (c *conn) blame(why Event) {
+	if !c.cause {
+		c.why, c.cause = why, true
 	}
 }
 
@@ -409,7 +421,7 @@ func (c *conn) end(why Event) {
 	c.closeLocked(why, nil)
 }
 
-// closeLocked closes at once; the first reason stays. c.mu is held.
+// closeLocked closes at once. c.mu is held.
 func (c *conn) closeLocked(why Event, err error) {
 	if c.closed {
 		return
@@ -418,9 +430,7 @@ func (c *conn) closeLocked(why Event, err error) {
 		why = NetworkError
 	}
 	c.closed = true
-	if !c.cause {
-		c.why, c.cause = why, true
-	}
+	c.blame(why)
 	_ = c.nc.Close()
 	c.ackMu.Lock()
 	c.dead = true

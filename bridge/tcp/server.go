@@ -260,7 +260,7 @@ func (s *Server) Close(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	for _, c := range conns {
-		c.finish()
+		c.finish(Kicked)
 	}
 	stop := context.AfterFunc(ctx, func() {
 		for _, c := range conns {

@@ -209,11 +209,14 @@ func TestDecoderMatrix(t *testing.T) {
 }
 
 func TestPreamble(t *testing.T) {
-	h := newHub(t, options{})
+	h := newHub(t, options{pipes: true})                         // in which nothing leaves before it is read
 	for i, first := range []string{"00", "02", "10", "474554"} { // the last is an HTTP request
 		p := h.raw()
 		p.write(unhex(t, first))
-		p.closed() // nothing but our own 01 was sent
+		p.SetReadDeadline(time.Now().Add(patience))
+		if said, err := io.ReadAll(p); err != nil || !bytes.Equal(said, []byte{route.Preamble}) {
+			t.Errorf("%s is answered with %x, %v", first, said, err)
+		}
 		h.counted(PreambleWrong, uint64(i+1))
 	}
 	silent := h.raw() // the hub's byte comes to who says nothing
