@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -45,6 +46,9 @@ type Hub struct {
 	found        *store.Report       // what was in it
 
 	limits  *guard.Limits
+	files   int // that the process may have open; negative: any number
+	wanted  int // connections as configured, which files may not allow
+	pages   statusCounts
 	guarded *guard.Counters
 	hooked  mochibridge.Counters
 	logins  [numLogins]atomic.Uint64
@@ -157,6 +161,8 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		return nil, err
 	}
 	cfg.Limits = cfg.Limits.fit()
+	wanted, files := cmp.Or(cfg.Limits.Connections, guard.DefaultConns), openFiles()
+	cfg.Limits = cfg.Limits.fitFiles(files, cfg.fronts())
 	h := &Hub{
 		cfg:     cfg,
 		logger:  cfg.logger(),
@@ -165,6 +171,8 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		guarded: new(guard.Counters),
 		limits:  cfg.Limits.guard(),
 		memory:  func() {},
+		wanted:  wanted,
+		files:   files,
 	}
 	var err error
 	if h.root, err = cfg.root(); err != nil {
@@ -230,6 +238,7 @@ func (h *Hub) Start(ctx context.Context) error {
 		}
 		h.logger.Info("listening", "url", u)
 	}
+	h.warnFiles()
 	h.logger.Info("the hub is ready", "identifier", h.identity.Identifier().String(), "root", string(h.root), "policy", h.policy())
 	return nil
 }
@@ -311,7 +320,7 @@ func (h *Hub) open(ctx context.Context) (err error) {
 	}
 	if web != nil {
 		h.httpURL = "http://" + shown(h.cfg.HTTP, web.Addr())
-		h.status = newStatusServer(h.ready, h.Status, h.metrics())
+		h.status = newStatusServer(h.ready, h.Status, h.metrics(), &h.pages)
 		go func(s *statusServer) {
 			if err := s.serve(web); err != nil {
 				h.failed <- fmt.Errorf("broker: status pages: %w", err)

@@ -76,14 +76,16 @@ type Limits struct {
 	// CONNECT. Default 10 s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 
-	// Connections is how many MQTT connections there may be. Default 65,536.
+	// Connections is how many MQTT connections there may be, and how many Ockam TCP
+	// connections besides. Default 65,536. Where the process may open fewer files the
+	// hub warns at its start and lets in what there are files for.
 	Connections int `yaml:"connections"`
 	// ConnectionsPerAddress is how many may come from one IP address, or one
 	// IPv6 network of 64 bits. Default 16,384, and with Memory no more than half of
 	// Connections.
 	ConnectionsPerAddress int `yaml:"connections_per_address"`
-	// ConnectionsPending is how many may be between accept and CONNECT.
-	// Default 4,096.
+	// ConnectionsPending is how many may be between accept and CONNECT, or the first
+	// frame. Default 4,096.
 	ConnectionsPending int `yaml:"connections_pending"`
 
 	// TCPIdle closes an Ockam TCP connection that was silent for so long. Default:

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -58,6 +60,13 @@ func (h *Hub) samples() []sample {
 		}
 		all = append(all, sample{name: "sealmq_connections_ended_total", help: "Connections that the router ended, by reason.",
 			label: "reason", value: bridge.KickReason(k).String(), n: float64(n)})
+	}
+	for _, e := range []struct {
+		name string
+		n    *atomic.Uint64
+	}{{"refused", &h.pages.refused}, {"displaced", &h.pages.displaced}} {
+		all = append(all, sample{name: "sealmq_http_events_total", help: "Connections to the status pages that came to nothing, by event.",
+			label: "event", value: e.name, n: float64(e.n.Load())})
 	}
 	conns, pending := h.limits.Open()
 	all = append(all,

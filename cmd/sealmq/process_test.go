@@ -51,7 +51,13 @@ func (s *says) now() (string, <-chan struct{}) {
 // start runs "sealmq args…" with the environment settings, until the test ends.
 func start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command("sealmq", args...), ended: make(chan struct{})}
+	return startCommand(t, env, "sealmq", args...)
+}
+
+// startCommand does so with another program.
+func startCommand(t *testing.T, env []string, name string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(name, args...), ended: make(chan struct{})}
 	p.cmd.Env = append(append(os.Environ(), "GORACE="+raceExit), env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	if err := p.cmd.Start(); err != nil {

@@ -32,8 +32,8 @@ type Limits struct {
 	PerAddress int
 	// Pending is the number of connections that have not been accepted by the
 	// protocol above yet. A quarter of them is kept for others than the address that
-	// has most. Where it is reached a newcomer takes the place of the connection that
-	// has been pending longest, if that yields (Ticket.Yield).
+	// has most. Where it, or another limit, is reached a newcomer takes the place of the
+	// connection that has been pending longest, if that yields (Ticket.Yield).
 	Pending int
 
 	mu       sync.Mutex
@@ -108,21 +108,22 @@ func (l *Limits) Take(addr net.Addr) (*Ticket, Verdict) {
 // take counts t in, and returns the connection whose place it takes, if any; l.mu
 // is held.
 func (l *Limits) take(t *Ticket) (displaced *Ticket, _ Verdict) {
+	from := l.from[t.from]
+	var refused Verdict
 	switch {
 	case !within(l.conns, l.Conns, DefaultConns):
-		return nil, RefusedTotal
-	case !within(l.from[t.from].conns, l.PerAddress, DefaultPerAddress):
-		return nil, RefusedAddress
-	case !within(l.from[t.from].pending, l.share(), 0):
-		displaced = l.oldest(t, true)
-	case !within(l.pending, l.Pending, DefaultPending):
-		displaced = l.oldest(t, false)
+		refused = RefusedTotal
+	case !within(from.conns, l.PerAddress, DefaultPerAddress):
+		refused = RefusedAddress
+	case !within(from.pending, l.share(), 0), !within(l.pending, l.Pending, DefaultPending):
+		refused = RefusedPending
 	default:
 		l.count(t)
 		return nil, Admitted
 	}
-	if displaced == nil {
-		return nil, RefusedPending
+	same := !within(from.conns, l.PerAddress, DefaultPerAddress) || !within(from.pending, l.share(), 0)
+	if displaced = l.oldest(t, same); displaced == nil {
+		return nil, refused
 	}
 	displaced.displaced = true
 	displaced.settle()

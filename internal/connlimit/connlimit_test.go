@@ -136,3 +136,43 @@ func TestYield(t *testing.T) {
 		}
 	})
 }
+
+// TestYieldToAnyLimit: who yields makes room whichever limit is reached, of its own
+// address where that is the one.
+func TestYieldToAnyLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			name   string
+			limits *Limits
+			next   string
+			want   string
+		}{
+			{"total", &Limits{Conns: 4}, "10.0.0.9", "a"},
+			{"address", &Limits{PerAddress: 2}, "10.0.0.2", "b"},
+			{"total and address", &Limits{Conns: 4, PerAddress: 2}, "10.0.0.2", "b"},
+		} {
+			var ended []string
+			for _, c := range []struct{ name, ip string }{{"a", "10.0.0.1"}, {"b", "10.0.0.2"}, {"", "10.0.0.1"}, {"", "10.0.0.2"}} {
+				k, v := tt.limits.Take(tcp(c.ip))
+				switch {
+				case v != Admitted:
+					t.Fatalf("%s: %v", tt.name, v)
+				case c.name == "":
+					k.Settle()
+				default:
+					k.Yield(func() { ended = append(ended, c.name); k.Release() })
+				}
+			}
+			if _, v := tt.limits.Take(tcp(tt.next)); v == Admitted || len(ended) != 0 {
+				t.Errorf("%s: a place is taken at once", tt.name)
+			}
+			time.Sleep(grace) // synthetic
+			if _, v := tt.limits.Take(tcp(tt.next)); v != Admitted || !slices.Equal(ended, []string{tt.want}) {
+				t.Errorf("%s: %v, and %q had to go", tt.name, v, ended)
+			}
+			if conns, pending := tt.limits.Open(); conns != 4 || pending != 2 {
+				t.Errorf("%s: %d open, %d pending", tt.name, conns, pending)
+			}
+		}
+	})
+}
