@@ -15,7 +15,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealmq/sealmq/bridge/api"
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
 )
 
@@ -31,6 +34,7 @@ type peerFlags struct {
 	user, passwordFile, caFile string
 	root                       string
 	clearPassword              bool
+	api                        bool
 	trustFlags
 }
 
@@ -44,6 +48,7 @@ func (p *peerFlags) add(a *app, c *cobra.Command) {
 	f.StringVar(&p.passwordFile, "password-file", "", "file with the MQTT password (default: the password is in $"+envPassword+")")
 	f.BoolVar(&p.clearPassword, "insecure-password-without-tls", false, "send the password to the hub without TLS, too; whoever is in between can read it")
 	f.StringVar(&p.caFile, "ca-file", "", "certificates (PEM) to trust for the hub's TLS instead of the system's")
+	f.BoolVar(&p.api, "api", false, "go through the secure channel listener of the hub itself and show --credential there, for hubs with --api-authority")
 	f.StringVar(&p.root, "root", string(topics.DefaultRoot), "topic root of the hub")
 	a.addKeyFlags(f)
 	f.SortFlags = false
@@ -98,6 +103,29 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 		return nil, err
 	}
 	return node, nil
+}
+
+// apiHint says what --api needs.
+const apiHint = "--credential must name one of the hub's --api-authority; to register an alias it has to say ockam-relay=ALIAS, or ockam-relay=*"
+
+// door opens a channel to the hub's own listener where --api asks for one; nil without.
+// It ends with the node.
+func (p *peerFlags) door(ctx context.Context, node *device.Node) (*device.Channel, error) {
+	if !p.api {
+		return nil, nil
+	}
+	hub, ok := node.Hub()
+	if !ok {
+		return nil, coded(exitProtocol, errors.New("--api: this hub does not prove who it is"), "--api is for hubs of sealmq; leave it away")
+	}
+	ch, err := node.Dial(ctx, route.To(api.DefaultAddress), channel.TrustIdentifiers(hub))
+	switch {
+	case errors.Is(err, device.ErrUnknownAddress):
+		return nil, coded(exitUnavailable, fmt.Errorf("--api: the hub has no listener of its own: %w", err), "it has one with --tcp or --api-authority; leave --api away")
+	case errors.Is(err, device.ErrPeerRefused):
+		return nil, coded(exitNoPerm, fmt.Errorf("--api: the hub refuses: %w", err), apiHint)
+	}
+	return ch, err
 }
 
 // password reads the file, or takes the variable.

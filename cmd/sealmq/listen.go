@@ -48,7 +48,8 @@ The sender's identifier in front of it is verified. "echoer" sends back what it
 gets. Ends at INT or TERM.`,
 		Example: `  sealmq listen --trust everyone
   sealmq listen --identity bob --trust I0123… --hub mqtts://hub.example:8883
-  sealmq listen --trust everyone --alias bob   # the address is forward_to_bob`,
+  sealmq listen --trust everyone --alias bob   # the address is forward_to_bob
+  sealmq listen --trust everyone --alias bob --hub tcp://hub.example:4000 --api --credential bob.credential`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			policy, err := p.policy(a, "")
@@ -104,12 +105,22 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	if _, err := node.Listen(listener, policy); err != nil {
 		return err
 	}
+	door, err := p.door(ctx, node)
+	if err != nil {
+		return err
+	}
 	var opts []device.ForwarderOption
+	if door != nil {
+		opts = append(opts, device.RegisterThrough(door))
+	}
 	if alias != "" {
 		opts = append(opts, device.Alias(alias))
 	}
 	fwd, err := node.CreateForwarder(ctx, listener, opts...)
-	if err != nil {
+	switch {
+	case door != nil && errors.Is(err, device.ErrTimeout):
+		return coded(exitNoPerm, fmt.Errorf("the hub does not register it, and says nothing where it refuses: %w", err), apiHint)
+	case err != nil:
 		return err
 	}
 	if _, ours := node.Hub(); !ours && strings.HasPrefix(p.hubURL(a), "tcp://") {

@@ -110,6 +110,10 @@ func startHub(ts *testscript.TestScript, neg bool, args []string) {
 				cfg.Devices.Attributes = map[string]string{"role": "pump"}
 				break
 			}
+			if file, ok := strings.CutPrefix(a, "api="); ok { // closed to strangers
+				cfg.TCP, cfg.APIAuthority = "0.0.0.0:0", ts.MkAbs(file)
+				break
+			}
 			if file, ok := strings.CutPrefix(a, "passphrase="); ok {
 				cfg.PassphraseFile = ts.MkAbs(file)
 				break

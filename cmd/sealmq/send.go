@@ -41,7 +41,8 @@ ADDRESS is what listen printed. A stock Ockam node needs the name of its listene
 too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
 		Example: `  sealmq send --to FWD_0123… --trust everyone 'Hello Ockam!'
   sealmq send --to forward_to_bob --trust I0123… --identity alice - < letter.txt
-  sealmq send --to FWD_0123… --trust everyone --address echoer 'Is there an echo?'`,
+  sealmq send --to FWD_0123… --trust everyone --address echoer 'Is there an echo?'
+  sealmq send --to forward_to_bob --trust I0123… --hub tcp://hub.example:4000 --api --credential alice.credential Hello`,
 		Args: exactArgs("the message"),
 		RunE: func(c *cobra.Command, args []string) error {
 			policy, err := p.policy(a, to)
@@ -117,9 +118,17 @@ func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to 
 		return err
 	}
 	defer node.Close()
-	ch, err := node.Dial(ctx, to, policy, device.OnWaiting(func() {
+	opts := []device.DialOption{device.OnWaiting(func() {
 		a.note("the peer is offline; the hub waits for it, 10 s at most")
-	}))
+	})}
+	door, err := p.door(ctx, node)
+	if err != nil {
+		return err
+	}
+	if door != nil {
+		opts = append(opts, device.DialThrough(door))
+	}
+	ch, err := node.Dial(ctx, to, policy, opts...)
 	if err != nil {
 		return err
 	}
