@@ -55,29 +55,34 @@ func startClosedHub(t *testing.T, id *identity.Private, authority *identity.Iden
 	return ln.Addr().String(), stop
 }
 
+// newMember connects a device with a credential, for an alias if relay is one, and
+// dials the hub's listener.
+func newMember(t *testing.T, addr string, hub, authority *identity.Private, relay string) (*device.Node, *device.Channel) {
+	t.Helper()
+	id := newIdentity(t)
+	attributes := map[string]string{"member": "yes"}
+	if relay != "" {
+		attributes["ockam-relay"] = relay
+	}
+	credential, err := authority.IssueCredential(id.Identity(), attributes, 1, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := over(t, addr, device.Config{Identity: id, Credential: func() ([]byte, error) { return credential, nil }})
+	door, err := n.Dial(soon(t), route.To("api"), channel.TrustIdentifiers(hub.Identifier()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, door
+}
+
 // TestClosedHub: with a credential a device uses a hub that is closed to strangers as a
 // stock node does. It registers through its channel to the hub, is dialled there
 // through another's, and both find each other again when the hub was restarted.
 func TestClosedHub(t *testing.T) {
 	hub, authority := newIdentity(t), newIdentity(t)
 	addr, stop := startClosedHub(t, hub, authority.Identity(), "127.0.0.1:0")
-	member := func(relay string) (*device.Node, *device.Channel) {
-		id := newIdentity(t)
-		attributes := map[string]string{"member": "yes"}
-		if relay != "" {
-			attributes["ockam-relay"] = relay
-		}
-		credential, err := authority.IssueCredential(id.Identity(), attributes, 1, time.Hour)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := over(t, addr, device.Config{Identity: id, Credential: func() ([]byte, error) { return credential, nil }})
-		door, err := n.Dial(soon(t), route.To("api"), channel.TrustIdentifiers(hub.Identifier()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n, door
-	}
+	member := func(relay string) (*device.Node, *device.Channel) { return newMember(t, addr, hub, authority, relay) }
 	bob, bobsDoor := member("bob")
 	if _, err := bob.Listen("listener", channel.TrustEveryone); err != nil {
 		t.Fatal(err)
@@ -142,4 +147,33 @@ func TestClosedHub(t *testing.T) {
 			t.Errorf("it ended with: %v", ch.Err())
 		}
 	}
+}
+
+// TestReleaseThroughChannel: what was registered through a channel to the hub is given
+// up through it, and then somebody else's to have.
+func TestReleaseThroughChannel(t *testing.T) {
+	hub, authority := newIdentity(t), newIdentity(t)
+	addr, _ := startClosedHub(t, hub, authority.Identity(), "127.0.0.1:0")
+	bob, bobsDoor := newMember(t, addr, hub, authority, "bob")
+	heir, heirsDoor := newMember(t, addr, hub, authority, "bob")
+	register := func(n *device.Node, door *device.Channel) *device.Forwarder {
+		t.Helper()
+		if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
+			t.Fatal(err)
+		}
+		f, err := n.CreateForwarder(soon(t), "listener", device.Alias("bob"), device.RegisterThrough(door))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	if err := register(bob, bobsDoor).Release(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	alias := register(heir, heirsDoor)
+	ch, err := bob.Dial(soon(t), route.To(alias.Address()), channel.TrustIdentifiers(heir.Identifier()), device.DialThrough(bobsDoor))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, ch, bob, heir)
 }

@@ -341,16 +341,26 @@ func (n *Node) renewClaims() {
 // forgets it at once, and an alias is free for others. On a hub that has no such
 // service it is as Close.
 //
-// Errors: ErrHubRefused, ErrTimeout, or that of ctx; the forwarder is closed in
-// any case.
+// Errors: ErrHubRefused, ErrTimeout (also of a hub that refuses what was registered
+// through a channel), that of ctx, or what ended the channel; the forwarder is closed
+// in any case.
 func (f *Forwarder) Release(ctx context.Context) error {
 	address := f.Address()
 	f.Close()
-	if address == "" || f.through != nil || !f.n.hubKeepsClaims() {
+	if address == "" || !f.n.hubKeepsClaims() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, lookupTime, fmt.Errorf("%w: no answer to the release of %s", ErrTimeout, address))
 	defer cancel()
-	_, err := f.n.record(ctx, (&hubproto.ReleaseRequest{Address: address}).Marshal, hubproto.ServiceRelease)
+	req := hubproto.ReleaseRequest{Address: address}
+	if f.through == nil {
+		_, err := f.n.record(ctx, req.Marshal, hubproto.ServiceRelease)
+		return err
+	}
+	body, err := req.Marshal()
+	if err != nil {
+		return err
+	}
+	_, err = f.through.Request(ctx, hubproto.ServiceRelease, body)
 	return err
 }
