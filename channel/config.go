@@ -145,7 +145,7 @@ type Limits struct {
 	// reached, the one that has been idle longest is closed if that is more than
 	// ten minutes; otherwise new ones are refused. Default 4,096.
 	Channels int
-	// ChannelsPerSource bounds them for one source. Default 512.
+	// ChannelsPerSource bounds them for one source, in the same way. Default 512.
 	ChannelsPerSource int
 	// HalfOpen bounds handshakes that peers have begun and not finished. When it
 	// is reached, the oldest gives way if it is older than two seconds. Default

@@ -183,9 +183,9 @@ func (ln *Listener) admit(in *Inbound, key [32]byte) (h *halfOpen, why DropReaso
 		return nil, DropRate, false
 	case src.halfOpen >= e.limits.HalfOpenPerSource:
 		return nil, DropHalfOpen, false
-	case src.channels >= e.limits.ChannelsPerSource:
+	case src.channels >= e.limits.ChannelsPerSource && !e.evictIdleLocked(now, src):
 		return nil, DropChannels, false
-	case len(e.channels) >= e.limits.Channels && !e.evictIdleLocked(now):
+	case len(e.channels) >= e.limits.Channels && !e.evictIdleLocked(now, nil):
 		return nil, DropChannels, false
 	case len(e.halfOpen) >= e.limits.HalfOpen && !e.evictHalfOpenLocked(now):
 		return nil, DropHalfOpen, false
@@ -217,12 +217,17 @@ func (e *Endpoint) evictHalfOpenLocked(now time.Time) bool {
 	return true
 }
 
-// evictIdleLocked ends the channel of a peer that has been idle longest.
-func (e *Endpoint) evictIdleLocked(now time.Time) bool {
+// evictIdleLocked ends the channel of a peer that has been idle longest, of one source
+// alone where it is given. A sealmq peer is never idle for so long: it answers pings. A
+// stock peer that has gone without a word leaves its channel behind.
+func (e *Endpoint) evictIdleLocked(now time.Time, of *source) bool {
 	var idlest *Channel
 	var since time.Time
 	for c := range e.channels {
-		if last := c.live.lastTime(); !c.initiator && (idlest == nil || last.Before(since)) {
+		if c.initiator || of != nil && c.src != of {
+			continue
+		}
+		if last := c.live.lastTime(); idlest == nil || last.Before(since) {
 			idlest, since = c, last
 		}
 	}

@@ -535,24 +535,43 @@ func TestManySources(t *testing.T) {
 	})
 }
 
-// TestIdleChannelGivesWay: with all places taken, a long idle channel makes room
-// for a new peer, and a busy one does not.
+// TestIdleChannelGivesWay: with all places taken, or all of one source, a long idle
+// channel makes room for a new peer, and a busy one does not.
 func TestIdleChannelGivesWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newTestNet()
-		a, b := listen(t, n, func(c *Config) { c.Limits = Limits{Channels: 1, Idle: -1} })
-		first := dial(t, a, "bob", DialOptions{})
-		if _, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{Timeout: time.Second}); !errors.Is(err, ErrTimeout) {
-			t.Errorf("%v, want ErrTimeout", err)
-		}
-		a.ep.SetOnline(false) // or alice's probes would keep it busy
-		time.Sleep(idleEvict)
-		a.ep.SetOnline(true)
-		second := dial(t, a, "bob", DialOptions{})
-		ended(t, first, ErrPeerClosed)
-		send(t, second, "m")
-		b.next(t)
-	})
+	for name, limits := range map[string]Limits{
+		"all":        {Channels: 1, Idle: -1},
+		"one source": {ChannelsPerSource: 1, Idle: -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b := listen(t, n, func(c *Config) { c.Limits = limits })
+				other := n.party(t, "carol")
+				var apart *Channel
+				if limits.ChannelsPerSource > 0 { // of another source, and idle for longer
+					apart = dial(t, other, "bob", DialOptions{})
+				}
+				time.Sleep(time.Second)
+				first := dial(t, a, "bob", DialOptions{})
+				if _, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{Timeout: time.Second}); !errors.Is(err, ErrTimeout) {
+					t.Errorf("%v, want ErrTimeout", err)
+				}
+				a.ep.SetOnline(false) // or their probes would keep them busy
+				other.ep.SetOnline(false)
+				time.Sleep(idleEvict)
+				a.ep.SetOnline(true)
+				other.ep.SetOnline(true)
+				second := dial(t, a, "bob", DialOptions{})
+				ended(t, first, ErrPeerClosed)
+				send(t, second, "m")
+				b.next(t)
+				if apart != nil {
+					send(t, apart, "m")
+					b.next(t)
+				}
+			})
+		})
+	}
 }
 
 func TestEncryptorQueueIsBounded(t *testing.T) {
