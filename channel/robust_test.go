@@ -374,6 +374,49 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// TestSuspect: a peer that is said to have gone is asked, and given up after 2 s
+// without a word from it; one that says something stays, and is watched as before.
+func TestSuspect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newTestNet()
+		a, _, ab, ba := pair(t, n)
+		time.Sleep(time.Second)
+		for range 3 {
+			ab.Suspect()
+			ab.Suspect()
+			time.Sleep(time.Minute)
+		}
+		if ab.Err() != nil {
+			t.Fatal("it answered, and is given up")
+		}
+
+		n.onPacket(func(packet) []packet { return nil })
+		ab.Suspect()
+		a.ep.SetOnline(false) // nobody can answer us now
+		time.Sleep(time.Minute)
+		a.ep.SetOnline(true)
+		synctest.Wait()
+		if ab.Err() != nil {
+			t.Fatal("it is given up for our own absence")
+		}
+
+		ab.Suspect()
+		start := time.Now()
+		ended(t, ab, ErrSilent)
+		if d := time.Since(start); d != suspectWait {
+			t.Errorf("given up after %v", d)
+		}
+		ba.Suspect()
+		time.Sleep(suspectWait / 2)
+		ba.Suspect() // does not prolong it
+		start = time.Now()
+		ended(t, ba, ErrSilent)
+		if d := time.Since(start); d != suspectWait/2 {
+			t.Errorf("given up after %v more", d)
+		}
+	})
+}
+
 // TestLiveChannelStays: one-way traffic and long idleness are no reason to end,
 // nor is an outage of our own.
 func TestLiveChannelStays(t *testing.T) {

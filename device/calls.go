@@ -91,7 +91,8 @@ func (n *Node) noticed(nt *hubproto.Notice) {
 		return
 	}
 	n.calls.noticed(nt)
-	if nt.Reason == hubproto.ReasonUnknown {
+	// The address of a connection ends with it.
+	if nt.Reason == hubproto.ReasonUnknown || nt.Reason == hubproto.ReasonOffline && isConnection(nt.FirstHop.Value) {
 		n.pathGone(nt.FirstHop)
 	}
 	if !nt.HasReturn { // else there was a call, which may have been given up since

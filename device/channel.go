@@ -342,9 +342,10 @@ func (n *Node) leadsInside(to route.Route) bool {
 	})
 }
 
-// pathGone takes the hub's word that nobody has an address. It ends no channel
-// with a peer that answers pings, which shows itself whether that is so; a stock peer
-// does not.
+// pathGone takes the hub's word that nobody has an address. A peer that answers pings
+// shows itself whether that is so: it is asked where the address is that of a TCP
+// connection, which never comes back, as a device's on MQTT does. A stock peer is not
+// asked.
 func (n *Node) pathGone(hop route.Address) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -352,14 +353,19 @@ func (n *Node) pathGone(hop route.Address) {
 		c.mu.Lock()
 		cur := c.cur
 		c.mu.Unlock()
-		if cur == nil || c.opts.noHeal || cur.Confirmed() || cur.HelloExpected() {
+		if cur == nil || c.opts.noHeal {
 			continue
 		}
-		if first, ok := cur.RemoteRoute().First(); ok && first == hop {
+		first, ok := cur.RemoteRoute().First()
+		switch {
+		case !ok || first != hop:
+		case !cur.Confirmed() && !cur.HelloExpected():
 			select {
 			case c.gone <- struct{}{}:
 			default:
 			}
+		case isConnection(hop.Value):
+			cur.Suspect()
 		}
 	}
 }

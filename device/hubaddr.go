@@ -26,12 +26,13 @@ func fromHub(v *route.View) (from string, ok bool) {
 // address at the hub: dev_ or tcp_ and 32 hex digits.
 func isHubAddress(s string) bool {
 	rest, ok := strings.CutPrefix(s, "dev_")
-	if !ok {
-		if rest, ok = strings.CutPrefix(s, "tcp_"); !ok {
-			return false
-		}
-	}
-	return isHex32(rest)
+	return ok && isHex32(rest) || isConnection(s)
+}
+
+// isConnection reports whether s has the form of a TCP connection's address at the hub.
+func isConnection(s string) bool {
+	rest, ok := strings.CutPrefix(s, "tcp_")
+	return ok && isHex32(rest)
 }
 
 // isHex32 reports whether s is 32 lower-case hex digits.

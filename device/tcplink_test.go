@@ -482,3 +482,50 @@ func TestAccepted(t *testing.T) {
 		t.Errorf("sending afterwards: %v", err)
 	}
 }
+
+// TestNoticeHealsChannel: a peer on TCP whose connection was cut has another address
+// at the hub; who dialled its alias from MQTT learns that from the hub's notice, long
+// before the peer's silence would tell.
+func TestNoticeHealsChannel(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	h := startHub(t, nil, func(c *bridge.Config) { c.StaticOverStream = true })
+	front, err := tcp.New(tcp.Config{Bridge: h.bridge})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- front.Serve(ln) }()
+	t.Cleanup(func() {
+		_ = front.Close(soon(t))
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	conns := make(chan net.Conn, 10)
+	bob := over(t, ln.Addr().String(), device.Config{DialNetwork: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err == nil {
+			conns <- c
+		}
+		return c, err
+	}})
+	alias := listening(t, bob, device.Alias("bob"))
+	patient := channel.Limits{Probe: time.Hour, Dead: 2 * time.Hour}
+	alice, err := device.Connect(soon(t), h.url(), device.Config{Identity: newIdentity(t), ChannelLimits: patient})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alice.Close()
+	ch := talk(t, alice, bob, route.To(alias.Address()))
+	(<-conns).Close()
+	eventually(t, "bob is back", func() bool { return len(conns) == 1 && bob.State() == device.Online })
+	if err := ch.Send(soon(t), "app", []byte("to where bob was")); err != nil {
+		t.Fatal(err)
+	}
+	restored(t, ch)
+	exchange(t, ch, alice, bob)
+}
