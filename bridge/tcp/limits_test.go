@@ -1,10 +1,13 @@
 package tcp
 
 import (
+	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -395,6 +398,23 @@ func TestConnectionLimits(t *testing.T) {
 			h.connect().alive()
 		})
 	}
+}
+
+// TestAcceptFails: without a file for the next connection the server tries again, more
+// and more seldom, says so once, and counts.
+func TestAcceptFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		h := newHub(t, options{pipes: true, fails: 10, server: func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) }})
+		begin := time.Now()
+		h.connect().alive()
+		if d, want := time.Since(begin), (2*1000+5+10+20+40+80+160+320+640)*time.Millisecond; d != want {
+			t.Errorf("let in after %v, want %v", d, want)
+		}
+		equal(t, "accept-failed", h.counts.Count(AcceptFailed), 10)
+		h.stop()
+		equal(t, "lines", strings.Count(log.String(), "accept failed"), 1)
+	})
 }
 
 // newByte stands for a preamble that was read already.

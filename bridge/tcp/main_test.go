@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ type hub struct {
 
 type options struct {
 	pipes  bool
+	fails  int // of pipes: how often accept fails first
 	bridge func(*bridge.Config)
 	server func(*Config)
 }
@@ -74,7 +76,7 @@ func newHub(t testing.TB, o options) *hub {
 	}
 	var ln net.Listener
 	if o.pipes {
-		p := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
+		p := &pipes{conns: make(chan net.Conn), done: make(chan struct{}), fails: o.fails}
 		ln, h.dial = p, p.dial
 	} else {
 		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -116,6 +118,7 @@ type pipes struct {
 	conns chan net.Conn
 	once  sync.Once
 	done  chan struct{}
+	fails int
 }
 
 func (p *pipes) dial() (net.Conn, error) {
@@ -129,6 +132,10 @@ func (p *pipes) dial() (net.Conn, error) {
 }
 
 func (p *pipes) Accept() (net.Conn, error) {
+	if p.fails > 0 {
+		p.fails--
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
 	select {
 	case c := <-p.conns:
 		return c, nil

@@ -189,6 +189,9 @@ func (s *Server) Serve(ln net.Listener) error {
 		}
 		// Out of file descriptors, most likely.
 		s.cfg.Counters.add(AcceptFailed)
+		if pause == 0 {
+			s.cfg.Logger.Warn("accept failed; trying again", "err", err)
+		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 		timer := time.NewTimer(pause)
 		select {

@@ -1,9 +1,14 @@
 package guard
 
 import (
+	"bytes"
 	"crypto/tls"
+	"log/slog"
 	"net"
+	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +26,7 @@ type pipes struct {
 	conns chan net.Conn
 	once  sync.Once
 	done  chan struct{}
+	fails int // how often accept fails first
 }
 
 func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), done: make(chan struct{})} }
@@ -32,6 +38,10 @@ func (p *pipes) dial() net.Conn {
 }
 
 func (p *pipes) Accept() (net.Conn, error) {
+	if p.fails > 0 {
+		p.fails--
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
 	select {
 	case c := <-p.conns:
 		return c, nil
@@ -175,5 +185,34 @@ func TestUpgradeThatFailsGivesItsPlaceBack(t *testing.T) {
 	defer b.l.mu.Unlock()
 	if n := len(b.l.opening); n != 0 {
 		t.Errorf("%d are still opening", n)
+	}
+}
+
+// TestAcceptFails: without a file for the next connection a listener of any kind tries
+// again, more and more seldom, says so once, and counts.
+func TestAcceptFails(t *testing.T) {
+	for name, web := range map[string]bool{"tcp": false, "websocket": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				p := newPipes()
+				p.fails = 10
+				begin := time.Now()
+				b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) {
+					c.Inherited, c.WebSocket, c.Logger = p, web, slog.New(slog.NewTextHandler(&log, nil))
+				})
+				_ = p.dial().Close()
+				if d, want := time.Since(begin), (2*1000+5+10+20+40+80+160+320+640)*time.Millisecond; d != want {
+					t.Errorf("let in after %v, want %v", d, want)
+				}
+				synctest.Wait()
+				if n := b.c.Count(AcceptFailed); n != 10 {
+					t.Errorf("counted %d times", n)
+				}
+				if n := strings.Count(log.String(), "accept failed"); n != 1 {
+					t.Errorf("%d lines", n)
+				}
+			})
+		})
 	}
 }

@@ -261,7 +261,8 @@ func (l *Listener) add() bool {
 // accept returns the next connection within the limits. It waits out errors
 // such as a lack of file descriptors.
 func (l *Listener) accept() (net.Conn, *ticket, error) {
-	delay := 5 * time.Millisecond
+	const shortest = 5 * time.Millisecond
+	delay := shortest
 	for {
 		nc, err := l.ln.Accept()
 		if err != nil {
@@ -269,7 +270,9 @@ func (l *Listener) accept() (net.Conn, *ticket, error) {
 				return nil, nil, err
 			}
 			l.cfg.Counters.add(AcceptFailed)
-			l.cfg.Logger.Warn("accept failed", "listener", l.cfg.ID, "err", err)
+			if delay == shortest {
+				l.cfg.Logger.Warn("accept failed; trying again", "listener", l.cfg.ID, "err", err)
+			}
 			select {
 			case <-l.stop:
 				return nil, nil, net.ErrClosed
@@ -278,7 +281,7 @@ func (l *Listener) accept() (net.Conn, *ticket, error) {
 			delay = min(2*delay, time.Second)
 			continue
 		}
-		delay = 5 * time.Millisecond
+		delay = shortest
 		t, e := l.cfg.Limits.take(nc.RemoteAddr())
 		l.cfg.Counters.add(e)
 		if t == nil {
