@@ -8,7 +8,6 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/time/rate"
 
@@ -30,6 +29,7 @@ const (
 type Bridge struct {
 	cfg   Config
 	epoch [hubproto.EpochLen]byte
+	clock clock
 
 	table    *table
 	registry registry
@@ -81,6 +81,7 @@ func New(cfg Config) (*Bridge, error) {
 		done:    make(chan struct{}),
 	}
 	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
+	b.clock.init(cfg.Now, cfg.mono)
 	b.starved.m = make(map[*Port]struct{})
 	b.drains.b = b
 	b.registry.init(b)
@@ -136,14 +137,6 @@ func (b *Bridge) spawn(f func()) bool {
 	}
 	b.wg.Go(f)
 	return true
-}
-
-// now returns the time in unix nanoseconds.
-func (b *Bridge) now() int64 {
-	if b.cfg.Now != nil {
-		return b.cfg.Now().UnixNano()
-	}
-	return time.Now().UnixNano()
 }
 
 // keyed returns n bytes in hex that only the holder of the key can compute.

@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"errors"
-	"time"
 
 	"golang.org/x/time/rate"
 
@@ -96,7 +95,7 @@ func (c *claims) keep(r *Request, claim *hubproto.Claim) error {
 			known = nil
 		}
 	}
-	if _, err := claim.Verify(known, time.Unix(0, c.b.now())); err != nil {
+	if _, err := claim.Verify(known, c.b.clock.wall()); err != nil {
 		return err
 	}
 	raw, err := claim.Marshal()

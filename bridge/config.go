@@ -118,8 +118,10 @@ type Config struct {
 	// Journal hears of changes to what a restart must restore. Optional.
 	Journal Journal
 
-	// Now is the clock. Default time.Now.
-	Now func() time.Time
+	// Now is the wall clock. Default time.Now. Ages go by the monotonic readings of its
+	// times, where they have them.
+	Now  func() time.Time
+	mono func() time.Duration // since the start; default by Now
 	// Logger hears of refusals and ends of connections; nil discards.
 	Logger *slog.Logger
 }

@@ -41,7 +41,7 @@ type forwarder struct {
 	addr  string
 	kind  hubproto.ForwarderKind
 	self  *worker
-	since int64
+	since int64 // of the wall
 	route atomic.Pointer[storedRoute]
 
 	owner Principal
@@ -202,7 +202,7 @@ func (r *registry) register(p *Port, g Registration) (string, error) {
 		return "", err
 	}
 	if f == nil {
-		f = &forwarder{addr: addr, kind: kind, since: now}
+		f = &forwarder{addr: addr, kind: kind, since: r.b.clock.wall().UnixNano()}
 		f.self = &worker{fwd: f}
 		f.route.Store(stored)
 		if !r.b.table.add(addr, f.self) {
@@ -214,7 +214,7 @@ func (r *registry) register(p *Port, g Registration) (string, error) {
 		f.route.Store(stored)
 	}
 	if f.owner.Identity != g.Owner.Identity {
-		f.since, f.claim = now, nil
+		f.since, f.claim = r.b.clock.wall().UnixNano(), nil
 	}
 	f.seen = now
 	r.own(f, p, g.Owner)
@@ -398,7 +398,7 @@ func (r *registry) record(f *forwarder) *hubproto.ForwarderRecord {
 func (r *registry) changed(f *forwarder) {
 	r.b.records.set(RecordForwarder, f.addr, r.record(f).JSON())
 	if j := r.b.cfg.Journal; j != nil {
-		j.Forwarder(f.state())
+		j.Forwarder(r.b.stateOf(f))
 	}
 }
 

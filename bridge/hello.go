@@ -2,7 +2,6 @@ package bridge
 
 import (
 	"errors"
-	"time"
 
 	"golang.org/x/time/rate"
 
@@ -72,7 +71,7 @@ func (l *Link) mayHello() bool {
 
 // helloAnswer makes the signed answer for one connection.
 func (b *Bridge) helloAnswer(l *Link, req *hubproto.HelloRequest) ([]byte, error) {
-	now := time.Unix(0, b.now())
+	now := b.clock.wall()
 	var exporter []byte
 	if c, ok := l.conn.(ExporterConn); ok {
 		exporter = c.ExporterValue()

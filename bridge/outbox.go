@@ -37,7 +37,7 @@ type Outbox interface {
 	Release(upTo uint64) (frames, bytes int)
 	// Next returns the sequence that the next frame gets.
 	Next() uint64
-	// Oldest returns the arrival (unix nanoseconds) of the oldest entry.
+	// Oldest returns the arrival of the oldest entry.
 	Oldest() (arrival int64, ok bool)
 	// Discard removes everything, for good: the name is gone.
 	Discard()
@@ -50,7 +50,8 @@ type OutboxFactory func(name string, durable bool) (Outbox, error)
 // Item is an entry as Scan shows it.
 type Item struct {
 	Entry
-	// Arrival is when the hub took the frame, in unix nanoseconds.
+	// Arrival is when the hub took the frame, in nanoseconds of the bridge's clock:
+	// unix time, see ClockJournal.
 	Arrival int64
 	// First says that the frame came through a forwarder.
 	First bool

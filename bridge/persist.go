@@ -57,6 +57,15 @@ type SettlingJournal interface {
 	Settled(done func())
 }
 
+// ClockJournal is a Journal that keeps arrivals of frames, which are in the time of the
+// bridge's own clock, as times of the wall.
+type ClockJournal interface {
+	Journal
+	// ClockSet says how far the wall clock is ahead of the bridge's from now on. No lock
+	// of the bridge is held.
+	ClockSet(ahead time.Duration)
+}
+
 // settled calls done once what the journal has heard of is stored.
 func (b *Bridge) settled(done func()) {
 	if j, ok := b.cfg.Journal.(SettlingJournal); ok {
@@ -66,10 +75,10 @@ func (b *Bridge) settled(done func()) {
 	done()
 }
 
-func (f *forwarder) state() ForwarderState {
+func (b *Bridge) stateOf(f *forwarder) ForwarderState {
 	return ForwarderState{
 		Address: f.addr, Kind: f.kind, Owner: f.owner, Route: f.route.Load().full,
-		Since: time.Unix(0, f.since), Seen: time.Unix(0, f.seen), Online: f.online(), Claim: f.claim,
+		Since: time.Unix(0, f.since), Seen: b.clock.toWall(f.seen), Online: f.online(), Claim: f.claim,
 	}
 }
 
@@ -78,7 +87,7 @@ func (f *forwarder) online() bool { return f.port != nil && f.port.online.Load()
 // journal notes that the device came, left or changed; p.mu is held.
 func (p *Port) journal(online bool) {
 	if j := p.b.cfg.Journal; j != nil && !p.oneShot {
-		j.Port(PortState{Principal: p.principal, Seen: time.Unix(0, p.b.now()), Online: online})
+		j.Port(PortState{Principal: p.principal, Seen: p.b.clock.wall(), Online: online})
 	}
 }
 
@@ -98,7 +107,7 @@ func (b *Bridge) State() State {
 			if p.link != nil {
 				seen = b.now()
 			}
-			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: time.Unix(0, seen), Online: p.attached})
+			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: b.clock.toWall(seen), Online: p.attached})
 		}
 		p.mu.Unlock()
 	}
@@ -108,7 +117,7 @@ func (b *Bridge) State() State {
 		if f.port != nil && f.port.kind == portStream && f.kind == hubproto.Dynamic {
 			continue
 		}
-		s.Forwarders = append(s.Forwarders, f.state())
+		s.Forwarders = append(s.Forwarders, b.stateOf(f))
 	}
 	return s
 }
@@ -142,7 +151,7 @@ func (b *Bridge) restorePort(ps PortState) error {
 		p.offlineSince = b.now()
 		p.journal(false)
 	} else {
-		p.offlineSince = ps.Seen.UnixNano()
+		p.offlineSince = b.clock.fromWall(ps.Seen)
 	}
 	p.box.Scan(func(it *Item) bool {
 		p.frames++
@@ -177,7 +186,7 @@ func (r *registry) restore(s *ForwarderState) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := &forwarder{addr: s.Address, kind: s.Kind, since: s.Since.UnixNano(), seen: s.Seen.UnixNano(), claim: s.Claim}
+	f := &forwarder{addr: s.Address, kind: s.Kind, since: s.Since.UnixNano(), seen: r.b.clock.fromWall(s.Seen), claim: s.Claim}
 	f.self = &worker{fwd: f}
 	f.route.Store(stored)
 	if !r.b.table.add(f.addr, f.self) {

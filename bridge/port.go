@@ -4,7 +4,6 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/time/rate"
 
@@ -264,7 +263,7 @@ func (l *Link) attach(fresh bool) {
 
 // setStatus writes the device's status record; p.mu is held.
 func (p *Port) setStatus(online bool) {
-	r := hubproto.StatusRecord{Device: p.clientID, Online: online, Since: time.Unix(0, p.b.now())}
+	r := hubproto.StatusRecord{Device: p.clientID, Online: online, Since: p.b.clock.wall()}
 	p.b.records.set(RecordStatus, p.clientID, r.JSON())
 }
 

@@ -111,6 +111,7 @@ func (b *Bridge) runTimers() {
 		case <-b.done:
 			return
 		case <-sweep.C:
+			b.lookAtClock()
 			b.registry.sweep()
 			b.relieve()
 			continue

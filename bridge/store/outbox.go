@@ -172,7 +172,7 @@ func (b *outbox) frameHead(dst []byte, seq uint64, p *bridge.Packet, n int) []by
 	}
 	dst = b.newRecord(dst)
 	dst = binary.BigEndian.AppendUint64(dst, seq)
-	dst = binary.BigEndian.AppendUint64(dst, uint64(p.Arrival))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(p.Arrival+b.s.ahead.Load()))
 	dst = append(dst, flags)
 	dst = binary.AppendUvarint(dst, uint64(len(p.Hop)))
 	dst = append(dst, p.Hop...)

@@ -15,6 +15,7 @@ import (
 type recovery struct {
 	s     *Store
 	boxes map[uint32]*recovered
+	now   int64 // unix nanoseconds
 }
 
 // recovered is one name's queue while the log is read. Frames may come twice and
@@ -98,6 +99,7 @@ func (rc *recovery) frames(b *recovered, seg uint64, size int, d *decoder) {
 		d.bad = true
 		return
 	}
+	arrival = min(arrival, rc.now) // the clock may have been set back since
 	hop = bytes.Clone(hop)
 	d.b = bytes.Clone(d.b)
 	src := &source{seg, size}

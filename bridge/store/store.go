@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
@@ -69,6 +70,7 @@ type Store struct {
 	log    *seglog.Log[bridge.Ticket]
 	logger *slog.Logger
 	memory bridge.OutboxFactory
+	ahead  atomic.Int64 // wall clock of the bridge's own, in nanoseconds
 
 	mu     sync.Mutex
 	byName map[string]*outbox
@@ -113,7 +115,7 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 		moves: make(chan uint64, 1), moved: make(chan struct{}),
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	rc := &recovery{s: s, boxes: make(map[uint32]*recovered)}
+	rc := &recovery{s: s, boxes: make(map[uint32]*recovered), now: time.Now().UnixNano()}
 	log, lrep, err := seglog.Open(dir, seglog.Options[bridge.Ticket]{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
 		Relocate: s.relocate, Committed: bridge.DoneAll, Early: moved, Logger: opts.Logger,
@@ -224,6 +226,9 @@ func (s *Store) writeLate() {
 // maxAsked bounds those who wait for a disk that refuses. Who asked beyond that
 // hears nothing, and has to ask again.
 const maxAsked = 4096
+
+// ClockSet implements bridge.ClockJournal.
+func (s *Store) ClockSet(ahead time.Duration) { s.ahead.Store(int64(ahead)) }
 
 // Settled implements bridge.SettlingJournal.
 func (s *Store) Settled(done func()) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -334,4 +335,28 @@ func FuzzRecord(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestArrivalsAreOfTheWall: a wall clock that was set while the hub ran is stored with what
+// arrives, or is moved, later; what comes from the future arrived now.
+func TestArrivalsAreOfTheWall(t *testing.T) {
+	dir := t.TempDir()
+	s, _ := openStore(t, dir, Options{})
+	b := box(t, s, "bob")
+	add(t, b, route.Stored, "one")
+	s.ClockSet(time.Hour)
+	add(t, b, route.Stored, "two")
+	s.ClockSet(math.MaxInt64 - 7)
+	add(t, b, route.Stored, "three")
+	before := time.Now().UnixNano()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = openStore(t, dir, Options{})
+	defer s.Close()
+	var got []int64
+	box(t, s, "bob").Scan(func(it *bridge.Item) bool { got = append(got, it.Arrival); return true })
+	if len(got) != 3 || got[0] != 7 || got[1] != 7+int64(time.Hour) || got[2] < before || got[2] > time.Now().UnixNano() {
+		t.Errorf("arrivals %v, closed at %d", got, before)
+	}
 }
