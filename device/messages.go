@@ -24,7 +24,7 @@ func (n *Node) OpenMailbox(address string) error {
 // Receive returns the next message at a mailbox, waiting for one until ctx ends.
 // Several callers may wait; each message goes to one of them.
 //
-// Errors: ErrNoMailbox; *LostError once in place of messages that did not fit;
+// Errors: ErrNoMailbox, also once the mailbox is removed; *LostError once in place of messages that did not fit;
 // ErrTimeout or that of ctx; what stopped the node, after the messages that had
 // arrived before.
 func (n *Node) Receive(ctx context.Context, address string) (*Message, error) {
@@ -35,6 +35,9 @@ func (n *Node) Receive(ctx context.Context, address string) (*Message, error) {
 		var lost *LostError
 		if errors.As(err, &lost) {
 			return nil, err
+		}
+		if errors.Is(err, node.ErrClosed) && n.Err() == nil {
+			return nil, fmt.Errorf("%w any more: %q was removed", ErrNoMailbox, address)
 		}
 		return nil, n.failure(joined, fmt.Sprintf("nothing arrived at %q", address), err)
 	}

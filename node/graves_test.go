@@ -110,3 +110,35 @@ func TestBoundedMessages(t *testing.T) {
 		t.Errorf("a function that cannot acknowledge: %v", d)
 	}
 }
+
+// Who removes a mailbox has told all that was in it before another worker takes the
+// address: nothing that came later is handed on before it.
+func TestAddressIsFreeOnceAllIsDropped(t *testing.T) {
+	n := newNode(t, Config{})
+	must(t, n.OpenMailbox("app", Access{Channels: true}))
+	o := Origin{Via: Channel, Peer: identity.Identifier{1}}
+	put := func(meta Meta) Drop {
+		return n.InjectMessage(o, route.Frame{Onward: route.To("app")}, route.Stored, meta)
+	}
+	heard := 0
+	for range 3 {
+		if d := put(Meta{Bounded: true, Dropped: func() {
+			heard++
+			if err := n.OpenMailbox("app", Access{Channels: true}); !errors.Is(err, ErrAddressInUse) {
+				t.Errorf("opened again: %v", err)
+			}
+			if d := put(Meta{Bounded: true}); d != DropUnknown {
+				t.Errorf("a later message: %v", d)
+			}
+			if n.Remove("app") {
+				t.Error("removed twice")
+			}
+		}}); d != 0 {
+			t.Fatal(d)
+		}
+	}
+	if !n.Remove("app") || heard != 3 {
+		t.Errorf("%d heard of it", heard)
+	}
+	must(t, n.OpenMailbox("app", Access{Channels: true}))
+}

@@ -191,6 +191,9 @@ func (n *Node) Close() error {
 	n.cancel()
 	for _, w := range workers {
 		w.stop()
+		if !w.leaving { // else remove tells
+			w.gone()
+		}
 	}
 	// Nothing adds to active any more. This goroutine ends with the last of them.
 	go func() {
@@ -263,16 +266,22 @@ func (n *Node) lookup(addr string) (w *worker, a Access) {
 func (n *Node) remove(addr string, only *worker) bool {
 	n.mu.Lock()
 	w := n.workers[addr]
-	if w == nil || only != nil && w != only {
+	if w == nil || w.leaving || only != nil && w != only {
 		n.mu.Unlock()
 		return false
 	}
-	delete(n.workers, addr)
+	w.leaving = true
 	if w.channel {
 		n.graves.add(addr)
 	}
 	n.mu.Unlock()
+	// A later worker at the address must not be handed anything before a delivery layer
+	// has heard of all that this one has dropped: it would come before that, and again.
 	w.stop()
+	n.mu.Lock()
+	delete(n.workers, addr)
+	n.mu.Unlock()
+	w.gone()
 	return true
 }
 

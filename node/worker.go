@@ -17,12 +17,15 @@ type worker struct {
 	receive bool     // box may be read with Receive
 	direct  *direct  // registered function
 	target  string   // alias
+	leaving bool     // guarded by Node.mu: somebody removes it
 	channel bool     // guarded by Node.mu: the encryptor of a secure channel
 
 	run    func()             // goroutine of a callback, started when the worker is added
 	cancel context.CancelFunc // of a callback's context
 }
 
+// stop has the worker take nothing more, and drops what waits in its queue. The
+// address is still taken.
 func (w *worker) stop() {
 	if w.cancel != nil {
 		w.cancel()
@@ -32,6 +35,13 @@ func (w *worker) stop() {
 		w.box.close()
 	case w.direct != nil:
 		w.direct.close()
+	}
+}
+
+// gone tells the readers, once the address is free.
+func (w *worker) gone() {
+	if w.box != nil {
+		close(w.box.gone)
 	}
 }
 
@@ -51,7 +61,7 @@ type mailbox struct {
 	lost   uint64     // guarded by mu: dropped since the last message was put
 	closed bool       // guarded by mu
 	wake   chan struct{}
-	gone   chan struct{} // closed by close
+	gone   chan struct{} // closed once closed, and the address is free
 }
 
 func newMailbox(cfg *Config, stats *counters) *mailbox {
@@ -146,6 +156,7 @@ func (b *mailbox) next(ctx context.Context, report bool) (*Message, uint64, erro
 		m, lost, closed := b.take(report)
 		switch {
 		case closed:
+			<-b.gone
 			return nil, 0, ErrClosed
 		case m != nil || lost > 0:
 			return m, lost, nil
@@ -164,15 +175,10 @@ func (b *mailbox) next(ctx context.Context, report bool) (*Message, uint64, erro
 
 func (b *mailbox) close() {
 	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
-		return
-	}
 	b.closed = true
 	rest := b.queue[b.head:]
 	b.stats.drop(DropClosed, uint64(len(rest)))
 	b.queue, b.head, b.bytes, b.count = nil, 0, 0, 0
-	close(b.gone)
 	b.mu.Unlock()
 	for _, m := range rest {
 		if m.dropped != nil {
