@@ -287,7 +287,8 @@ func (o *Outbox) Last() MessageID {
 	return MessageID{Sender: o.n.Identifier(), Outbox: o.st.id, Count: next - 1}
 }
 
-// Forget ends the outbox, on disk too. What waits in it is not delivered.
+// Forget ends the outbox, on disk too. What waits in it is not delivered. The channel to
+// its destination ends with the last outbox that goes there.
 func (o *Outbox) Forget() error {
 	ds := o.n.deliveries
 	ds.mu.Lock()
@@ -299,6 +300,10 @@ func (o *Outbox) Forget() error {
 	delete(o.n.outboxes.all, key)
 	delete(o.ch.streams, o.address)
 	o.st.endLocked(fmt.Errorf("%w: the outbox was forgotten", ErrClosed))
+	if len(o.ch.streams) == 0 && o.n.outboxes.channels[o.to.key()] == o.ch {
+		delete(o.n.outboxes.channels, o.to.key())
+		o.ch.end(ErrClosed)
+	}
 	if o.st.store != nil {
 		return o.st.store.forget()
 	}

@@ -313,6 +313,10 @@ func (st *stream) endLocked(err error) {
 		close(r.done)
 	}
 	clear(st.waiting)
+	for count, n := range st.taken { // who waits for room hears of the end
+		st.room.Release(n)
+		delete(st.taken, count)
+	}
 }
 
 // deliver posts a message and waits for its acknowledgement. When ctx ends first the
