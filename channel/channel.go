@@ -223,7 +223,7 @@ func (c *Channel) helloMessage(kind helloKind, reason byeReason) outgoing {
 	h := hello{
 		Version: helloVersion, Epoch: c.e.epoch[:], Features: c.e.cfg.HelloFeatures, Kind: kind, Reason: reason,
 	}
-	if kind == helloGreeting && c.lineage != [lineageLen]byte{} {
+	if c.lineage != [lineageLen]byte{} { // in each, since the first may be lost
 		h.Lineage, h.Turn = c.lineage[:], c.turnNumber
 	}
 	return outgoing{onward: route.To(HelloAddress), payload: h.encode(), unanswered: kind != helloPing}

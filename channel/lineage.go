@@ -2,6 +2,7 @@ package channel
 
 import (
 	"bytes"
+	"time"
 )
 
 // lineageLen is the length of a lineage in bytes.
@@ -21,7 +22,11 @@ func (e *Endpoint) supersede(c *Channel, h *hello) {
 			continue
 		}
 		g := o.greeting.Load()
-		if g == nil || !bytes.Equal(g.Lineage, h.Lineage) {
+		switch {
+		case g == nil && o.unused():
+			over = append(over, o)
+			continue
+		case g == nil || !bytes.Equal(g.Lineage, h.Lineage):
 			continue
 		}
 		if bytes.Equal(g.Epoch, h.Epoch) && g.Turn > h.Turn {
@@ -37,4 +42,23 @@ func (e *Endpoint) supersede(c *Channel, h *hello) {
 			e.log.Debug("channel superseded", "peer", o.peerID)
 		}
 	}
+}
+
+// unused reports whether a peer has dialled the channel and not said one word in it, not
+// even hello: the handshake was all that got through of it. Nobody here can have sent
+// anything through it either.
+func (c *Channel) unused() bool {
+	return !c.initiator && c.rcvd.Load() == 0 && time.Since(c.live.born) >= helloGrace
+}
+
+// followed reports whether the peer has dialled again since, and said hello.
+func (e *Endpoint) followed(c *Channel) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for o := range e.channels {
+		if o != c && !o.initiator && o.peerID == c.peerID && o.Confirmed() && o.live.born.After(c.live.born) {
+			return true
+		}
+	}
+	return false
 }

@@ -3,6 +3,10 @@ package channel
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sealmq/sealmq/route"
 )
 
 func TestHelloLineage(t *testing.T) {
@@ -75,4 +79,96 @@ func TestLineageLeavesOneChannel(t *testing.T) {
 	}
 	b.ep.supersede(late, late.greeting.Load())
 	ended(t, late, ErrSuperseded)
+}
+
+// TestLostHello: the initiator's hello is lost. What it does next says who it is, and its
+// channel is found to be dead, or gives way, like any other.
+func TestLostHello(t *testing.T) {
+	begin := func(t *testing.T) (a, b *party, n *testNet, first *Channel) {
+		n = newTestNet()
+		a, b = n.party(t, "alice"), n.party(t, "bob")
+		if _, err := b.ep.Listen("listener", TrustEveryone, ListenOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		sent := 0
+		n.onPacket(func(p packet) []packet {
+			if p.from == "alice" {
+				if sent++; sent == 3 { // after messages 1 and 3
+					return nil
+				}
+			}
+			return []packet{p}
+		})
+		first = dial(t, a, "bob", DialOptions{Lineage: [16]byte{1}})
+		synctest.Wait()
+		at := b.ep.Channels()
+		if len(at) != 1 || at[0].Confirmed() || !first.Confirmed() {
+			t.Fatal("the hello was not lost")
+		}
+		return a, b, n, at[0]
+	}
+	deliver := func(t *testing.T, c *Channel) {
+		t.Helper()
+		if err := c.Send(t.Context(), route.To(DeliveryAddress), nil, []byte("data")); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+	}
+	t.Run("asked for again", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a, b, _, at := begin(t)
+			deliver(t, a.ep.Channels()[0])
+			time.Sleep(2*time.Minute + 10*time.Second)
+			if !at.Confirmed() || at.Err() != nil {
+				t.Fatalf("confirmed %v, %v", at.Confirmed(), at.Err())
+			}
+			dial(t, a, "bob", DialOptions{Lineage: [16]byte{1}})
+			ended(t, at, ErrSuperseded)
+			synctest.Wait()
+			if n := len(b.ep.Channels()); n != 1 {
+				t.Errorf("%d channels", n)
+			}
+		})
+	})
+	t.Run("silent", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a, _, n, at := begin(t)
+			deliver(t, a.ep.Channels()[0])
+			n.onPacket(func(packet) []packet { return nil })
+			start := time.Now()
+			ended(t, at, ErrSilent)
+			if d := time.Since(start); d > 2*time.Minute+20*time.Second {
+				t.Errorf("after %v", d)
+			}
+		})
+	})
+	for name, wait := range map[string]time.Duration{"never used, then another": helloGrace, "another soon": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, n, at := begin(t)
+				n.onPacket(nil)
+				time.Sleep(wait)
+				dial(t, a, "bob", DialOptions{Lineage: [16]byte{2}})
+				ended(t, at, ErrSuperseded)
+				synctest.Wait()
+				if len(b.ep.Channels()) != 1 {
+					t.Errorf("%d channels", len(b.ep.Channels()))
+				}
+			})
+		})
+	}
+	t.Run("used as by a stock peer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a, _, _, at := begin(t)
+			if err := a.ep.Channels()[0].Send(t.Context(), route.To("app"), nil, []byte("data")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			dial(t, a, "bob", DialOptions{Lineage: [16]byte{2}})
+			time.Sleep(time.Hour)
+			if err := at.Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
 }

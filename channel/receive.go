@@ -191,6 +191,9 @@ func (c *Channel) payload(it *orderItem) {
 		c.gotHello(it)
 		return
 	}
+	if c.greeting.Load() == nil && first == route.Local(DeliveryAddress) {
+		c.live.start(c) // no stock peer speaks to that: its hello is lost, and a ping asks for another
+	}
 	c.given.Add(1)
 	c.e.cfg.Deliver(Delivery{
 		Channel: c, Listener: c.listener, Nonce: it.nonce, Class: it.in.Class,
@@ -263,7 +266,14 @@ func (c *Channel) peerClosed(nonce uint64) {
 
 // missHello reports a sealmq peer that did not say hello this time.
 func (c *Channel) missHello() {
-	if c.hasEnded() || c.Confirmed() || !c.e.hasSaidHello(c.peerID) {
+	if c.hasEnded() || c.Confirmed() {
+		return
+	}
+	if c.unused() && c.e.followed(c) {
+		c.finish(ErrSuperseded)
+		return
+	}
+	if !c.e.hasSaidHello(c.peerID) {
 		return
 	}
 	c.e.downgrades.Add(1)
