@@ -40,8 +40,9 @@ e2e: ## the tests with real peers alone
 	go test -race -shuffle=on ./integration/...
 
 .PHONY: chaos
-chaos: ## N messages (1000000) under faults; SEED=… repeats a run, EVERY=… is the time between faults in ms
+chaos: ## N messages (1000000) under faults; SEED=… repeats a run, EVERY=… ms between faults, SYNC=always|interval|memory, PLAIN=1 for plain MQTT sessions
 	SEALMQ_CHAOS_N=$(or $(N),1000000) SEALMQ_CHAOS_SEED=$(SEED) SEALMQ_CHAOS_EVERY=$(EVERY) \
+	SEALMQ_CHAOS_SYNC=$(SYNC) SEALMQ_CHAOS_PLAIN=$(PLAIN) \
 		go test -count=1 -v -timeout 24h -run '^TestChaos$$' ./integration/chaos
 
 .PHONY: vectors
