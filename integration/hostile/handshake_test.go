@@ -148,42 +148,36 @@ func TestReplayedConversation(t *testing.T) {
 	}
 }
 
+// splice exchanges message 2 or 3 of two handshakes that are dialled at the same time,
+// by whom from says: the endpoint, or somebody beyond the hub.
+func splice(from way, number int) attack {
+	sent := make(map[string]int) // by where its initiator is
+	var first *passage
+	return func(p *passage) [][]byte {
+		if p.way == from {
+			sent[p.Return.String()]++
+		}
+		if answer := p.way != from; answer != (number == 2) || len(p.Return) == 0 || !answer && sent[p.Return.String()] != 2 {
+			return asIs(p)
+		}
+		if first == nil {
+			first = p
+			return nil
+		}
+		f, g := *first, *p
+		f.Payload, g.Payload = p.Payload, first.Payload
+		first = nil
+		return [][]byte{encode(f.Frame), encode(g.Frame)}
+	}
+}
+
 // TestSpliced mixes two handshakes between the same two devices.
 func TestSpliced(t *testing.T) {
 	for name, number := range map[string]int{"message 2": 2, "message 3": 3} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			alice, bob := pair(t)
-			seen := make(map[route.Address]int)
-			var first *passage
-			alice.end.set(func(p *passage) [][]byte {
-				at := p.Onward[0]
-				if p.way == up {
-					if len(p.Return) == 0 {
-						return asIs(p)
-					}
-					at = p.Return[0]
-				}
-				if (number == 2) != (p.way == down) {
-					if p.way == up {
-						seen[at]++
-					}
-					return asIs(p)
-				}
-				if p.way == up {
-					if seen[at]++; seen[at] != 2 {
-						return asIs(p)
-					}
-				}
-				if first == nil {
-					first = p
-					return nil
-				}
-				f, g := *first, *p
-				f.Payload, g.Payload = p.Payload, first.Payload
-				first = nil
-				return [][]byte{encode(f.Frame), encode(g.Frame)}
-			})
+			alice.end.set(splice(up, number))
 			var all sync.WaitGroup
 			for range 2 {
 				all.Go(func() {
@@ -407,6 +401,7 @@ func TestImposters(t *testing.T) {
 		"expired credential":           {&honestRun{honest: honest{channel.HandshakeConfig{Identity: victim, Credential: ended}}}, asGateway(authority), device.ErrWrongIdentity},
 		"credential of another's name": {&honestRun{honest: honest{channel.HandshakeConfig{Identity: victim, Credential: foreign}}}, asGateway(current), device.ErrWrongIdentity},
 		"no credential":                {&honestRun{honest: honest{channel.HandshakeConfig{Identity: victim}}}, asGateway(current), device.ErrWrongIdentity},
+		"nothing is wrong":             {&honestRun{honest: honest{channel.HandshakeConfig{Identity: victim}}}, byName, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			friend := newIdentity(t)
@@ -414,23 +409,7 @@ func TestImposters(t *testing.T) {
 			target.listen(channel.Or(tt.policy, channel.TrustIdentifiers(friend.Identifier())))
 
 			helper := join(t, device.Config{Identity: friend}).listen(channel.TrustEveryone)
-			target.end.set(func(p *passage) [][]byte {
-				if p.way == down {
-					return asIs(p)
-				}
-				if len(p.Payload) != 32 {
-					return nil // message 3, which the liar has no use for
-				}
-				msg2, err := tt.liar.answer(p.Payload)
-				if err != nil {
-					t.Error(err)
-					return nil
-				}
-				for range 4 { // as many as a device looks at
-					p.at.sendLocked(down, encode(route.Frame{Onward: p.Return, Return: liarRoute, Payload: msg2}))
-				}
-				return nil
-			})
+			target.end.set(impersonate(t, tt.liar))
 			// No forwarder's address, of which the hub would show a claim.
 			_, err := target.node.Dial(within(t), route.To("dev_11111111111111111111111111111111", "listener"), tt.policy)
 			t.Logf("dial: %v", err)
@@ -440,13 +419,18 @@ func TestImposters(t *testing.T) {
 			target.end.set(nil)
 			works(t, helper, target)
 			accepted := target.node.Stats().Channels.Accepted
-			intrude(t, target, tt.liar)
+			intrude(t, target.end, tt.liar)
 			works(t, helper, target)
-			if n := target.node.Stats().Channels.Accepted - accepted; n != 1 {
-				t.Errorf("%d channels were accepted, want that of the friend alone", n)
+			in := 0
+			if tt.want == nil {
+				in = 1
+				target.awaits(t, plain, 3)
 			}
-			if n := len(target.received(plain)); n != 0 {
-				t.Errorf("%d messages were accepted", n)
+			if n := target.node.Stats().Channels.Accepted - accepted; int(n) != 1+in {
+				t.Errorf("%d channels were accepted, want that of the friend and %d", n, in)
+			}
+			if n := len(target.received(plain)); n != 3*in {
+				t.Errorf("%d messages were accepted, want %d", n, 3*in)
 			}
 		})
 	}
@@ -455,25 +439,55 @@ func TestImposters(t *testing.T) {
 // liarRoute is where frames for the liar go.
 var liarRoute = route.To("dev_00000000000000000000000000000000", "liar")
 
-// intrude dials target as the liar. target has been dialled before, so it is known
-// where its listener is.
-func intrude(t *testing.T, target *person, l liar) {
+// impersonate answers first messages as the liar.
+func impersonate(t *testing.T, l liar) attack {
+	return func(p *passage) [][]byte {
+		if p.way == down {
+			return asIs(p)
+		}
+		if len(p.Payload) != 32 {
+			return nil // message 3, which the liar has no use for
+		}
+		msg2, err := l.answer(p.Payload)
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		for range 4 { // as many as a device looks at
+			p.at.sendLocked(down, encode(route.Frame{Onward: p.Return, Return: liarRoute, Payload: msg2}))
+		}
+		return nil
+	}
+}
+
+// evil is what a liar says once it is in.
+const evil = "evil"
+
+// evilMessage is that in a channel's own form (spec secure-channel 9.2).
+func evilMessage() []byte {
+	b := route.AppendRoute([]byte{0x82, 0x82, 0, 0x81, 0x83}, route.To(plain))
+	return append(append(route.AppendRoute(b, nil), 0x40|byte(len(evil))), evil+"\x40"...)
+}
+
+// intrude dials as the liar whom an end leads to: the listener that was dialled there
+// before.
+func intrude(t *testing.T, e *end, l liar) {
 	t.Helper()
-	listener := target.end.frames(down)[0].Onward
+	listener := e.frames(down)[0].Onward
 	answers := make(chan route.Frame, 16)
-	target.end.set(func(p *passage) [][]byte {
+	e.set(func(p *passage) [][]byte {
 		if p.way == up && p.Onward[0] == liarRoute[0] {
 			answers <- p.Frame
 			return nil
 		}
 		return asIs(p)
 	})
-	defer target.end.set(nil)
+	defer e.set(nil)
 	msg1, err := l.start()
 	if err != nil {
 		t.Fatal(err)
 	}
-	target.end.send(down, route.Frame{Onward: listener, Return: liarRoute, Payload: msg1})
+	e.send(down, route.Frame{Onward: listener, Return: liarRoute, Payload: msg1})
 	var msg2 route.Frame
 	select {
 	case msg2 = <-answers:
@@ -484,9 +498,9 @@ func intrude(t *testing.T, target *person, l liar) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target.end.send(down, route.Frame{Onward: msg2.Return, Return: liarRoute, Payload: msg3})
+	e.send(down, route.Frame{Onward: msg2.Return, Return: liarRoute, Payload: msg3})
 	for range 3 {
-		target.end.send(down, route.Frame{Onward: msg2.Return, Return: liarRoute, Payload: seal([]byte("\x82\x81\x82\x00\x43app\x80\x44evil"))})
+		e.send(down, route.Frame{Onward: msg2.Return, Return: liarRoute, Payload: seal(evilMessage())})
 	}
 }
 

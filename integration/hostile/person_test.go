@@ -120,6 +120,18 @@ func (p *person) received(addr string) []string {
 	return slices.Clone(p.got[addr])
 }
 
+// awaits waits until n messages have arrived.
+func (p *person) awaits(t *testing.T, addr string, n int) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for limit := within(t); len(p.received(addr)) < n; <-tick.C {
+		if limit.Err() != nil {
+			t.Fatalf("%d of %d messages have arrived", len(p.received(addr)), n)
+		}
+	}
+}
+
 // dial opens a channel to somebody who has to be who they are.
 func (p *person) dial(to *person, opts ...device.DialOption) *device.Channel {
 	p.t.Helper()

@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -63,6 +64,14 @@ func (s *stock) listen(t *testing.T) route.Route {
 		t.Fatal(err)
 	}
 	return route.To(relay.Address, "listener")
+}
+
+// toOurs is a dial to our listener.
+func (s *stock) toOurs(name string) rustpeer.DialConfig {
+	return rustpeer.DialConfig{
+		Name: name, Identity: "me", Route: []string{"@hub", s.ours.fwd.Address(), "listener"},
+		Trust: []string{s.ours.id.Identifier().String()},
+	}
 }
 
 func (s *stock) dialled(t *testing.T, to route.Route) *device.Channel {
@@ -180,6 +189,13 @@ func TestStock(t *testing.T) {
 				return asIs(p)
 			}, nil
 		},
+		"delay all": func(e *end) (attack, func()) {
+			var h held
+			return func(p *passage) [][]byte {
+				h[p.way] = append(h[p.way], p.body)
+				return nil
+			}, h.letGo(e)
+		},
 		"duplicate and replay": func(*end) (attack, func()) {
 			r := dice()
 			return func(p *passage) [][]byte {
@@ -217,7 +233,7 @@ func TestStock(t *testing.T) {
 				t.Parallel()
 				s := meetStock(t)
 				s.ours.listen(channel.TrustIdentifiers(s.identifier(t)))
-				ch, err := s.n.Dial(rustpeer.DialConfig{Name: "ch", Identity: "me", Route: []string{"@hub", s.ours.fwd.Address(), "listener"}, Trust: []string{s.ours.id.Identifier().String()}})
+				ch, err := s.n.Dial(s.toOurs("ch"))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -302,10 +318,8 @@ func TestStockHandshakes(t *testing.T) {
 			}
 			return asIs(p)
 		})
-		dial := rustpeer.DialConfig{
-			Name: "ch", Identity: "me", Route: []string{"@hub", s.ours.fwd.Address(), "listener"},
-			Trust: []string{s.ours.id.Identifier().String()}, Timeout: 2 * time.Second,
-		}
+		dial := s.toOurs("ch")
+		dial.Timeout = refusalTime
 		if _, err := s.n.Dial(dial); err == nil {
 			t.Error("the stock node takes mallory for another")
 		}
@@ -313,9 +327,72 @@ func TestStockHandshakes(t *testing.T) {
 			t.Error("mallory has a channel")
 		}
 		s.end.set(nil)
-		if _, err := s.n.Dial(dial); err != nil {
+		if _, err := s.n.Dial(s.toOurs("again")); err != nil {
 			t.Error(err)
 		}
+	})
+	t.Run("forged message 2", func(t *testing.T) {
+		t.Parallel()
+		s := meetStock(t)
+		s.ours.listen(channel.TrustIdentifiers(s.identifier(t)))
+		r := dice()
+		for i := range 8 {
+			s.end.set(func(p *passage) [][]byte {
+				if p.way == up || p.n > 0 {
+					return asIs(p)
+				}
+				b := slices.Clone(p.Payload)
+				if at := r.IntN(len(b)); i%2 == 0 {
+					b[at] ^= 1 << r.IntN(8)
+				} else {
+					b = b[:at]
+				}
+				return [][]byte{p.with(b)}
+			})
+			dial := s.toOurs(fmt.Sprint(i))
+			dial.Timeout = refusalTime / 10
+			if _, err := s.n.Dial(dial); err == nil {
+				t.Error("the stock node has a channel of a forged handshake")
+			}
+		}
+		s.end.set(nil)
+		if _, err := s.n.Dial(s.toOurs("again")); err != nil {
+			t.Error(err)
+		}
+		s.n.WaitChannels("", 1)
+	})
+	t.Run("the conversation again, as initiator", func(t *testing.T) {
+		t.Parallel()
+		s := meetStock(t)
+		s.ours.listen(channel.TrustIdentifiers(s.identifier(t)))
+		if _, err := s.n.Dial(s.toOurs("ch")); err != nil {
+			t.Fatal(err)
+		}
+		s.n.Worker("sink", plain, "ch")
+		acc := s.ours.accepted(t)
+		for _, m := range texts("ours", 40) {
+			if err := acc.Send(within(t), plain, []byte(m)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 40 {
+			if got := s.n.MustNext(plain); got.SHA256 != rustpeer.Digest([]byte(text("ours", i))) {
+				t.Errorf("message %d is another", i)
+			}
+		}
+		frames := s.end.frames(down)
+		for range 2 {
+			for _, f := range frames {
+				s.end.send(down, f)
+			}
+		}
+		if err := acc.Send(within(t), plain, []byte(fence)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.n.MustNext(plain); got.SHA256 != rustpeer.Digest([]byte(fence)) || s.n.Pending(plain) != 0 {
+			t.Error("the stock node accepted a message twice")
+		}
+		s.n.WaitChannels("", 1)
 	})
 }
 
@@ -388,8 +465,8 @@ func TestStockHistories(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	try := func(p *identity.Private) error {
-		ctx, cancel := context.WithTimeout(within(t), 2*time.Second)
+	try := func(p *identity.Private, patience time.Duration) error {
+		ctx, cancel := context.WithTimeout(within(t), patience)
 		defer cancel()
 		// Over TCP, where the hub does not ask who that is.
 		who := joinAt(t, newEnd(t, theHub(t).tcp, true), device.Config{Identity: p})
@@ -402,15 +479,15 @@ func TestStockHistories(t *testing.T) {
 		return err
 	}
 	s.n.Worker("echo", "inside", "listener")
-	if err := try(victim); err != nil {
+	if err := try(victim, patience); err != nil {
 		t.Fatal(err)
 	}
 	for name, p := range map[string]*identity.Private{"older": old, "forked": fork} {
-		if err := try(p); err == nil {
+		if err := try(p, refusalTime); err == nil {
 			t.Errorf("the stock node takes the %s history", name)
 		}
 	}
-	if err := try(victim); err != nil {
+	if err := try(victim, patience); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
