@@ -67,7 +67,8 @@ type Limits struct {
 	Retained      int  `yaml:"retained"`
 	RetainedBytes Size `yaml:"retained_bytes"`
 	// Sessions bounds the MQTT sessions, connected or kept, SessionBytes what is
-	// queued in all of them; wills have a quarter as much. Defaults 131,072 and 256 MiB.
+	// queued in all of them; wills have a quarter as much, those of one user name and of
+	// one address a quarter of that. Defaults 131,072 and 256 MiB.
 	Sessions     int  `yaml:"sessions"`
 	SessionBytes Size `yaml:"session_bytes"`
 	// Observers is how many clients may watch at one time. Default 64.

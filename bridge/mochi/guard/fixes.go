@@ -54,7 +54,8 @@ type FixesConfig struct {
 	// QueuedBytes bounds what mochi keeps for all sessions together until they
 	// acknowledge it, away or connected. Beyond it a message is not kept: a
 	// client that is connected gets it once, one that is away not at all. Wills have
-	// a quarter as much for themselves; beyond it nobody is admitted who leaves one.
+	// a quarter as much for themselves, of which one user name, and one IP address or
+	// /64 network, may have a quarter; beyond it nobody is admitted who leaves one.
 	QueuedBytes int64
 	// AllowWill decides whether a client may leave a will on a topic, which
 	// mochi asks no ACL about. nil allows every valid topic outside $SYS.
@@ -140,6 +141,7 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 		sizes:   make(map[string]int),
 		kept:    newPaths(),
 		filters: filters{paths: newPaths(), of: make(map[string]int64)},
+		wills:   newWills(),
 	}, nil
 }
 
@@ -221,9 +223,8 @@ func (f *Fixes) OnConnect(cl *mqtt.Client, pk packets.Packet) (err error) {
 		refuse(cl, packets.Err3NotAuthorized, packets.ErrNotAuthorized, "will topic not allowed")
 		return errWill
 	}
-	if !f.wills.fits(cl, f.cfg.QueuedBytes/4) {
-		f.cfg.Counters.add(WillRefused)
-		refuse(cl, packets.Err3ServerUnavailable, packets.ErrQuotaExceeded, "no room for another will")
+	if !f.wills.fits(cl, f.willRoom()) {
+		f.noRoomForWill(cl)
 		return errWill
 	}
 	if f.tooManySessions(cl) {
@@ -339,19 +340,46 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 			s.ids.inherit(&o.ids)
 		}
 	}
-	f.wills.begin(cl)
 	f.mu.Lock()
 	f.live[cl] = s
 	f.mu.Unlock()
 	if s.conn == nil {
 		f.plain.Store(cl, s)
-		return
+	} else {
+		s.conn.session.Store(s)
+		s.conn.BeginBacklog()
+		if s.conn.listened() {
+			s.conn.AtEnd(func() { f.ended(s) })
+		}
 	}
-	s.conn.session.Store(s)
-	s.conn.BeginBacklog()
-	if s.conn.listened() {
-		s.conn.AtEnd(func() { f.ended(s) })
+	if !f.wills.begin(cl, f.willRoom()) {
+		f.lateWill(s)
 	}
+}
+
+// lateWill refuses a client whose will had room at OnConnect and has none any more now
+// that it counts. mochi then cannot send its own CONNACK, and gives the connection up.
+func (f *Fixes) lateWill(s *session) {
+	s.cl.Properties.Will = mqtt.Will{}
+	f.noRoomForWill(s.cl)
+	s.cl.Stop(errWill)
+	if s.conn == nil || !s.conn.listened() {
+		s.leave(f)
+		f.forget(s)
+	}
+}
+
+// willRoom is how many bytes wills may take; negative: any number.
+func (f *Fixes) willRoom() int64 {
+	if f.cfg.QueuedBytes < 0 {
+		return -1
+	}
+	return f.cfg.QueuedBytes / 4
+}
+
+func (f *Fixes) noRoomForWill(cl *mqtt.Client) {
+	f.cfg.Counters.add(WillRefused)
+	refuse(cl, packets.Err3ServerUnavailable, packets.ErrQuotaExceeded, "no room for another will")
 }
 
 func (s *session) enter(f *Fixes) {

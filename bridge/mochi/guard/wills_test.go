@@ -1,18 +1,22 @@
 package guard
 
 import (
+	"fmt"
+	"net"
+	"sync"
 	"testing"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
-// TestWillsAreBounded: wills are kept within a bound for all sessions, delayed ones of
+// TestWillsAreBounded: wills are kept within a bound for one address, delayed ones of
 // sessions that are away too, and counted out when they go.
 func TestWillsAreBounded(t *testing.T) {
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = 40 << 10 })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = willShare * 40 << 10 })
 	try := func(v5 bool, id string, change func(*rawmqtt.Options)) (*rawmqtt.Client, byte) {
 		t.Helper()
 		c := b.dial(t, v5)
@@ -67,5 +71,91 @@ func TestWillsAreBounded(t *testing.T) {
 	b.fixes.wills.mu.Unlock()
 	if n := b.fixes.WillBytes(); n != 0 {
 		t.Errorf("%d bytes left", n)
+	}
+}
+
+// willFrom connects from 127.0.0.HOST with a will of about 2 KiB, and returns the code.
+func (b *broker) willFrom(t *testing.T, host byte, id, user string) byte {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
+	nc, err := d.DialContext(t.Context(), "tcp", b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := rawmqtt.New(nc, true)
+	t.Cleanup(func() { _ = c.Close() })
+	p, err := c.Login(rawmqtt.Options{ID: id, User: user, Will: "will", WillPayload: string(make([]byte, 2000-packetOverhead))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Code()
+}
+
+// TestWillsLeaveRoomForOthers: who fills the room for wills of an address, or of a user
+// name, leaves the rest to others.
+func TestWillsLeaveRoomForOthers(t *testing.T) {
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = 4 * 32 << 10 }) // four each, and sixteen
+	fill := func(what string, room int, from func(i int) (host byte, user string)) {
+		t.Helper()
+		n := 0
+		for i := range room + 2 {
+			host, user := from(i)
+			if b.willFrom(t, host, fmt.Sprint(what, i), user) == 0 {
+				n++
+			}
+		}
+		if n != room {
+			t.Errorf("%s: %d wills, want %d", what, n, room)
+		}
+	}
+	fill("one address, many names", 4, func(i int) (byte, string) { return 1, fmt.Sprint("user", i) })
+	fill("one name, many addresses", 4, func(i int) (byte, string) { return byte(10 + i), "same" })
+	fill("others", 8, func(i int) (byte, string) { return byte(20 + i), "" })
+}
+
+// meet is a hook behind Fixes that lets clients wait for each other in OnConnect.
+type meet struct {
+	mqtt.HookBase
+	all sync.WaitGroup
+}
+
+func (*meet) ID() string           { return "meet" }
+func (*meet) Provides(b byte) bool { return b == mqtt.OnConnect }
+
+func (m *meet) OnConnect(*mqtt.Client, packets.Packet) error {
+	m.all.Done()
+	m.all.Wait()
+	return nil
+}
+
+// TestWillsOfAMoment: clients who all log in at the same moment, so that there is room
+// for the will of each, do not get more together than there is.
+func TestWillsOfAMoment(t *testing.T) {
+	const clients = 12
+	m := new(meet)
+	m.all.Add(clients)
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = 4 * 32 << 10 }, m)
+	codes := make([]byte, clients)
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() { codes[i] = b.willFrom(t, 1, fmt.Sprint("c", i), "") })
+	}
+	all.Wait()
+	in := 0
+	for _, code := range codes {
+		switch code {
+		case 0:
+			in++
+		case packets.ErrQuotaExceeded.Code:
+		default:
+			t.Errorf("code %#x", code)
+		}
+	}
+	if n := b.fixes.WillBytes(); in != 4 || n > 8<<10 {
+		t.Errorf("%d clients with %d bytes of wills", in, n)
+	}
+	eventually(t, "the refused are gone", func() bool { return b.Clients.Len() == in })
+	if n := b.c.Count(WillRefused); n != clients-4 {
+		t.Errorf("%d counted", n)
 	}
 }
