@@ -6,13 +6,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/time/rate"
-
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/sources"
 	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
 )
@@ -57,8 +57,8 @@ type Bridge struct {
 	kicked          [KickClosing + 1]atomic.Uint64
 	stripes         [numStripes]stripe
 
-	guests *rate.Limiter // hellos of all guests together
-	hub    Link          // the sender of what services answer
+	guests *sources.Limiter[netip.Prefix] // hellos of guests
+	hub    Link                           // the sender of what services answer
 
 	done chan struct{}
 	wg   sync.WaitGroup
@@ -77,8 +77,11 @@ func New(cfg Config) (*Bridge, error) {
 		devices: make(map[string]*Port),
 		byOwner: make(map[identity.Identifier]int),
 		streams: make(map[*Port]struct{}),
-		guests:  rate.NewLimiter(100, 200),
-		done:    make(chan struct{}),
+		guests: sources.New[netip.Prefix](sources.Limits{
+			Each: cfg.GuestRate, EachBurst: cfg.GuestBurst,
+			Total: cfg.GuestTotalRate, TotalBurst: cfg.GuestTotalBurst, Known: guestNetworks,
+		}),
+		done: make(chan struct{}),
 	}
 	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
 	b.clock.init(cfg.Now, cfg.mono)

@@ -63,6 +63,13 @@ type Config struct {
 	HelloBurst        int
 	RegistrationRate  float64
 	RegistrationBurst int
+	// GuestRate and GuestBurst are how many hellos guests may say a second from one IP
+	// address or /64 network, GuestTotalRate and GuestTotalBurst all guests together;
+	// each costs a signature. Defaults 50, 200, 1,000, 2,000.
+	GuestRate       float64
+	GuestBurst      int
+	GuestTotalRate  float64
+	GuestTotalBurst int
 	// StreamWait is how long a packet of a stream waits for a full outbox that
 	// takes nothing in, before it is dropped. Default 1 s.
 	StreamWait time.Duration
@@ -154,6 +161,10 @@ func (c Config) withDefaults() (Config, error) {
 	positive(&err, "ByteRate", &c.ByteRate, 0)
 	positive(&err, "HelloRate", &c.HelloRate, 50)
 	positive(&err, "HelloBurst", &c.HelloBurst, 200)
+	positive(&err, "GuestRate", &c.GuestRate, 50)
+	positive(&err, "GuestBurst", &c.GuestBurst, 200)
+	positive(&err, "GuestTotalRate", &c.GuestTotalRate, 1000)
+	positive(&err, "GuestTotalBurst", &c.GuestTotalBurst, 2000)
 	positive(&err, "RegistrationRate", &c.RegistrationRate, 20)
 	positive(&err, "RegistrationBurst", &c.RegistrationBurst, 256)
 	positive(&err, "PortsPerIdentity", &c.PortsPerIdentity, 1024)

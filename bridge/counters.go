@@ -35,8 +35,8 @@ const (
 	DropFull
 	// DropExpired: the age limit ended it.
 	DropExpired
-	// DropRefused: the sender's role may not send it, or too many hellos; at a
-	// forwarding service the alias is somebody else's or nobody's to have.
+	// DropRefused: the sender's role may not send it; at a forwarding service the
+	// alias is somebody else's or nobody's to have.
 	DropRefused
 	// DropAlias: at a forwarding service, a text that cannot be an alias.
 	DropAlias

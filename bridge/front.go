@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"net"
 
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/route"
@@ -84,6 +85,13 @@ type Conn interface {
 type ExporterConn interface {
 	Conn
 	ExporterValue() []byte
+}
+
+// AddressConn is a Conn that says where its peer is, so that what strangers may do is
+// limited for each address.
+type AddressConn interface {
+	Conn
+	RemoteAddr() net.Addr
 }
 
 // Entry is one frame on its way to a peer: the body of a frame, routed,

@@ -2,9 +2,12 @@ package bridge
 
 import (
 	"errors"
+	"net/netip"
+	"time"
 
 	"golang.org/x/time/rate"
 
+	"github.com/sealmq/sealmq/internal/connlimit"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
@@ -14,6 +17,9 @@ const (
 	helloRate  = 1
 	helloBurst = 5
 )
+
+// guestNetworks is how many networks that guests come from are told apart.
+const guestNetworks = 16384
 
 // serveHello answers a device's hello past its outbox and attaches the
 // connection to it.
@@ -29,8 +35,8 @@ func (b *Bridge) serveHello(r *Request) {
 		r.Drop(DropRequest)
 		return
 	}
-	if !l.mayHello() || p.kind == portDevice && !p.mayHello() || p.kind == portGuest && !b.guests.Allow() {
-		r.Drop(DropRefused)
+	if !l.mayHello() || p.kind == portDevice && !p.mayHello() || l.stranger() && !b.guests.Allow(l.network(), time.Unix(0, b.now())) {
+		r.Drop(DropThrottled)
 		return
 	}
 	body, err := b.helloAnswer(l, req)
@@ -58,6 +64,18 @@ func (b *Bridge) serveHello(r *Request) {
 	}
 	p.mu.Unlock()
 	l.Attach(fresh)
+}
+
+// stranger reports whether nobody has asked who the peer is.
+func (l *Link) stranger() bool { return l.port.kind == portGuest || l.port.guest }
+
+// network is where the peer comes from; peers whose connection does not say come from
+// one place.
+func (l *Link) network() netip.Prefix {
+	if c, ok := l.conn.(AddressConn); ok {
+		return connlimit.Network(c.RemoteAddr())
+	}
+	return netip.Prefix{}
 }
 
 func (l *Link) mayHello() bool {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"bytes"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -47,7 +48,7 @@ func TestHelloAnswer(t *testing.T) {
 	for range 10 {
 		d.sayHello(false, 1)
 	}
-	if n := b.Counters().Dropped[DropRefused]; n < 7 {
+	if n := b.Counters().Dropped[DropThrottled]; n < 7 {
 		t.Errorf("%d hellos refused", n)
 	}
 }
@@ -73,6 +74,43 @@ func TestGuest(t *testing.T) {
 	equal(t, "status", status(b, "whatever"), "")
 	l.Close(true)
 	equal(t, "ports", b.Counters().Ports, 1)
+}
+
+// TestGuestsOfOneNetworkLeaveHelloToOthers: guests from one network, however many they
+// are, do not use up what the hub answers to all.
+func TestGuestsOfOneNetworkLeaveHelloToOthers(t *testing.T) {
+	now := time.Unix(1000, 0)
+	b := newTestBridge(t, func(c *Config) {
+		c.Now = func() time.Time { return now }
+		c.GuestRate, c.GuestBurst, c.GuestTotalRate, c.GuestTotalBurst = 10, 20, 100, 50
+	})
+	answered := func(ip string, n int, stream bool) (yes int) {
+		for range n {
+			c := newFakeConn(true)
+			c.addr = &net.TCPAddr{IP: net.ParseIP(ip), Port: 1}
+			connect := b.ConnectDevice
+			if stream {
+				connect = b.ConnectStream
+			}
+			l, err := connect(Principal{Role: RoleGuest, ClientID: "guest"}, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (&peer{t: t, Link: l, conn: c}).sayHello(true, 1) != nil {
+				yes++
+			}
+			l.Close(true)
+		}
+		return yes
+	}
+	equal(t, "one address", answered("192.0.2.1", 30, false), 20)
+	equal(t, "another one", answered("192.0.2.2", 10, false), 10)
+	equal(t, "a stream of the first", answered("192.0.2.1", 1, true), 0)
+	equal(t, "one network", []int{answered("2001:db8::1", 15, true), answered("2001:db8::2", 15, true)}, []int{15, 5})
+	equal(t, "all together", answered("192.0.2.3", 1, false), 0)
+	now = now.Add(time.Second)
+	equal(t, "a second later", answered("192.0.2.1", 30, false), 10)
+	equal(t, "counted", b.Counters().Dropped[DropThrottled], uint64(10+1+10+1+20))
 }
 
 func TestConnectErrors(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -106,6 +107,7 @@ type fakeConn struct {
 	acks     []uint64
 	changed  chan struct{} // closed and replaced on each change
 	exporter []byte
+	addr     net.Addr
 }
 
 func newFakeConn(auto bool) *fakeConn {
@@ -113,6 +115,7 @@ func newFakeConn(auto bool) *fakeConn {
 }
 
 func (c *fakeConn) ExporterValue() []byte { return c.exporter }
+func (c *fakeConn) RemoteAddr() net.Addr  { return c.addr }
 
 func (c *fakeConn) change() {
 	close(c.changed)

@@ -31,6 +31,11 @@ type Limits struct {
 	// over all its connections. Defaults 50 and 20.
 	HellosPerSecond        int `yaml:"hellos_per_second"`
 	RegistrationsPerSecond int `yaml:"registrations_per_second"`
+	// GuestHellosPerAddress is how often a second devices that have not pinned their
+	// hub may ask for its name from one IP address or IPv6 network of 64 bits,
+	// GuestHellosPerSecond from all of them. Defaults 50 and 1,000.
+	GuestHellosPerAddress int `yaml:"guest_hellos_per_address"`
+	GuestHellosPerSecond  int `yaml:"guest_hellos_per_second"`
 	// Unanswered and UnansweredBytes are how much a connection may send without
 	// an answer before it is closed. Defaults 1,024 packets and 8 MiB.
 	Unanswered      int  `yaml:"unanswered"`
@@ -145,6 +150,8 @@ func (l Limits) validate() error {
 		{"bytes_per_second", int64(l.BytesPerSecond)},
 		{"hellos_per_second", int64(l.HellosPerSecond)},
 		{"registrations_per_second", int64(l.RegistrationsPerSecond)},
+		{"guest_hellos_per_address", int64(l.GuestHellosPerAddress)},
+		{"guest_hellos_per_second", int64(l.GuestHellosPerSecond)},
 		{"unanswered", int64(l.Unanswered)},
 		{"unanswered_bytes", int64(l.UnansweredBytes)},
 		{"waiting_bytes", int64(l.WaitingBytes)},
@@ -199,6 +206,8 @@ func (l Limits) bridge(c *bridge.Config) {
 	c.TraceRate = float64(l.TraceLines)
 	c.FrameRate, c.ByteRate = float64(cmp.Or(l.FramesPerSecond, defaultFrameRate)), float64(cmp.Or(l.BytesPerSecond, defaultByteRate))
 	c.HelloRate, c.HelloBurst = float64(l.HellosPerSecond), 4*l.HellosPerSecond
+	c.GuestRate, c.GuestBurst = float64(l.GuestHellosPerAddress), 4*l.GuestHellosPerAddress
+	c.GuestTotalRate, c.GuestTotalBurst = float64(l.GuestHellosPerSecond), 2*l.GuestHellosPerSecond
 	c.RegistrationRate, c.RegistrationBurst = float64(l.RegistrationsPerSecond), max(4*l.RegistrationsPerSecond, min(256, 256*l.RegistrationsPerSecond))
 	c.Window, c.WindowBytes, c.WaitingBytes = l.Unanswered, int(l.UnansweredBytes), int64(l.WaitingBytes)
 	c.PortsPerIdentity, c.MaxPorts, c.MaxForwarders = l.ClientsPerIdentity, l.Peers, l.Forwarders

@@ -2,11 +2,13 @@ package broker
 
 import (
 	"fmt"
+	"net"
 	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
@@ -15,7 +17,7 @@ import (
 // and counts where /metrics and /status show it.
 func TestLimitsTakeEffect(t *testing.T) {
 	h := start(t, Config{Limits: Limits{
-		FramesPerSecond: 5, HellosPerSecond: 1, Subscriptions: 2, TopicLevels: 3, TopicBytes: 64, Retained: 1, Sessions: 6,
+		FramesPerSecond: 5, HellosPerSecond: 1, GuestHellosPerAddress: 1, Subscriptions: 2, TopicLevels: 3, TopicBytes: 64, Retained: 1, Sessions: 6,
 		Observers: 1, ClientsPerIdentity: 2, ConnectTimeout: 200 * time.Millisecond, ArrivingBytes: 100 << 10, Memory: 256 << 20,
 	}})
 	addr := h.MQTTAddr().String()
@@ -118,6 +120,41 @@ func TestLimitsTakeEffect(t *testing.T) {
 		t.Error("the hub speaks first")
 	}
 	counted("sealmq_mqtt_events_total{event=connect-timeout}", 1)
+
+	guests := func(host byte) (answered int) {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
+		for range 5 { // a burst is of four
+			nc, err := d.DialContext(t.Context(), "tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := rawmqtt.New(nc, false)
+			name := hubproto.GuestName()
+			if p, err := g.Login(rawmqtt.Options{ID: name, User: hubproto.GuestUser}); err != nil || p.Code() != 0 {
+				t.Fatal(p, err)
+			}
+			body, err := (&hubproto.HelloRequest{}).Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			hello := route.AppendFrame(nil, &route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: body})
+			send(g, rawmqtt.Publish(false, 2, "sealmq/"+name+"/out", 1, hello))
+			for p, err := g.ReadPacket(); p.Type() != rawmqtt.PUBACK; p, err = g.ReadPacket() {
+				if err != nil {
+					t.Fatal(err)
+				}
+				answered++
+			}
+			_ = g.Close()
+		}
+		return answered
+	}
+	throttled := h.Status().Counters["sealmq_frames_dropped_total{reason=throttled}"]
+	if a, b := guests(1), guests(2); a != 4 || b != 4 {
+		t.Errorf("%d and %d hellos answered", a, b)
+	}
+	counted("sealmq_frames_dropped_total{reason=throttled}", throttled+2)
 
 	if n := debug.SetMemoryLimit(-1); n != 256<<20/10*9 {
 		t.Errorf("memory limit of the runtime: %d", n)

@@ -2,6 +2,7 @@ package mochibridge
 
 import (
 	"math"
+	"net"
 	"sync"
 	"sync/atomic"
 
@@ -48,9 +49,12 @@ type session struct {
 }
 
 var (
-	_ bridge.Conn       = (*session)(nil)
-	_ bridge.BatchAcker = (*session)(nil)
+	_ bridge.AddressConn = (*session)(nil)
+	_ bridge.BatchAcker  = (*session)(nil)
 )
+
+// RemoteAddr implements bridge.AddressConn.
+func (s *session) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
 // secured is a session over TLS.
 type secured struct {

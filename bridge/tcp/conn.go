@@ -43,6 +43,11 @@ type conn struct {
 	dead       bool
 }
 
+// RemoteAddr implements bridge.AddressConn.
+func (c *conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+var _ bridge.AddressConn = (*conn)(nil)
+
 func newConn(s *Server, nc net.Conn, ticket *connlimit.Ticket) *conn {
 	c := &conn{s: s, nc: nc, ticket: ticket, ready: make(chan struct{})}
 	c.ackCond.L = &c.ackMu
