@@ -70,9 +70,17 @@ func (g *gate) login(ctx context.Context, addr net.Addr, clientID, user string, 
 	if known {
 		return admit(p.accounts[user], clientID)
 	}
-	done, err := g.turns.enter(ctx, addr)
+	done, err := g.turns.enter(ctx, addr, user)
 	if err != nil {
 		return Account{}, err
+	}
+	// Another connection of the account may have been right meanwhile.
+	g.mu.Lock()
+	known = m.knows(user, mac, g.now())
+	g.mu.Unlock()
+	if known {
+		done()
+		return admit(p.accounts[user], clientID)
 	}
 	a, ok := p.compare(user, password)
 	done()

@@ -286,6 +286,27 @@ func TestReplacedFileCountsAtOnce(t *testing.T) {
 }
 
 // A flood of logins waits for the workers, and past a bound hears "busy".
+// A fleet with one account that connects at once waits for one bcrypt, not for each.
+func TestLoginAfterTheWait(t *testing.T) {
+	g := gateFor(t, "u:"+hashed(t, "pw")+":user")
+	g.turns.free = 0
+	result := make(chan error, 1)
+	go func() {
+		_, err := g.login(t.Context(), from(1), "x", "u", []byte("right for another a moment ago"))
+		result <- err
+	}()
+	for g.turns.count() == 0 {
+		runtime.Gosched()
+	}
+	g.mu.Lock()
+	g.memory.keep("u", g.memory.mac("u", []byte("right for another a moment ago")), g.now())
+	g.mu.Unlock()
+	g.turns.leave()
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLoginFlood(t *testing.T) {
 	g := gateFor(t, "u:"+hashed(t, "pw")+":user")
 	g.turns.free = 0 // every worker is at work
@@ -294,7 +315,7 @@ func TestLoginFlood(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range loginsWaiting {
 		wg.Go(func() {
-			_, err := g.login(ctx, from(byte(i%4)), "x", "u", []byte("guess"))
+			_, err := g.login(ctx, from(byte(i%2)), "x", "u", []byte("guess"))
 			errs <- err
 		})
 	}
@@ -306,8 +327,16 @@ func TestLoginFlood(t *testing.T) {
 			runtime.Gosched()
 		}
 	}
-	if _, err := g.login(ctx, from(9), "x", "u", []byte("one too many")); !errors.Is(err, ErrLoginBusy) {
+	if _, err := g.login(ctx, from(1), "x", "u", []byte("one too many")); !errors.Is(err, ErrLoginBusy) {
 		t.Errorf("one too many: %v", err)
+	}
+	// Another user behind the same address gets the place of one of them.
+	wg.Go(func() {
+		_, err := g.login(ctx, from(1), "x", "another", []byte("pw"))
+		errs <- err
+	})
+	if err := <-errs; !errors.Is(err, ErrLoginBusy) || g.turns.count() != loginsWaiting {
+		t.Errorf("%v, and %d wait", err, g.turns.count())
 	}
 	cancel()
 	wg.Wait()

@@ -193,7 +193,7 @@ func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (ident
 	if err != nil {
 		return none, nil, err
 	}
-	done, err := v.turns.enter(ctx, c.RemoteAddr)
+	done, err := v.turns.enter(ctx, c.RemoteAddr, claimed.String())
 	if err != nil {
 		return none, nil, err
 	}
