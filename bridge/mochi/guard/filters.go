@@ -109,7 +109,9 @@ type change struct {
 }
 
 // OnSubscribe replaces filters beyond the limits by one that mochi refuses
-// (0x8F in MQTT 5, 0x80 in 3.1.1).
+// (0x8F in MQTT 5, 0x80 in 3.1.1). From here to OnSubscribed the client holds its id's
+// gate: a filter that mochi stored while another connection took the session over would
+// be nobody's, and stay.
 func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	defer f.recovered("OnSubscribe")
 	s := f.session(cl)
@@ -121,6 +123,8 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 		limit = -1 // has a filter that mochi does not store, and needs it
 	}
 	s.changes = s.changes[:0]
+	s.enter(f)
+	current := s.inside.Load() && f.current(cl)
 	held := cl.State.Subscriptions.Len()
 	fresh := make(map[string]bool) // added by this packet
 	for i := range pk.Filters {
@@ -129,6 +133,8 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 		c := change{filter: *filter}
 		_, had := cl.State.Subscriptions.Get(*filter)
 		switch {
+		case !current:
+			*filter = ""
 		case !f.fits(*filter):
 			f.cfg.Counters.add(FilterRefused)
 			*filter = ""
@@ -159,6 +165,13 @@ func (f *Fixes) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 		}
 	}
 	f.settle(cl, s)
+	s.leave(f)
+}
+
+// current reports whether a client's session is its own still.
+func (f *Fixes) current(cl *mqtt.Client) bool {
+	cur, ok := f.server.Clients.Get(cl.ID)
+	return ok && cur == cl && !cl.IsTakenOver()
 }
 
 // settle counts out the changes whose filters mochi does not hold.
@@ -174,7 +187,8 @@ func (f *Fixes) settle(cl *mqtt.Client, s *session) {
 	s.changes = s.changes[:0]
 }
 
-// OnUnsubscribe remembers which filters the client has.
+// OnUnsubscribe remembers which filters the client has. As in OnSubscribe it holds the
+// gate: a session that was taken over gives up nothing of the newcomer's.
 func (f *Fixes) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 	defer f.recovered("OnUnsubscribe")
 	s := f.session(cl)
@@ -182,6 +196,10 @@ func (f *Fixes) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet
 		return pk
 	}
 	s.changes = s.changes[:0]
+	s.enter(f)
+	if !s.inside.Load() || !f.current(cl) {
+		pk.Filters = nil
+	}
 	gone := make(map[string]bool)
 	for i := range pk.Filters {
 		filter := pk.Filters[i].Filter
@@ -208,6 +226,7 @@ func (f *Fixes) OnUnsubscribed(cl *mqtt.Client, pk packets.Packet) {
 	}
 	if s := f.session(cl); s != nil {
 		f.settle(cl, s)
+		s.leave(f)
 	}
 }
 

@@ -6,9 +6,11 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
@@ -128,5 +130,145 @@ func TestFilterCostIsTrue(t *testing.T) {
 			t.Errorf("%d levels: %d bytes counted, %d taken", levels, counted, took)
 		}
 		_ = c.Close()
+	}
+}
+
+// meddle is a hook behind Fixes that does something while a client subscribes, or gives
+// filters up.
+type meddle struct {
+	mqtt.HookBase
+	on     byte // mqtt.OnSubscribe or OnUnsubscribe
+	during func(cl *mqtt.Client)
+}
+
+func (m *meddle) ID() string           { return "meddle" }
+func (m *meddle) Provides(b byte) bool { return b == m.on }
+
+func (m *meddle) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	m.during(cl)
+	return pk
+}
+
+func (m *meddle) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
+	return m.OnSubscribe(cl, pk)
+}
+
+// meetAtGate has what a client does go on once a newcomer waits for it, or waits for
+// nothing: done is closed by who logs in as the newcomer.
+func meetAtGate(on byte, b **broker) (m *meddle, began, done chan struct{}) {
+	began, done = make(chan struct{}), make(chan struct{})
+	return &meddle{on: on, during: func(cl *mqtt.Client) {
+		select {
+		case <-began:
+			return // it is not the first
+		default:
+			close(began)
+		}
+		for waits := false; !waits; runtime.Gosched() {
+			select {
+			case <-done: // the newcomer has not waited
+				return
+			default:
+			}
+			g := &(*b).fixes.gates
+			g.mu.Lock()
+			waits = g.m[cl.ID] != nil && g.m[cl.ID].users == 2
+			g.mu.Unlock()
+		}
+	}}, began, done
+}
+
+// TestUnsubscribeDuringATakeover: a session that is taken over while it gives a filter
+// up does not take it from the count twice, nor from the newcomer.
+func TestUnsubscribeDuringATakeover(t *testing.T) {
+	var b *broker
+	m, began, done := meetAtGate(mqtt.OnUnsubscribe, &b)
+	b = start(t, nil, m)
+	old := b.login(t, false, rawmqtt.Options{ID: "x", Keep: true})
+	if p, err := old.Sub(1, 0, "given/up"); err != nil || p.Code() != 0 {
+		t.Fatal(p, err)
+	}
+	send(t, old, rawmqtt.Unsubscribe(false, 2, "given/up"))
+	<-began
+	c := b.login(t, false, rawmqtt.Options{ID: "x", Keep: true})
+	close(done)
+	closedByPeer(t, old)
+	if p, err := c.Sub(3, 0, "given/up"); err != nil || p.Code() != 0 {
+		t.Fatal(p, err)
+	}
+	eventually(t, "it is counted", func() bool { return b.fixes.FilterBytes() == b.wantFilterBytes() })
+	if len(b.Topics.Subscribers("given/up").Subscriptions) != 1 {
+		t.Error("the newcomer has lost its filter")
+	}
+}
+
+// TestNoFilterOutlivesATakeover: a session that is taken over while it subscribes leaves
+// no filter behind in mochi's tree, whose messages the next one would get.
+func TestNoFilterOutlivesATakeover(t *testing.T) {
+	for name, keep := range map[string]bool{"clean": false, "kept": true} {
+		t.Run(name, func(t *testing.T) {
+			var b *broker
+			m, began, done := meetAtGate(mqtt.OnSubscribe, &b)
+			b = start(t, nil, m)
+			old := b.login(t, false, rawmqtt.Options{ID: "x", Keep: keep})
+			send(t, old, rawmqtt.Subscribe(false, 1, 0, "left/behind"))
+			<-began
+			c := b.login(t, false, rawmqtt.Options{ID: "x", Keep: keep})
+			close(done)
+			closedByPeer(t, old)
+			if keep {
+				send(t, c, rawmqtt.Unsubscribe(false, 2, "left/behind")) // it was granted, and is the session's
+				expect(t, c, rawmqtt.UNSUBACK)
+			}
+			eventually(t, "no filter", func() bool { return len(b.Topics.Subscribers("left/behind").Subscriptions) == 0 })
+			if n := b.fixes.FilterBytes(); n != 0 {
+				t.Errorf("%d bytes are counted", n)
+			}
+		})
+	}
+}
+
+// TestFiltersDuringTakeovers has connections with one client id subscribe while they
+// take each other over.
+func TestFiltersDuringTakeovers(t *testing.T) {
+	b := start(t, nil)
+	const filters = 8
+	var all sync.WaitGroup
+	for n := range 4 {
+		all.Go(func() {
+			for i := range 60 {
+				c, err := rawmqtt.Dial(b.addr, n%2 == 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := c.Login(rawmqtt.Options{ID: "x", Keep: n == 3 && i%2 == 0}); err == nil {
+					for f := range filters {
+						p := rawmqtt.Subscribe(c.V5, uint16(f+1), 0, fmt.Sprint("f", f))
+						if (i+f)%3 == 0 {
+							p = rawmqtt.Unsubscribe(c.V5, uint16(f+1), fmt.Sprint("f", f-1))
+						}
+						if _, err := c.Write(p); err != nil {
+							break
+						}
+					}
+				}
+				_ = c.Close()
+			}
+		})
+	}
+	all.Wait()
+	_ = b.login(t, false, rawmqtt.Options{ID: "x"}).Close() // ends what was kept
+	eventually(t, "everybody gone", func() bool { return b.Clients.Len() == 0 })
+	for f := range filters {
+		if n := len(b.Topics.Subscribers(fmt.Sprint("f", f)).Subscriptions); n != 0 {
+			t.Errorf("filter %d is left behind", f)
+		}
+	}
+	if n := b.fixes.FilterBytes(); n != 0 {
+		t.Errorf("%d bytes are counted", n)
+	}
+	if n := b.c.Count(GateTimeout); n != 0 {
+		t.Errorf("%d have waited in vain", n)
 	}
 }
