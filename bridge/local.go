@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 
@@ -28,6 +29,17 @@ type Inbound struct {
 	// both zero from inside the hub.
 	From   Principal
 	Source string
+
+	link *Link
+}
+
+// Network is the IP address, or IPv6 network of 64 bits, that the sender is connected
+// from; invalid from inside the hub and where the front does not say.
+func (in *Inbound) Network() netip.Prefix {
+	if in.link == nil {
+		return netip.Prefix{}
+	}
+	return in.link.network()
 }
 
 // Local is a node inside the hub: workers with mailboxes, such as the endpoints
@@ -162,7 +174,7 @@ func (w *localWorker) take(r *Request) {
 		r.Drop(DropMailbox)
 		return
 	}
-	m := letter{Inbound{Frame: r.Frame, Class: r.Class, From: r.From, Source: r.Source}, r.hold()}
+	m := letter{Inbound{Frame: r.Frame, Class: r.Class, From: r.From, Source: r.Source, link: r.link}, r.hold()}
 	m.Frame.Payload = slices.Clone(m.Frame.Payload)
 	w.queue = append(w.queue, m)
 	w.bytes += n

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -112,6 +113,20 @@ type Limits struct {
 	TCPWindow int  `yaml:"tcp_window"`
 	TCPOutput Size `yaml:"tcp_output"`
 
+	// APIChannels is how many channels there may be with the hub's own secure channel
+	// listener, APIChannelsPerAddress from one IP address or IPv6 network of 64 bits,
+	// APIChannelsPerIdentity of one identity. Defaults 4,096, half of that, and 64.
+	APIChannels            int `yaml:"api_channels"`
+	APIChannelsPerAddress  int `yaml:"api_channels_per_address"`
+	APIChannelsPerIdentity int `yaml:"api_channels_per_identity"`
+	// APIHandshakes is how many handshakes there may be unfinished; a quarter of them
+	// from one address. APIHandshakesPerSecond is how many may be begun from one
+	// address, with a burst of four seconds', and APIHandshakeTimeout how long one may
+	// take. Defaults 512, 50 and 30 s.
+	APIHandshakes          int           `yaml:"api_handshakes"`
+	APIHandshakesPerSecond int           `yaml:"api_handshakes_per_second"`
+	APIHandshakeTimeout    time.Duration `yaml:"api_handshake_timeout"`
+
 	// OutboxFrames and OutboxBytes are when one device's queue is full: then
 	// acknowledgements are withheld. Defaults 16,384 frames and 16 MiB.
 	OutboxFrames int  `yaml:"outbox_frames"`
@@ -180,6 +195,12 @@ func (l Limits) validate() error {
 		{"tcp_stall", int64(l.TCPStall)},
 		{"tcp_window", int64(l.TCPWindow)},
 		{"tcp_output", int64(l.TCPOutput)},
+		{"api_channels", int64(l.APIChannels)},
+		{"api_channels_per_address", int64(l.APIChannelsPerAddress)},
+		{"api_channels_per_identity", int64(l.APIChannelsPerIdentity)},
+		{"api_handshakes", int64(l.APIHandshakes)},
+		{"api_handshakes_per_second", int64(l.APIHandshakesPerSecond)},
+		{"api_handshake_timeout", int64(l.APIHandshakeTimeout)},
 		{"outbox_frames", int64(l.OutboxFrames)},
 		{"outbox_bytes", int64(l.OutboxBytes)},
 		{"queued_frames", int64(l.QueuedFrames)},
@@ -194,6 +215,14 @@ func (l Limits) validate() error {
 		}
 	}
 	return l.checkMemory()
+}
+
+// api are the limits of the hub's own secure channel listener.
+func (l Limits) api() channel.Limits {
+	return channel.Limits{
+		Channels: l.APIChannels, ChannelsPerSource: l.APIChannelsPerAddress, HalfOpen: l.APIHandshakes,
+		Rate: float64(l.APIHandshakesPerSecond), Handshake: l.APIHandshakeTimeout,
+	}
 }
 
 // bridge puts the limits into the router's configuration.

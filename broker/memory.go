@@ -18,6 +18,8 @@ const (
 	connectionCost = 40 << 10
 	// peerCost is about what a device that is away takes, without its queue.
 	peerCost = 4 << 10
+	// channelCost is about what a channel with the hub's own listener takes.
+	channelCost = 32 << 10
 )
 
 // share is one limit that bounds memory, and its part of the ceiling in
@@ -62,9 +64,10 @@ func (l Limits) checkMemory() error {
 	sum += l.OutputBytes + l.ArrivingBytes // once for MQTT, once for TCP
 	sum += l.SessionBytes / 4              // wills
 	sum += Size(min(l.Connections, 1<<30)) * connectionCost
+	sum += Size(min(l.APIChannels, 1<<30)) * channelCost
 	if sum > l.Memory/4*3 {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("queues, buffers and connections may come to %d MiB, more than three quarters of %v", sum>>20, l.Memory),
-			Fix: "raise it, or lower queued_bytes, waiting_bytes, output_bytes, arriving_bytes, session_bytes, retained_bytes, subscription_bytes or connections"}
+			Fix: "raise it, or lower queued_bytes, waiting_bytes, output_bytes, arriving_bytes, session_bytes, retained_bytes, subscription_bytes, connections or api_channels"}
 	}
 	return nil
 }
@@ -87,6 +90,7 @@ func (l Limits) fit() Limits {
 	def(&l.Connections, guard.DefaultConns, l.Memory/8/connectionCost)
 	def(&l.ConnectionsPerAddress, guard.DefaultPerAddress, max(64, Size(l.Connections)/2))
 	def(&l.ConnectionsPending, guard.DefaultPending, max(64, Size(l.Connections)/8))
+	def(&l.APIChannels, 4096, l.Memory/64/channelCost)
 	def(&l.Peers, 1_000_000, max(1024, l.Memory/16/peerCost))
 	def(&l.Sessions, guard.DefaultSessions, max(1024, 2*Size(l.Connections)))
 	def(&l.Forwarders, 1_000_000, max(1024, l.Memory/32/1024))

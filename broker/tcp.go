@@ -80,6 +80,8 @@ func (h *Hub) openOckam(ln net.Listener) error {
 	closed := ln != nil && h.cfg.tcpClosed()
 	listener, err := api.New(api.Config{
 		Bridge: h.bridge, Identity: h.identity, Authority: o.authority, MembersOnly: closed, Limits: frames,
+		Registry: peerRegistry{h.proofs.registry, identity.NewMemoryRegistry(0)},
+		Channels: h.cfg.Limits.api(), PerIdentity: h.cfg.Limits.APIChannelsPerIdentity,
 		Counters: &o.apiCounts, Logger: h.logger.With("part", "api"),
 	})
 	if err != nil {
@@ -173,4 +175,48 @@ func (h *Hub) TCPURL() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ockam.url
+}
+
+// peerRegistry is what the hub's own secure channel listener remembers of its peers.
+// Devices, and members whom it keeps, are the hub's to remember, so that a key that one of
+// them has rotated away is refused here too, and after a restart; strangers are in memory.
+type peerRegistry struct {
+	devices   registry
+	strangers *identity.MemoryRegistry
+}
+
+var (
+	_ identity.Importer = peerRegistry{}
+	_ identity.Keeper   = peerRegistry{}
+)
+
+// Get implements identity.Registry.
+func (r peerRegistry) Get(id identity.Identifier) (*identity.Identity, bool) {
+	if who, ok := r.devices.Get(id); ok {
+		return who, true
+	}
+	return r.strangers.Get(id)
+}
+
+// Update implements identity.Registry.
+func (r peerRegistry) Update(who *identity.Identity) error {
+	if _, ok := r.devices.Get(who.Identifier()); ok {
+		return r.devices.Update(who)
+	}
+	return r.strangers.Update(who)
+}
+
+// Keep implements identity.Keeper.
+func (r peerRegistry) Keep(id identity.Identifier) error {
+	if who, ok := r.strangers.Get(id); ok {
+		if err := r.devices.Update(who); err != nil {
+			return err
+		}
+	}
+	return r.devices.Keep(id)
+}
+
+// Import implements identity.Importer.
+func (r peerRegistry) Import(history []byte) (*identity.Identity, error) {
+	return r.devices.Import(history)
 }

@@ -60,19 +60,19 @@ func newHub(t *testing.T, closed bool) *hub {
 	return newHubWith(t, closed, nil)
 }
 
-func newHubWith(t *testing.T, closed bool, change func(*bridge.Config)) *hub {
+func newHubWith(t *testing.T, closed bool, change func(*bridge.Config, *Config)) *hub {
 	t.Helper()
 	h := &hub{t: t, counts: new(Counters), id: create(t), authority: create(t)}
 	var err error
 	cfg := bridge.Config{Key: [32]byte{7}, Identity: signer{h.id}}
+	own := Config{Identity: h.id, Authority: h.authority.Identity(), MembersOnly: closed, Counters: h.counts}
 	if change != nil {
-		change(&cfg)
+		change(&cfg, &own)
 	}
 	h.b, err = bridge.New(cfg)
 	must(t, err)
-	h.s, err = New(Config{
-		Bridge: h.b, Identity: h.id, Authority: h.authority.Identity(), MembersOnly: closed, Counters: h.counts,
-	})
+	own.Bridge = h.b
+	h.s, err = New(own)
 	must(t, err)
 	front, err := tcp.New(tcp.Config{Bridge: h.b, Closed: closed})
 	must(t, err)
@@ -117,7 +117,13 @@ type peer struct {
 func (h *hub) connect(relay string) *peer {
 	t := h.t
 	t.Helper()
-	p := &peer{t: t, id: create(t)}
+	return h.connectAs(create(t), relay)
+}
+
+func (h *hub) connectAs(id *identity.Private, relay string) *peer {
+	t := h.t
+	t.Helper()
+	p := &peer{t: t, id: id}
 	var credential []byte
 	if relay != "-" {
 		attrs := map[string]string{"x": "y"}
@@ -412,7 +418,7 @@ func (g *gated) Deliver(entries []bridge.Entry) int {
 // TestHoldsBack: a peer that sends through its channel to a target that takes nothing
 // is not read from, and loses nothing; others go on, through channels of their own.
 func TestHoldsBack(t *testing.T) {
-	h := newHubWith(t, false, func(c *bridge.Config) { c.OutboxFrames, c.StreamWait = 4, time.Hour })
+	h := newHubWith(t, false, func(c *bridge.Config, _ *Config) { c.OutboxFrames, c.StreamWait = 4, time.Hour })
 	const frames = 2000
 	d := &gated{got: make(chan byte, frames)}
 	who := bridge.Principal{ClientID: "d", Role: bridge.RoleDevice, Proven: true}
@@ -519,6 +525,7 @@ func TestConfig(t *testing.T) {
 		"nothing":                      {},
 		"members without an authority": {Bridge: h.b, Identity: h.id, Address: "x", MembersOnly: true},
 		"bad limits":                   {Bridge: h.b, Identity: h.id, Address: "x", Limits: route.Limits{Frame: -1}},
+		"negative quota":               {Bridge: h.b, Identity: h.id, Address: "x", PerIdentity: -1},
 		"address taken":                {Bridge: h.b, Identity: h.id, Address: "echo"},
 	} {
 		if s, err := New(c); err == nil {

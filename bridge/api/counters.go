@@ -7,17 +7,18 @@ type Event uint8
 
 // The events.
 const (
-	Joined        Event = iota // peers that got a port
-	RefusedBridge              // refused: the bridge has no room for another peer
-	RefusedRelay               // registrations without the credential for them
-	Overrun                    // frames dropped: many came at once, out of order, and too much waits for room
-	TooLarge                   // frames dropped: too long once sealed
-	Unsent                     // frames dropped: the channel or the bridge did not take them
+	Joined          Event = iota // peers that got a port
+	RefusedBridge                // refused: the bridge has no room for another peer
+	RefusedIdentity              // channels closed: their identity has as many as it may
+	RefusedRelay                 // registrations without the credential for them
+	Overrun                      // frames dropped: many came at once, out of order, and too much waits for room
+	TooLarge                     // frames dropped: too long once sealed
+	Unsent                       // frames dropped: the channel or the bridge did not take them
 
 	events
 )
 
-var eventNames = [events]string{"joined", "refused-bridge", "refused-relay", "overrun", "too-large", "unsent"}
+var eventNames = [events]string{"joined", "refused-bridge", "refused-identity", "refused-relay", "overrun", "too-large", "unsent"}
 
 // String returns the event's stable name, fit for a metric's label.
 func (e Event) String() string {

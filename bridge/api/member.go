@@ -7,6 +7,7 @@ import (
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/bare"
 	"github.com/sealmq/sealmq/route"
 )
@@ -33,6 +34,7 @@ var wide = route.Limits{Frame: route.MaxFrame, Hops: 4096, Address: 64 << 10}
 type member struct {
 	s    *Server
 	ch   *channel.Channel
+	who  identity.Identifier
 	link *bridge.Link
 
 	unanswered atomic.Int64
@@ -108,12 +110,21 @@ func (s *Server) member(ch *channel.Channel) *member {
 	if m != nil || closed {
 		return m
 	}
-	m = &member{s: s, ch: ch, room: make(chan struct{}, 1)}
-	link, err := s.cfg.Bridge.ConnectStream(bridge.Principal{Identity: ch.Peer().Identifier, Role: bridge.RoleDevice, Proven: true}, m)
-	if err != nil {
-		s.cfg.Counters.add(RefusedBridge)
+	who := ch.Peer().Identifier
+	if !s.admit(who) {
+		s.cfg.Counters.add(RefusedIdentity)
+		s.cfg.Logger.Info("too many channels of an identity", "peer", who)
+		s.spawn(func() { _ = ch.Close() })
 		return nil
 	}
+	m = &member{s: s, ch: ch, who: who, room: make(chan struct{}, 1)}
+	link, err := s.cfg.Bridge.ConnectStream(bridge.Principal{Identity: who, Role: bridge.RoleDevice, Proven: true}, m)
+	if err != nil {
+		s.cfg.Counters.add(RefusedBridge)
+		s.leave(who)
+		return nil
+	}
+	s.remember(ch)
 	m.link = link
 	s.mu.Lock()
 	closed = s.closed
@@ -124,11 +135,50 @@ func (s *Server) member(ch *channel.Channel) *member {
 	}
 	s.mu.Unlock()
 	if closed {
+		s.leave(who)
 		link.Close(true)
 		return nil
 	}
 	s.cfg.Counters.add(Joined)
 	return m
+}
+
+// admit counts one channel more of an identity, unless it has as many as it may.
+func (s *Server) admit(who identity.Identifier) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID[who] >= s.cfg.PerIdentity {
+		return false
+	}
+	s.byID[who]++
+	return true
+}
+
+func (s *Server) leave(who identity.Identifier) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID[who]--; s.byID[who] == 0 {
+		delete(s.byID, who)
+	}
+}
+
+// remember has the registry keep a peer that has a credential for the hub: strangers,
+// who come with as many identities as they like, do not push it out.
+func (s *Server) remember(ch *channel.Channel) {
+	k, ok := s.cfg.Registry.(identity.Keeper)
+	if !ok || s.cfg.Authority == nil || s.cfg.MembersOnly { // in that case its policy does
+		return
+	}
+	peer := ch.Peer()
+	for i := range peer.Credentials {
+		if peer.Credentials[i].Issuer != s.cfg.Authority.Identifier() {
+			continue
+		}
+		if err := k.Keep(peer.Identifier); err != nil {
+			s.cfg.Logger.Warn("cannot remember a peer's keys", "peer", peer.Identifier, "err", err)
+		}
+		return
+	}
 }
 
 // watch ends the port with the channel.
@@ -139,6 +189,7 @@ func (m *member) watch() {
 	m.out = nil
 	m.mu.Unlock()
 	m.link.Close(true)
+	m.s.leave(m.who)
 	m.s.mu.Lock()
 	delete(m.s.members, m.ch)
 	delete(m.s.senders, m.ch.DecryptorAddress())

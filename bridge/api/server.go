@@ -38,8 +38,13 @@ type Config struct {
 	// Limits are those of the bridge.
 	Limits route.Limits
 	// Channels bounds what peers can cost before and after the handshake. Its Frame
-	// is ignored. Defaults of package channel.
+	// is ignored. What it says of one source is for an identity that the front has
+	// proved, or else for an IP address or IPv6 network of 64 bits; there the defaults
+	// are half of Channels, a quarter of HalfOpen, and a Rate of 50 with a Burst of
+	// 200. Other defaults are those of package channel.
 	Channels channel.Limits
+	// PerIdentity is how many channels one identity may use at one time. Default 64.
+	PerIdentity int
 	// Registry remembers the identities of peers. Default: in memory.
 	Registry identity.Registry
 	// Clock tells the time for validity checks; nil means time.Now.
@@ -60,7 +65,8 @@ type Server struct {
 
 	mu      sync.Mutex
 	members map[*channel.Channel]*member
-	senders map[string]*member // by the address that the peer's frames come to
+	byID    map[identity.Identifier]int // members of an identity
+	senders map[string]*member          // by the address that the peer's frames come to
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -70,6 +76,8 @@ func New(cfg Config) (*Server, error) {
 	switch {
 	case cfg.Bridge == nil || cfg.Identity == nil:
 		return nil, errors.New("api: Config.Bridge and Config.Identity are required")
+	case cfg.PerIdentity < 0:
+		return nil, errors.New("api: Config.PerIdentity is negative")
 	case cfg.MembersOnly && cfg.Authority == nil:
 		return nil, errors.New("api: Config.MembersOnly without an Authority would admit nobody")
 	}
@@ -78,6 +86,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()
 	cfg.Address = cmp.Or(cfg.Address, DefaultAddress)
+	cfg.PerIdentity = cmp.Or(cfg.PerIdentity, 64)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	if cfg.Registry == nil {
 		cfg.Registry = identity.NewMemoryRegistry(0)
@@ -85,12 +94,13 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = time.Now
 	}
-	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member), senders: make(map[string]*member)}
+	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member), byID: make(map[identity.Identifier]int), senders: make(map[string]*member)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	cc := channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{s}, Deliver: s.deliver,
 		Limits: cfg.Channels, Clock: cfg.Clock, Logger: cfg.Logger,
 	}
+	limitSources(&cc.Limits)
 	cc.Limits.Frame = min(cfg.Limits.Frame+sealedHeadroom, route.MaxFrame)
 	policy := channel.TrustEveryone
 	if cfg.Authority != nil {
@@ -109,6 +119,17 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	return s, nil
+}
+
+// limitSources fills in what one source may have. Many peers may share an address.
+func limitSources(l *channel.Limits) {
+	l.Channels, l.HalfOpen = cmp.Or(l.Channels, 4096), cmp.Or(l.HalfOpen, 512)
+	l.ChannelsPerSource = cmp.Or(l.ChannelsPerSource, max(1, l.Channels/2))
+	l.HalfOpenPerSource = cmp.Or(l.HalfOpenPerSource, max(1, l.HalfOpen/4))
+	if l.Rate == 0 {
+		l.Rate = 50
+	}
+	l.Burst = cmp.Or(l.Burst, max(1, int(4*l.Rate)))
 }
 
 // Stats returns the counters of the channels.
@@ -156,12 +177,26 @@ var _ channel.LocalRouter = router{}
 // addresses of handshakes and channels for those whom they answered.
 func (r router) Register(addr string, h func(channel.Inbound)) error {
 	if addr == r.s.cfg.Address {
-		return r.register(bridge.ReachGuests, addr, h)
+		return r.s.node.RegisterFor(bridge.ReachGuests, addr, func(in bridge.Inbound) {
+			h(channel.Inbound{Frame: in.Frame, Class: in.Class, Source: source(&in)})
+		})
 	}
 	return r.register(bridge.ReachPeer, bridge.PeerAddress(addr), func(in channel.Inbound) {
 		r.s.awaitRoom(addr, len(in.Frame.Payload))
 		h(in)
 	})
+}
+
+// source is what a first message is charged to: its hub address would be a new one with
+// each connection of a stranger.
+func source(in *bridge.Inbound) string {
+	if in.From.Proven {
+		return in.From.Identity.String()
+	}
+	if n := in.Network(); n.IsValid() {
+		return n.String()
+	}
+	return in.Source
 }
 
 // RegisterLocal implements channel.LocalRouter.
