@@ -37,6 +37,9 @@ var (
 	// ErrBadCredentials is the ErrHubRefused of a wrong user name, password or
 	// proof.
 	ErrBadCredentials = fmt.Errorf("%w: bad user name or password", ErrHubRefused)
+	// ErrAliasRefused is the ErrHubRefused of an alias that the hub does not give to
+	// this device, most often because it belongs to another identity.
+	ErrAliasRefused = fmt.Errorf("%w the alias", ErrHubRefused)
 	// ErrInboxRefused is the ErrHubRefused of a hub that let this device in, but not
 	// at its topics: Config.Root is not the hub's, or the account is for other topics.
 	ErrInboxRefused = fmt.Errorf("%w the subscription to this device's inbox", ErrHubRefused)

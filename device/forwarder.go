@@ -70,8 +70,8 @@ func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { 
 // On a sealmq hub the address of a listener's dynamic forwarder is always the same
 // for one client id.
 //
-// Errors: ErrHubRefused (an alias of somebody else, a bad alias, a quota),
-// ErrUnknownAddress (the hub has no such service), ErrTimeout, or that of ctx.
+// Errors: ErrAliasRefused (an alias of somebody else, a bad alias), ErrHubRefused (a
+// quota, or a hub without forwarders), ErrTimeout, or that of ctx.
 func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...ForwarderOption) (*Forwarder, error) {
 	f := &Forwarder{n: n, first: make(chan struct{})}
 	for _, opt := range opts {
@@ -129,7 +129,7 @@ func (f *Forwarder) create(ctx context.Context) error {
 	case errors.Is(err, ErrUnknownAddress):
 		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
 	case errors.Is(err, ErrHubRefused) && f.alias != "":
-		return fmt.Errorf("%w the alias %q: it may belong to another identity", ErrHubRefused, f.alias)
+		return fmt.Errorf("%w %q: it may belong to another identity", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused):
 		return fmt.Errorf("%w a forwarder: a quota may be used up", ErrHubRefused)
 	default:

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -201,8 +202,10 @@ func (l *mqttLink) refusal(code byte) error {
 	case packets.ErrRefusedBadUsernameOrPassword:
 		return permanent(fmt.Errorf("%w (give those that the hub's operator has set up)", ErrBadCredentials))
 	case packets.ErrRefusedNotAuthorised:
+		// Without the suffix: lists and accounts name identifiers.
+		identifier, _, _ := strings.Cut(l.cfg.clientID, "-")
 		return permanent(fmt.Errorf("%w: this identity is not allowed to connect; ask the hub's operator to add %s",
-			ErrHubRefused, l.cfg.clientID))
+			ErrHubRefused, identifier))
 	default:
 		<-l.ended
 		return unanswered(l.cfg.hub, l.cause)

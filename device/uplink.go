@@ -417,7 +417,7 @@ func (s *session) notice(v *route.View, class route.Class) {
 	case err != nil:
 		u.in.dropped[dropMalformed].Add(1)
 	case n.Reason == hubproto.ReasonTakenOver:
-		s.kick(fmt.Errorf("%w; give each program that uses this identity a suffix of its own (Config.Suffix)", ErrTakenOver))
+		s.kick(ErrTakenOver)
 	default:
 		u.noticed(n)
 	}
