@@ -168,7 +168,7 @@ func readSmall(name, what string) ([]byte, error) {
 		if errors.Is(err, fs.ErrPermission) {
 			code = exitNoPerm
 		}
-		return nil, coded(code, fmt.Errorf("read %s: %w", what, err), "")
+		return nil, coded(code, fmt.Errorf("read %s: %w", what, err), fileHint(err))
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -38,8 +39,8 @@ var exitTable = []struct {
 	{exitOK, "done"},
 	{exitUsage, "the command line is wrong: an unknown command or flag, a malformed URL, address or identifier"},
 	{exitData, "the input is wrong: a message too large, a malformed password, a damaged store"},
-	{exitNoInput, "a file or an identity does not exist or cannot be read"},
-	{exitNoUser, "the hub does not know the forwarding address"},
+	{exitNoInput, "a file or an identity does not exist"},
+	{exitNoUser, "the hub does not know the forwarding address, or the peer takes no messages at --address"},
 	{exitNoHost, "the name of the hub's host does not resolve"},
 	{exitUnavailable, "the hub cannot be reached, or is not ready"},
 	{exitSoftware, "a fault in sealmq itself"},
@@ -48,7 +49,7 @@ var exitTable = []struct {
 	{exitIO, "reading or writing failed"},
 	{exitTempFail, "try again: the peer is offline, or did not answer in time"},
 	{exitProtocol, "the hub or the peer answered something that is not the protocol"},
-	{exitNoPerm, "refused: by the hub's login, by the peer's trust policy, by ours (the peer is not who --trust says), or a key file that others can read"},
+	{exitNoPerm, "refused: by the hub's login, by the peer's trust policy, by ours (the peer is not who --trust says); a file that this user may not read, or keys that others can"},
 	{exitConfig, "the configuration is wrong: an unknown key, a listener without a policy, a store of a newer version"},
 	{exitInterrupted, "interrupted by a signal before it was done"},
 }
@@ -123,19 +124,17 @@ func (a *app) report(ctx context.Context, err error) {
 	}
 }
 
-// message is the error without the names of our packages in front, which mean
-// nothing to the person at the terminal.
+// packages are the names in front of our errors, which mean nothing to the person
+// at the terminal.
+var packages = []string{"broker", "store", "seglog", "identity", "device", "channel", "route", "topics", "bridge", "node"}
+
+// message is the error without the names of our packages, wherever it wraps
+// another one.
 func message(err error) string {
-	text := err.Error()
-	for {
-		head, rest, ok := strings.Cut(text, ": ")
-		switch {
-		case ok && (head == "broker" || head == "store" || head == "seglog" || head == "identity" || head == "device" || head == "channel" || head == "route" || head == "topics" || head == "bridge" || head == "node"):
-			text = rest
-		default:
-			return text
-		}
-	}
+	parts := strings.Split(err.Error(), ": ")
+	last := len(parts) - 1
+	kept := slices.DeleteFunc(parts[:last:last], func(part string) bool { return slices.Contains(packages, part) })
+	return strings.Join(append(kept, parts[last]), ": ")
 }
 
 func hintOf(err error) string {
@@ -143,8 +142,21 @@ func hintOf(err error) string {
 	if errors.As(err, &h) {
 		return h.Hint()
 	}
-	_, hint := explain(err)
-	return hint
+	if code, hint := explain(err); code != 0 {
+		return hint
+	}
+	return fileHint(err)
+}
+
+// fileHint says what to do about a file that cannot be opened.
+func fileHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "give it to the user who runs this, or choose another path"
+	case errors.Is(err, fs.ErrNotExist):
+		return "check the path; a relative one begins in the folder where this was started"
+	}
+	return ""
 }
 
 // printable replaces what could move a terminal's cursor or break a line.

@@ -15,7 +15,7 @@ import (
 	"github.com/sealmq/sealmq/broker"
 )
 
-// hubInfo is the line a hub prints on stdout for each address with --json.
+// hubInfo is the one line that a hub prints on stdout with --json.
 type hubInfo struct {
 	Identifier string   `json:"identifier"`
 	MQTT       []string `json:"mqtt"`

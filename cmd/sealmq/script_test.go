@@ -114,6 +114,10 @@ func startHub(ts *testscript.TestScript, neg bool, args []string) {
 				cfg.TCP, cfg.APIAuthority = "0.0.0.0:0", ts.MkAbs(file)
 				break
 			}
+			if file, ok := strings.CutPrefix(a, "allow="); ok {
+				cfg.Devices.AllowFile = ts.MkAbs(file)
+				break
+			}
 			if file, ok := strings.CutPrefix(a, "passphrase="); ok {
 				cfg.PassphraseFile = ts.MkAbs(file)
 				break
