@@ -138,7 +138,7 @@ type Limits struct {
 	// QueuedFor is how long a frame may wait. Default 7 days.
 	QueuedFor time.Duration `yaml:"queued_for"`
 
-	// ForwardersPerIdentity is how many forwarding addresses a device may have.
+	// ForwardersPerIdentity is how many forwarding addresses an identity may have.
 	// Default 256.
 	ForwardersPerIdentity int `yaml:"forwarders_per_identity"`
 	// ForwarderUnseen is how long a forwarder outlives the last sight of its

@@ -28,6 +28,8 @@ var commands = map[string]proof{
 	"sealmq listen --trust everyone": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
 	"sealmq send --to FWD_… --trust everyone 'Hello Ockam!'": {"cmd/sealmq/readme_test.go", "func TestThreeTerminals("},
 
+	"mosquitto_sub -F '%t %x' -t 'sealmq/#'": {"integration/observer/observer_test.go", "func TestObserverSeesRoutesAndCiphertext("},
+
 	"go install ./cmd/sealmq":   {"integration/readme/readme_test.go", "func TestInstall("},
 	"docker compose up --build": {"integration/compose/compose_test.go", "func TestCommandsOfTheFile("},
 }
