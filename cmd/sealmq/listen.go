@@ -86,7 +86,7 @@ func checkListener(name string) error {
 }
 
 func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, listener, alias string, count int) error {
-	node, err := p.connect(ctx, a, device.Config{OnEvent: a.noteEvent})
+	node, err := p.connect(ctx, a, device.Config{OnEvent: a.noteEvents()})
 	if err != nil {
 		return err
 	}
@@ -160,17 +160,27 @@ func (a *app) printMessage(m *device.Message) error {
 	return a.result(r, r.From+": "+printable(r.Message))
 }
 
-// noteEvent tells the person at the terminal what happens to the connection.
-func (a *app) noteEvent(e device.Event) {
-	switch e.Kind {
-	case device.EventOffline:
-		a.note("warning: connection to the hub lost, trying again: %s", printable(message(e.Err)))
-	case device.EventForwarderChanged:
-		a.note("warning: the hub gave another forwarding address: %s", printable(e.Forwarder.Address()))
-	case device.EventForwarderFailed:
-		a.note("warning: the hub did not take the forwarder again: %s", printable(message(e.Err)))
-	case device.EventUndelivered:
-		a.note("warning: %s", printable(message(e.Err)))
+// noteEvents returns what tells the person at the terminal what happens to the
+// connection. Events come one after the other.
+func (a *app) noteEvents() func(device.Event) {
+	lost := false
+	return func(e device.Event) {
+		switch e.Kind {
+		case device.EventOnline:
+			if lost {
+				a.note("connected to the hub again")
+			}
+			lost = false
+		case device.EventOffline:
+			lost = true
+			a.note("warning: connection to the hub lost, trying again: %s", printable(message(e.Err)))
+		case device.EventForwarderChanged:
+			a.note("warning: the hub gave another forwarding address: %s", printable(e.Forwarder.Address()))
+		case device.EventForwarderFailed:
+			a.note("warning: the hub did not take the forwarder again: %s", printable(message(e.Err)))
+		case device.EventUndelivered, device.EventSendFailed:
+			a.note("warning: %s", printable(message(e.Err)))
+		}
 	}
 }
 

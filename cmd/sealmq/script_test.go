@@ -22,6 +22,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sealmq/sealmq/broker"
+	"github.com/sealmq/sealmq/device"
 )
 
 func TestMain(m *testing.M) {
@@ -280,4 +281,26 @@ func deadPort(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(ln.Close())
 	ts.Setenv(args[0], ln.Addr().String())
+}
+
+// What happens to the connection of listen is said, its return too, and nothing is
+// when it is made for the first time.
+func TestNoteEvents(t *testing.T) {
+	var stderr bytes.Buffer
+	note := (&app{stderr: &stderr}).noteEvents()
+	for _, step := range []struct {
+		event device.Event
+		want  string
+	}{
+		{device.Event{Kind: device.EventOnline}, ""},
+		{device.Event{Kind: device.EventOffline, Err: device.ErrHubAway}, "sealmq: warning: connection to the hub lost, trying again: cannot reach the hub\n"},
+		{device.Event{Kind: device.EventOnline}, "sealmq: connected to the hub again\n"},
+		{device.Event{Kind: device.EventOnline}, ""},
+		{device.Event{Kind: device.EventSendFailed, Err: device.ErrFrameKills}, "sealmq: warning: a message was given up: each connection ended when it was sent\n"},
+	} {
+		stderr.Reset()
+		if note(step.event); stderr.String() != step.want {
+			t.Errorf("%v: %q, want %q", step.event.Kind, stderr.String(), step.want)
+		}
+	}
 }
