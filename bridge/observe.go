@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/time/rate"
-
-	"github.com/sealmq/sealmq/route"
 )
 
 // records are the retained records: small, in memory, each with one writer.
@@ -264,18 +262,24 @@ func (r *ring) copy(p *Port, d Direction, payload []byte) {
 	r.push(item{copy: Copy{Direction: d, Device: p.clientID, Payload: slices.Clone(payload)}}, len(payload))
 }
 
-// trace notes where a packet's first frame goes.
-func (b *Bridge) trace(in *inbound, to string, v *route.View) {
-	if !b.cfg.Trace || !b.ring.active.Load() || !b.ring.traces.Allow() {
+// trace notes where each frame of a packet goes.
+func (b *Bridge) trace(in *inbound, to string, pk *Packet) {
+	if !b.cfg.Trace || !b.ring.active.Load() {
 		return
 	}
 	from := in.link.port
-	line := traceLine{From: from.addr, To: to, Hops: v.OnwardLen(), Bytes: v.Len()}
+	line := traceLine{From: from.addr, To: to}
 	if from.clientID != "" {
 		line.From = from.clientID
 	}
 	if w := b.table.lookup(to); w != nil && w.port != nil && w.port.clientID != "" {
 		line.To = w.port.clientID
 	}
-	b.ring.push(item{kind: itemTrace, trace: line}, 128)
+	for i := range pk.views {
+		if !b.ring.traces.Allow() {
+			return
+		}
+		line.Hops, line.Bytes = pk.views[i].OnwardLen(), pk.views[i].Len()
+		b.ring.push(item{kind: itemTrace, trace: line}, 128)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -114,6 +115,18 @@ func TestObserver(t *testing.T) {
 	if strings.Contains(o.records[fwd], "dev_") {
 		t.Error("hub address in a record")
 	}
+	// Each frame of a bundle has its line.
+	bundle := frame(route.To(fwd, "x", "y"), route.To("r"), []byte("12"))
+	first := len(bundle)
+	bundle = append(bundle, frame(route.To(fwd), nil, nil)...)
+	_ = a.Receive(bundle, route.Stored, a.conn, 99)
+	var lines []string
+	for hops, size := range map[int]int{3: first, 1: len(bundle) - first} {
+		lines = append(lines, fmt.Sprintf(`{"from":"alice","to":"bob","hops":%d,"bytes":%d}`, hops, size))
+	}
+	o.wait(t, "trace of a bundle", func() bool {
+		return slices.Contains(o.lines, lines[0]) && slices.Contains(o.lines, lines[1])
+	})
 	cancel()
 	cancel()
 	n := b.Counters().Copies

@@ -188,11 +188,11 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 			}
 			return
 		case w.port != nil:
-			b.trace(in, w.port.addr, v)
+			b.trace(in, w.port.addr, pk)
 			w.port.enqueue(in, pk)
 			return
 		case w.service != nil:
-			b.trace(in, w.service.addr, v)
+			b.trace(in, w.service.addr, pk)
 			b.serve(in, pk, w.service)
 			return
 		}
