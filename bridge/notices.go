@@ -159,10 +159,13 @@ func (p *Port) unsay(n *hubproto.Notice) bool {
 	return true
 }
 
-// say tells the peer what it is still to be told, as far as the rate allows. The
-// caller holds no lock.
+// say tells the peer what it is still to be told, as far as the rate allows. When it
+// returns, all of that is written, by whomever: what is acknowledged next comes after.
+// The caller holds no lock.
 func (l *Link) say() {
 	p := l.port
+	l.saying.Lock()
+	defer l.saying.Unlock()
 	for {
 		p.mu.Lock()
 		if len(p.unsaid) == 0 || p.link != l || l.dead.Load() || !l.hello.Load() {

@@ -130,6 +130,8 @@ type Link struct {
 	waitPackets, waitBytes atomic.Int64 // unanswered
 	owing                  atomic.Bool  // owed or paying
 
+	saying sync.Mutex // one at a time writes notices; before all other locks
+
 	mu       sync.Mutex // guards what follows
 	waitAt   map[*Port]int
 	notices  *rate.Limiter
