@@ -72,7 +72,8 @@ type Conn interface {
 	Deliver(entries []Entry) int
 	// Direct writes one frame past the outbox, as transient: a notice or the
 	// answer to hello. It reports whether it did. It may run at the same time
-	// as Deliver. The frame is valid only until Direct returns.
+	// as Deliver. The frame is valid only until Direct returns. It must not call
+	// Link.Close.
 	Direct(frame []byte) bool
 	// Kick ends the connection for reason, on its own goroutine if that takes
 	// time. What Direct wrote is drained first, for up to 100 ms. Calling

@@ -223,6 +223,13 @@ func (c *fakeConn) limit(n int) {
 	c.window = n
 }
 
+// refuse has Direct refuse everything, or nothing.
+func (c *fakeConn) refuse(all bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.noDirect = all
+}
+
 // notices returns the reasons noticed so far.
 func (c *fakeConn) notices(t testing.TB) []hubproto.Notice {
 	t.Helper()

@@ -14,6 +14,8 @@ const (
 	maxNotes = 128
 	// maxUnsaid bounds the notices that a peer is still to be told.
 	maxUnsaid = 32
+	// sayTries is how often a connection may refuse a notice.
+	sayTries = 10
 )
 
 // wide are limits that everything the hub itself has encoded satisfies.
@@ -146,17 +148,23 @@ func (p *Port) unsay(n *hubproto.Notice) bool {
 	key := *n
 	key.Count = 0
 	for i := range p.unsaid {
-		u := p.unsaid[i]
+		u := p.unsaid[i].notice
 		if u.Count = 0; u == key {
-			p.unsaid[i].Count += n.Count
+			p.unsaid[i].notice.Count += n.Count
 			return true
 		}
 	}
 	if len(p.unsaid) == maxUnsaid {
 		return false
 	}
-	p.unsaid = append(p.unsaid, *n)
+	p.unsaid = append(p.unsaid, unsaid{notice: *n})
 	return true
+}
+
+// unsaid is a notice that a peer is still to be told.
+type unsaid struct {
+	notice hubproto.Notice
+	tries  int // refused by the connection
 }
 
 // say tells the peer what it is still to be told, as far as the rate allows. When it
@@ -177,18 +185,23 @@ func (l *Link) say() {
 			p.mu.Unlock()
 			return
 		}
-		n := p.unsaid[0]
+		u := p.unsaid[0]
 		if p.unsaid = p.unsaid[1:]; len(p.unsaid) == 0 {
 			p.unsaid = nil
 		}
 		p.mu.Unlock()
-		if !l.direct(&n) {
-			p.mu.Lock()
-			p.unsay(&n)
-			p.wakeBy(p.sayAt())
-			p.mu.Unlock()
-			return
+		if l.direct(&u.notice) {
+			continue
 		}
+		p.mu.Lock()
+		if u.tries++; u.tries < sayTries && len(p.unsaid) < maxUnsaid {
+			p.unsaid = append(p.unsaid, u)
+		} else {
+			p.stripe.noticesHeld.Add(1)
+		}
+		p.wakeBy(p.sayAt())
+		p.mu.Unlock()
+		return
 	}
 }
 

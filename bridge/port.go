@@ -76,7 +76,7 @@ type Port struct {
 	heldFrames, heldBytes int
 
 	hellos, registrations *rate.Limiter
-	unsaid                []hubproto.Notice // still to be told, oldest first
+	unsaid                []unsaid // notices, oldest first
 
 	offlineSince int64
 	cleanEnd     bool

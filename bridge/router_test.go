@@ -197,6 +197,21 @@ func TestNoticesAreRateLimited(t *testing.T) {
 		a = attach(t, b, "alice", true)
 		equal(t, "when back", said(), []string{"expired " + bob.Port().Address() + " 500"})
 		equal(t, "held", b.Counters().NoticesHeld, 4)
+
+		// One that the connection refuses is offered again, ten times at most.
+		a.conn.refuse(true)
+		a.send(route.To("late"), nil, nil)
+		time.Sleep(3 * time.Second)
+		a.conn.refuse(false)
+		time.Sleep(2 * time.Second)
+		equal(t, "once it takes it", said()[1:], []string{"unknown late 1"})
+		a.conn.refuse(true)
+		a.send(route.To("never"), nil, nil)
+		time.Sleep(20 * time.Second)
+		a.conn.refuse(false)
+		time.Sleep(2 * time.Second)
+		equal(t, "too late", len(said()), 2)
+		equal(t, "held in the end", b.Counters().NoticesHeld, 5)
 	})
 }
 
