@@ -92,7 +92,7 @@ func (l *liveness) check(c *Channel) {
 	next := time.Duration(1<<62 - 1)
 	suspect := l.suspect.Load()
 	late := suspect != 0 && now-suspect >= int64(suspectWait)
-	if suspect != 0 && (l.last.Load() > suspect || !c.e.online.Load() || late && l.waiting.Load() == 0) {
+	if suspect != 0 && (l.last.Load() >= suspect || !c.e.online.Load() || late && l.waiting.Load() == 0) {
 		l.suspect.CompareAndSwap(suspect, 0) // it has answered, or was not asked
 		suspect, late = 0, false
 	}
