@@ -51,6 +51,10 @@ type Inbound struct {
 	// FromHub says that the hub itself sent the frame. An endpoint has no use
 	// for such frames and drops them.
 	FromHub bool
+	// MayWait says that the handler may block for a second: the sender is held
+	// back meanwhile. What comes in a burst behind message 3 then waits until that
+	// is verified, where it would be too much to keep.
+	MayWait bool
 }
 
 // Delivery is a message that came through a channel.

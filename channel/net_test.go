@@ -84,8 +84,9 @@ func (n *testNet) seen(from string) (out []packet) {
 
 // testNode is a Router with one dispatching goroutine.
 type testNode struct {
-	net  *testNet
-	name string
+	net     *testNet
+	name    string
+	mayWait bool // set before anything arrives
 
 	mu       sync.Mutex
 	handlers map[string]func(Inbound)
@@ -139,7 +140,7 @@ func (n *testNode) run() {
 
 func (n *testNode) arrive(p packet) {
 	source, _ := p.frame.Return.First()
-	n.inbox <- Inbound{Frame: p.frame, Class: p.class, Source: source.Value}
+	n.inbox <- Inbound{Frame: p.frame, Class: p.class, Source: source.Value, MayWait: n.mayWait}
 }
 
 func (n *testNode) Register(addr string, h func(Inbound)) error {

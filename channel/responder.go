@@ -15,11 +15,14 @@ import (
 // earlyOverhead bytes beside its payload. The total leaves every handshake its
 // first frame, so that nobody's early ones keep another's message 3 out.
 const (
-	maxEarlyFrames     = 1024
-	maxEarlyBytes      = 1 << 20
+	maxEarlyFrames     = 4096
+	maxEarlyBytes      = 4 << 20
 	maxEarlyBytesTotal = 16 << 20
 	earlyOverhead      = 256
 )
+
+// earlyWait bounds how long a frame waits for room there, see Inbound.MayWait.
+const earlyWait = time.Second
 
 // halfOpen is a handshake that a peer has begun. Its Handshake belongs to the
 // worker that runs answer or work, of which there is one at a time.
@@ -40,7 +43,9 @@ type halfOpen struct {
 	mu      sync.Mutex // guards what follows
 	timer   *time.Timer
 	stopped bool
-	working bool // answer or work is queued or running
+	working bool          // answer or work is queued or running
+	worked  chan struct{} // closed when that has ended; nil: nobody waits for it
+	tired   bool          // somebody has waited for earlyWait: nobody does again
 	msg2    []byte
 	resends int
 	queue   []Inbound // not looked at yet
@@ -119,13 +124,16 @@ func (h *halfOpen) receive(in Inbound) {
 		return
 	}
 	h.mu.Lock()
+	size := cost(in)
+	if in.MayWait && h.working && !h.tired && h.fullLocked(size) {
+		h.awaitWorkLocked()
+	}
 	if c := h.ch.Load(); c != nil {
 		h.mu.Unlock()
 		c.receive(in)
 		return
 	}
 	defer h.mu.Unlock()
-	size := cost(in)
 	switch {
 	case h.stopped:
 		h.e.drops.add(DropEnded)
@@ -133,8 +141,7 @@ func (h *halfOpen) receive(in Inbound) {
 	case len(in.Frame.Payload) < Overhead:
 		h.e.drops.add(DropShort)
 		return
-	case h.held > 0 && (len(h.queue)+len(h.early) >= maxEarlyFrames || h.held+size > maxEarlyBytes ||
-		h.e.earlyBytes.Load()+int64(size) > maxEarlyBytesTotal):
+	case h.fullLocked(size):
 		h.e.drops.add(DropEarly)
 		return
 	}
@@ -143,6 +150,42 @@ func (h *halfOpen) receive(in Inbound) {
 	if !h.working {
 		h.working = true
 		h.e.pool.submit(h.work)
+	}
+}
+
+// fullLocked reports whether a frame that costs so much is too much to hold.
+func (h *halfOpen) fullLocked(size int) bool {
+	return h.held > 0 && (len(h.queue)+len(h.early) >= maxEarlyFrames || h.held+size > maxEarlyBytes ||
+		h.e.earlyBytes.Load()+int64(size) > maxEarlyBytesTotal)
+}
+
+// awaitWorkLocked waits until a worker has looked at all that is here, with h.mu free
+// meanwhile. What is no message 3 costs it little, so nobody is held up for long by a
+// peer that sends none.
+func (h *halfOpen) awaitWorkLocked() {
+	if h.worked == nil {
+		h.worked = make(chan struct{})
+	}
+	worked := h.worked
+	h.mu.Unlock()
+	limit := time.NewTimer(earlyWait)
+	defer limit.Stop()
+	late := false
+	select {
+	case <-worked:
+	case <-limit.C:
+		late = true
+	}
+	h.mu.Lock()
+	h.tired = h.tired || late
+}
+
+// endWorkLocked says that no worker has anything to do here any more.
+func (h *halfOpen) endWorkLocked() {
+	h.working = false
+	if h.worked != nil {
+		close(h.worked)
+		h.worked = nil
 	}
 }
 
@@ -159,7 +202,7 @@ func (h *halfOpen) work() {
 	for {
 		h.mu.Lock()
 		if h.stopped || len(h.queue) == 0 {
-			h.working = false
+			h.endWorkLocked()
 			h.mu.Unlock()
 			return
 		}
@@ -246,6 +289,7 @@ func (h *halfOpen) complete() {
 		c.receive(in)
 	}
 	h.ch.Store(c)
+	h.endWorkLocked()
 	h.mu.Unlock()
 }
 
@@ -265,6 +309,7 @@ func (h *halfOpen) stop() bool {
 	}
 	h.hold(-h.held)
 	h.queue, h.early, h.msg2 = nil, nil, nil
+	h.endWorkLocked()
 	h.mu.Unlock()
 	h.e.cfg.Router.Unregister(h.dr)
 	h.e.mu.Lock()

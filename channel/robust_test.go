@@ -162,6 +162,69 @@ func TestDataOvertakesMessage3(t *testing.T) {
 	})
 }
 
+// slowPolicy admits everybody once it is told to.
+type slowPolicy chan struct{}
+
+func (p slowPolicy) Check(Peer) error { <-p; return nil }
+
+// TestBurstBehindMessage3: who may be held back is, while message 3 is verified, and
+// loses nothing of a burst behind it; others lose what is too much to keep, and so
+// does a peer whose message 3 takes longer than a second.
+func TestBurstBehindMessage3(t *testing.T) {
+	const size, count = 200 << 10, 2 * maxEarlyBytes / (200 << 10)
+	for _, tt := range []struct {
+		name    string
+		mayWait bool
+		takes   time.Duration
+		lost    bool
+		drained time.Duration // when everything has been taken
+	}{
+		{"waits", true, earlyWait / 2, false, earlyWait / 2},
+		{"may not wait", false, earlyWait / 2, true, 0},
+		{"too slow", true, 3 * earlyWait, true, earlyWait},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b := listen(t, n)
+				b.mayWait = tt.mayWait
+				policy := make(slowPolicy)
+				if _, err := b.ep.Listen("slow", policy, ListenOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				c, err := a.ep.Dial(t.Context(), route.To("bob", "slow"), TrustEveryone, DialOptions{NoConfirm: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				payload := bytes.Repeat([]byte("x"), size)
+				for range count {
+					if err := c.Send(t.Context(), route.To("app"), nil, payload); err != nil {
+						t.Fatal(err)
+					}
+				}
+				begin := time.Now()
+				go func() {
+					time.Sleep(tt.takes)
+					close(policy)
+				}()
+				if err := b.Register("marker", func(Inbound) {
+					if d := time.Since(begin); d != tt.drained {
+						t.Errorf("everything is taken after %v, want %v", d, tt.drained)
+					}
+				}); err != nil {
+					t.Fatal(err)
+				}
+				n.inject(packet{to: "bob", frame: route.Frame{Onward: route.To("marker")}})
+				time.Sleep(tt.takes + time.Second)
+				lost := b.ep.Stats().Dropped.Of(DropEarly)
+				if lost > 0 != tt.lost || len(b.got)+int(lost) != count {
+					t.Errorf("%d of %d messages are handed on, %d are lost", len(b.got), count, lost)
+				}
+			})
+		})
+	}
+}
+
 // TestHandOverOrder: whatever the network does within the window, messages are
 // handed on in order and at most once, and what arrived in time is not lost.
 func TestHandOverOrder(t *testing.T) {

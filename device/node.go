@@ -359,7 +359,7 @@ func (r router) register(addr string, access Access, h func(channel.Inbound)) er
 			case o.Via == node.Channel:
 				source = o.Peer.String()
 			}
-			h(channel.Inbound{Frame: f, Class: c, Source: source, FromHub: o.FromHub})
+			h(channel.Inbound{Frame: f, Class: c, Source: source, FromHub: o.FromHub, MayWait: r.n.overStream})
 		})
 }
 

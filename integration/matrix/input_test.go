@@ -170,7 +170,7 @@ func TestMadeUpFramesAtTheHub(t *testing.T) {
 	m.send(route.To("api"), route.To("m"), rustpeer.Content(2, 1, 32))
 	second := m.next()
 	// What a handshake keeps of what comes before message 3 is bounded.
-	const early, kept = 1500, 1024 + 1 // one of them in hand
+	const early, kept = 5000, 4096 + 1 // one of them in hand
 	for range early {
 		m.send(second.Return, route.To("x", "y"), rustpeer.Content(1, 1, 200))
 	}
