@@ -119,7 +119,7 @@ func (p *statusPort) Accept() (net.Conn, error) {
 		ticket.Yield(func() {
 			p.counts.displaced.Add(1)
 			_ = nc.Close()
-		})
+		}, connlimit.Quiet(nc))
 		return &statusConn{nc, ticket}, nil
 	}
 }

@@ -228,7 +228,7 @@ func (s *Server) admit(nc net.Conn) {
 	s.wg.Add(1)
 	s.mu.Unlock()
 	s.cfg.Counters.add(Accepted)
-	ticket.Yield(func() { c.end(Displaced) })
+	ticket.Yield(func() { c.end(Displaced) }, connlimit.Quiet(nc))
 	go c.run()
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,19 +34,23 @@ type Limits struct {
 	// Pending is the number of connections that have not been accepted by the
 	// protocol above yet. A quarter of them is kept for others than the address that
 	// has most. Where it, or another limit, is reached a newcomer takes the place of the
-	// connection that has been pending longest, if that yields (Ticket.Yield).
+	// connection that has been silent longest, if one yields (Ticket.Yield).
 	Pending int
 
 	mu       sync.Mutex
 	conns    int
 	pending  int
 	from     map[netip.Prefix]counts
-	yielding list.List // of the *Tickets that yield, oldest first
+	yielding list.List // of the *Tickets that yield now, longest silent first
 }
 
-// grace is how long a pending connection keeps its place whoever comes, so that
-// many who come at once don't end each other.
+// grace is how long a pending connection may be silent and keep its place whoever
+// comes, so that many who come at once don't end each other.
 const grace = time.Second
+
+// maxUnread is how many connections with something unread are passed over in search of
+// a silent one.
+const maxUnread = 64
 
 // counts are the connections of one address.
 type counts struct{ conns, pending int }
@@ -70,16 +75,18 @@ func (l *Limits) Open() (conns, pending int) {
 
 // Ticket is one connection's place under the limits. A nil Ticket does nothing.
 type Ticket struct {
-	l     *Limits
-	from  netip.Prefix
-	since time.Time
+	l      *Limits
+	from   netip.Prefix
+	yields atomic.Bool // end is not nil
 
 	// Under l.mu:
 	pending   bool
 	gone      bool
 	displaced bool
-	end       func()
-	place     *list.Element // in l.yielding; nil: it does not yield
+	end       func()        // nil: it does not yield
+	quiet     func() bool   // nil: nothing ever waits to be read
+	since     time.Time     // when it came into l.yielding
+	place     *list.Element // there; nil: it keeps its place for now
 }
 
 func within(n, limit, def int) bool {
@@ -92,22 +99,22 @@ func within(n, limit, def int) bool {
 // Take admits a connection from addr as pending, or says which limit refuses it;
 // the Ticket is nil then.
 func (l *Limits) Take(addr net.Addr) (*Ticket, Verdict) {
-	t := &Ticket{l: l, from: Network(addr), since: time.Now(), pending: true}
+	t := &Ticket{l: l, from: Network(addr), pending: true}
 	l.mu.Lock()
-	displaced, verdict := l.take(t)
+	end, verdict := l.take(t)
 	l.mu.Unlock()
 	if verdict != Admitted {
 		return nil, verdict
 	}
-	if displaced != nil {
-		displaced.end()
+	if end != nil {
+		end()
 	}
 	return t, Admitted
 }
 
-// take counts t in, and returns the connection whose place it takes, if any; l.mu
-// is held.
-func (l *Limits) take(t *Ticket) (displaced *Ticket, _ Verdict) {
+// take counts t in, and returns what ends the connection whose place it takes, if it
+// takes one; l.mu is held.
+func (l *Limits) take(t *Ticket) (end func(), _ Verdict) {
 	from := l.from[t.from]
 	var refused Verdict
 	switch {
@@ -122,25 +129,32 @@ func (l *Limits) take(t *Ticket) (displaced *Ticket, _ Verdict) {
 		return nil, Admitted
 	}
 	same := !within(from.conns, l.PerAddress, DefaultPerAddress) || !within(from.pending, l.share(), 0)
-	if displaced = l.oldest(t, same); displaced == nil {
+	displaced := l.silent(t, same)
+	if displaced == nil {
 		return nil, refused
 	}
+	end = displaced.end
 	displaced.displaced = true
 	displaced.settle()
 	l.count(t)
-	return displaced, Admitted
+	return end, Admitted
 }
 
-// oldest returns the connection that yields to t and has been pending longest, of
-// t's address alone or of all; nil if there is none. l.mu is held.
-func (l *Limits) oldest(t *Ticket, same bool) *Ticket {
-	for e := l.yielding.Front(); e != nil; e = e.Next() {
+// silent returns the connection that has been silent longest, and for long, of t's
+// address alone or of all; nil if there is none. l.mu is held.
+func (l *Limits) silent(t *Ticket, same bool) *Ticket {
+	now := time.Now()
+	unread := 0
+	for e := l.yielding.Front(); e != nil && unread < maxUnread; e = e.Next() {
 		o := e.Value.(*Ticket)
-		if t.since.Sub(o.since) < grace {
-			break
-		}
-		if !same || o.from == t.from {
+		switch {
+		case now.Sub(o.since) < grace:
+			return nil
+		case same && o.from != t.from:
+		case o.quiet == nil || o.quiet():
 			return o
+		default:
+			unread++ // it is we who are slow
 		}
 	}
 	return nil
@@ -194,15 +208,58 @@ func (t *Ticket) settle() {
 	t.stay()
 }
 
-// Yield lets a newcomer have the place of this connection while it is pending: end,
-// which is called once at most and without a lock held, has to close it.
-func (t *Ticket) Yield(end func()) {
+// leave takes the connection out of those that yield now; l.mu is held.
+func (t *Ticket) leave() {
+	if t.place != nil {
+		t.l.yielding.Remove(t.place)
+		t.place = nil
+	}
+}
+
+// Yield lets a newcomer have the place of this connection while it is pending and its
+// peer is silent: from now on, but for the time between Heard and Wait. end, which is
+// called once at most and without a lock held, has to close the connection. quiet, if
+// it is not nil, reports that nothing has come that is not read yet, as Quiet does.
+func (t *Ticket) Yield(end func(), quiet func() bool) {
+	if t == nil {
+		return
+	}
 	t.l.mu.Lock()
 	defer t.l.mu.Unlock()
 	if t.pending {
-		t.end = end
+		t.end, t.quiet = end, quiet
+		t.yields.Store(true)
+		t.enter()
+	}
+}
+
+// Wait says that something of the peer is waited for. It costs nothing once the
+// connection keeps its place.
+func (t *Ticket) Wait() {
+	if t == nil || !t.yields.Load() {
+		return
+	}
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	t.enter()
+}
+
+// enter has the connection yield from now on, if it ever does; l.mu is held.
+func (t *Ticket) enter() {
+	if t.end != nil && t.place == nil {
+		t.since = time.Now()
 		t.place = t.l.yielding.PushBack(t)
 	}
+}
+
+// Heard says that something has come, at as little cost.
+func (t *Ticket) Heard() {
+	if t == nil || !t.yields.Load() {
+		return
+	}
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	t.leave()
 }
 
 // Stay ends what Yield has begun: the connection is still pending, and keeps its
@@ -218,10 +275,9 @@ func (t *Ticket) Stay() {
 
 // stay is Stay with l.mu held.
 func (t *Ticket) stay() {
-	if t.place != nil {
-		t.l.yielding.Remove(t.place)
-		t.place = nil
-	}
+	t.yields.Store(false)
+	t.end, t.quiet = nil, nil
+	t.leave()
 }
 
 // Displaced reports whether a newcomer has taken the place.

@@ -1,6 +1,7 @@
 package connlimit
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"testing"
@@ -87,7 +88,7 @@ func TestYield(t *testing.T) {
 				t.Fatalf("%s: %v", name, v)
 			}
 			if yields {
-				k.Yield(func() { ended = append(ended, name) })
+				k.Yield(func() { ended = append(ended, name) }, nil)
 			}
 			return k
 		}
@@ -130,7 +131,7 @@ func TestYield(t *testing.T) {
 		for _, k := range []*Ticket{other, a, d} { // what end brings about
 			k.Release()
 		}
-		a.Yield(nil)
+		a.Yield(nil, nil)
 		if conns, pending := l.Open(); conns != 5 || pending != 4 || l.yielding.Len() != 3 {
 			t.Errorf("%d open, %d pending, %d of them yield", conns, pending, l.yielding.Len())
 		}
@@ -160,7 +161,7 @@ func TestYieldToAnyLimit(t *testing.T) {
 				case c.name == "":
 					k.Settle()
 				default:
-					k.Yield(func() { ended = append(ended, c.name); k.Release() })
+					k.Yield(func() { ended = append(ended, c.name); k.Release() }, nil)
 				}
 			}
 			if _, v := tt.limits.Take(tcp(tt.next)); v == Admitted || len(ended) != 0 {
@@ -175,4 +176,120 @@ func TestYieldToAnyLimit(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSilence: only whose word is waited for gives way, who has been silent longest
+// first, and nobody of whom something has come that is not read yet.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &Limits{Pending: 8}
+		var ended string
+		unread := map[string]bool{}
+		tickets := map[string]*Ticket{}
+		take := func(name, ip string) {
+			t.Helper()
+			k, v := l.Take(tcp(ip))
+			if v != Admitted {
+				t.Fatalf("%s: %v", name, v)
+			}
+			k.Yield(func() { ended = name; tickets[name].Release() }, func() bool { return !unread[name] })
+			tickets[name] = k
+		}
+		for i, name := range []string{"busy", "spoke", "unread", "silent", "other", "stays"} {
+			take(name, "10.0.0.1")
+			time.Sleep(time.Duration(i) * time.Millisecond)
+		}
+		take("far", "10.0.0.2")
+		take("near", "10.0.0.2")
+		newcomers := 0
+		gone := func(want string) {
+			t.Helper()
+			ended = ""
+			newcomers++
+			_, v := l.Take(tcp(fmt.Sprintf("10.0.1.%d", newcomers)))
+			if ended != want || (v == Admitted) != (want != "") {
+				t.Errorf("%v, and %q had to go, want %q", v, ended, want)
+			}
+		}
+		time.Sleep(grace / 2)
+		tickets["busy"].Heard()
+		tickets["busy"].Heard()
+		tickets["spoke"].Heard()
+		tickets["spoke"].Wait()
+		tickets["spoke"].Wait()
+		tickets["stays"].Stay()
+		tickets["stays"].Wait()
+		unread["unread"] = true
+		gone("")
+		time.Sleep(grace / 2)
+		gone("silent")
+		gone("other")
+		gone("far")
+		gone("near")
+		gone("") // spoke has been silent for half the time
+		time.Sleep(grace / 2)
+		gone("spoke")
+		tickets["spoke"].Wait() // too late
+		gone("")
+		unread["unread"] = false
+		gone("unread")
+		tickets["busy"].Wait()
+		time.Sleep(grace)
+		gone("busy")
+		gone("")
+		if n := l.yielding.Len(); n != 0 {
+			t.Errorf("%d are left that yield", n)
+		}
+	})
+}
+
+// TestQuiet: what has come and is not read shows, also beside a Read that waits.
+func TestQuiet(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ours, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	theirs, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	quiet := Quiet(theirs)
+	if quiet == nil {
+		t.Skip("nobody can tell on this system")
+	}
+	read := make(chan error, 1)
+	next := func() {
+		go func() {
+			_, err := theirs.Read(make([]byte, 1))
+			read <- err
+		}()
+	}
+	next()
+	if !quiet() {
+		t.Error("something has come")
+	}
+	if _, err := ours.Write([]byte("ab")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil || quiet() {
+		t.Errorf("a byte is left, and nobody sees it: %v", err)
+	}
+	next()
+	if err := <-read; err != nil || !quiet() {
+		t.Errorf("all is read: %v", err)
+	}
+	_ = theirs.Close()
+	if !quiet() {
+		t.Error("something comes over a closed connection")
+	}
+	if Quiet(&net.TCPConn{}) != nil || Quiet(nil) != nil {
+		t.Error("of no connection somebody can tell")
+	}
 }

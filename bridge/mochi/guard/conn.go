@@ -465,7 +465,14 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 		if c.closed.Load() {
 			return 0, net.ErrClosed
 		}
+		first := !c.slow && !c.frames.first // else see opening
+		if first {
+			c.ticket.Wait()
+		}
 		n, err := c.nc.Read(p)
+		if first {
+			c.ticket.Heard()
+		}
 		if err == nil || n > 0 {
 			return n, nil
 		}

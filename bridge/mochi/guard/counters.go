@@ -13,7 +13,7 @@ const (
 	RefusedTotal                   // connections refused: Limits.Conns reached
 	RefusedAddress                 // connections refused: Limits.PerAddress reached
 	RefusedPending                 // connections refused: Limits.Pending reached
-	Displaced                      // closed: no complete CONNECT yet when others needed its place
+	Displaced                      // closed: silent, and without a complete CONNECT, when others needed its place
 	AcceptFailed                   // errors of accept that the listener waited out
 	HandshakeFailed                // TLS handshakes and WebSocket upgrades that failed, or never came
 	ConnectTimeout                 // no complete CONNECT within Config.ConnectTimeout

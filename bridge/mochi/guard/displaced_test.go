@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -155,6 +156,47 @@ func TestNewcomerTakesASilentPlace(t *testing.T) {
 				synctest.Wait()
 				if conns, n := limits.Open(); conns != 0 || n != 0 {
 					t.Errorf("left: %d open, %d pending", conns, n)
+				}
+			})
+		})
+	}
+}
+
+// TestBusyServerEndsNobody: a peer that the server itself keeps waiting in the TLS
+// handshake is not silent, and keeps its place.
+func TestBusyServerEndsNobody(t *testing.T) {
+	cert, _ := testcert.Loopback(t)
+	for name, web := range map[string]bool{"tls": false, "websocket tls": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, limits, busy := newPipes(), &Limits{Pending: 1}, make(chan struct{})
+				b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) {
+					c.Inherited, c.Limits, c.WebSocket = p, limits, web
+					c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+						<-busy
+						return nil, nil
+					}}
+				})
+				secure := tls.Client(p.dial(), &tls.Config{InsecureSkipVerify: true}) // no certificate is valid in synthetic time
+				defer secure.Close()
+				shaken := make(chan error, 1)
+				go func() { shaken <- secure.HandshakeContext(context.Background()) }()
+				time.Sleep(5 * time.Second) // synthetic
+				if _, err := p.dial().Read(make([]byte, 1)); err == nil {
+					t.Error("a newcomer is let in")
+				}
+				close(busy)
+				if err := <-shaken; err != nil {
+					t.Errorf("who had to wait for the server: %v", err)
+				}
+				time.Sleep(2 * time.Second) // synthetic
+				_ = p.dial().Close()        // now it is the peer who is silent
+				synctest.Wait()
+				if n := b.c.Count(Displaced); n != 1 {
+					t.Errorf("%d had to go", n)
+				}
+				if n := b.c.Count(RefusedPending); n != 1 {
+					t.Errorf("%d were refused", n)
 				}
 			})
 		})

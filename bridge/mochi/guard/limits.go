@@ -35,8 +35,8 @@ type Limits struct {
 	// Pending is the number of connections that have not been accepted by the
 	// server yet: TLS handshake, WebSocket upgrade and CONNECT. A quarter of them is
 	// kept for others than the address that has most. Where it, or one of the limits
-	// above, is reached a newcomer takes the place of the connection that has been
-	// longest without a complete CONNECT, if that is more than a second.
+	// above, is reached a newcomer takes the place of the connection whose next bytes
+	// are waited for longest, if that is more than a second.
 	Pending int
 	// Output is how many bytes of output may be buffered for all connections
 	// together. When it is reached, connections with more than 64 KiB waiting

@@ -15,6 +15,8 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sealmq/sealmq/internal/connlimit"
 )
 
 // Defaults of [Config].
@@ -291,7 +293,7 @@ func (l *Listener) accept() (net.Conn, *ticket, error) {
 		t.Yield(func() {
 			l.cfg.Counters.add(Displaced)
 			_ = nc.Close()
-		})
+		}, connlimit.Quiet(nc))
 		return nc, t, nil
 	}
 }
@@ -304,7 +306,7 @@ func (l *Listener) serve(nc net.Conn, t *ticket) {
 		l.run(newConn(nc, nc, &l.cfg), t, deadline)
 		return
 	}
-	tc := tls.Server(nc, l.cfg.TLS)
+	tc := tls.Server(&opening{Conn: nc, ticket: t}, l.cfg.TLS)
 	c := newConn(tc, nc, &l.cfg)
 	c.slow = true
 	l.mu.Lock()
@@ -452,6 +454,20 @@ func (l *Listener) failed(nc net.Conn) {
 // connKey is where a request's context has its connection.
 type connKey struct{}
 
+// opening is a connection below TLS or HTTP, whose peer's silence counts.
+type opening struct {
+	net.Conn
+
+	ticket *ticket
+}
+
+func (o *opening) Read(p []byte) (int, error) {
+	o.ticket.Wait()
+	n, err := o.Conn.Read(p)
+	o.ticket.Heard()
+	return n, err
+}
+
 // webListener gives http.Server its connections, limited and under TLS.
 type webListener struct{ l *Listener }
 
@@ -460,6 +476,7 @@ func (w webListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	nc = &opening{Conn: nc, ticket: t}
 	if w.l.cfg.TLS != nil {
 		nc = tls.Server(nc, w.l.cfg.TLS)
 	}
