@@ -34,7 +34,7 @@ type share struct {
 // connections, and what the garbage collector has yet to find.
 func (l *Limits) shares() []share {
 	return []share{
-		{"queued_bytes", &l.QueuedBytes, 12},
+		{"queued_bytes", &l.QueuedBytes, 11},
 		{"waiting_bytes", &l.WaitingBytes, 4},
 		{"output_bytes", &l.OutputBytes, 4},
 		{"arriving_bytes", &l.ArrivingBytes, 2},
