@@ -128,6 +128,17 @@ func (p *peerFlags) door(ctx context.Context, node *device.Node) (*device.Channe
 	return ch, err
 }
 
+// mentionAPI adds to the hint of an error that a hub on TCP gives to strangers, too, what
+// they would need there.
+func (p *peerFlags) mentionAPI(a *app, err error) error {
+	asks := errors.Is(err, device.ErrUnknownAddress) || errors.Is(err, device.ErrHubRefused)
+	if p.api || !asks || !strings.HasPrefix(p.hubURL(a), "tcp://") {
+		return err
+	}
+	code, hint := explain(err)
+	return coded(code, err, hint+"; a hub that lets in holders of a credential alone wants --api and --credential")
+}
+
 // password reads the file, or takes the variable.
 func (p *peerFlags) password(a *app) (string, error) {
 	if p.passwordFile == "" {

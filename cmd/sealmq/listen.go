@@ -121,7 +121,7 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	case door != nil && errors.Is(err, device.ErrTimeout):
 		return coded(exitNoPerm, fmt.Errorf("the hub does not register it, and says nothing where it refuses: %w", err), apiHint)
 	case err != nil:
-		return err
+		return p.mentionAPI(a, err)
 	}
 	if _, ours := node.Hub(); !ours && strings.HasPrefix(p.hubURL(a), "tcp://") {
 		a.note("this hub is none of sealmq's: peers send with --to '%s=>%s'", printable(fwd.Address()), listener)

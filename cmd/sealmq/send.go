@@ -130,7 +130,7 @@ func (a *app) send(ctx context.Context, p *peerFlags, policy channel.Policy, to 
 	}
 	ch, err := node.Dial(ctx, to, policy, opts...)
 	if err != nil {
-		return err
+		return p.mentionAPI(a, err)
 	}
 	out := sent{To: ch.Peer().Identifier.String()}
 	if p.unknown {
