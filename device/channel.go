@@ -94,6 +94,8 @@ type Channel struct {
 	want    chan struct{}       // an outbox has something; for wanted
 
 	confirmed atomic.Bool // the peer is known to acknowledge messages
+	unknown   time.Time   // since when the hub has known nobody at the address; for watch
+	missed    bool        // and the program knows; for watch
 
 	// Guarded by deliveries.mu.
 	streams map[string]*stream // outboxes, by address of the peer
@@ -234,6 +236,9 @@ func (c *Channel) watch() {
 		if cur == nil {
 			if !c.redial(true) {
 				return
+			}
+			if c.missed {
+				c.n.events.emit(Event{Kind: EventChannelRestored, Channel: c})
 			}
 			continue
 		}
@@ -390,6 +395,7 @@ func (c *Channel) redial(onDemand bool) bool {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval = firstRedial, longRedial
 	pauses.Multiplier, pauses.RandomizationFactor = 2, 0.5
+	c.unknown, c.missed = time.Time{}, false
 	who := c.Peer().Identifier
 	policy := channel.And(channel.TrustIdentifiers(who), c.policy)
 	opts := c.opts
@@ -452,6 +458,43 @@ func (c *Channel) redial(onDemand bool) bool {
 		// A wrong identity is no reason to stop: whoever carries our frames can make
 		// it appear, and must not be able to end the channel.
 		c.n.log.Debug("channel not yet made again", "peer", who, "err", err)
+		c.miss(err)
+	}
+}
+
+// unknownTime is how long the hub must know nobody at an address for that to be more than
+// a peer, or a hub, that has just been restarted.
+const unknownTime = time.Minute
+
+// miss tells the program, once, of a peer that the hub has not known for too long: none of
+// the attempts finds one whose address has changed.
+func (c *Channel) miss(err error) {
+	switch {
+	case !errors.Is(err, ErrUnknownAddress):
+		c.unknown = time.Time{}
+		return
+	case c.unknown.IsZero():
+		c.unknown = time.Now()
+		return
+	case c.missed || time.Since(c.unknown) < unknownTime:
+		return
+	}
+	c.missed = true
+	what := "Channel.Close and Dial there"
+	if c.persist {
+		what = "Outbox.Forget and an outbox there; what waited is to be posted again"
+	}
+	err = fmt.Errorf("%w: %s, where %v was to be, for %v; its address may have changed, as with a hub that was set up anew, "+
+		"or it was away for longer than the hub keeps it: ask for its present one, then %s",
+		ErrUnknownAddress, c.to, c.Peer().Identifier, time.Since(c.unknown).Round(time.Second), what)
+	c.n.log.Warn("peer not found", "err", err)
+	ev := Event{Kind: EventPeerLost, Channel: c, Err: err}
+	boxes := c.n.outboxes.through(c)
+	for _, ev.Outbox = range boxes {
+		c.n.events.emit(ev)
+	}
+	if len(boxes) == 0 {
+		c.n.events.emit(ev)
 	}
 }
 

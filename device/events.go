@@ -62,6 +62,10 @@ const (
 	// acknowledged; Err is an *UndeliveredError, and Channel the channel that goes
 	// there, if this node dialled it. Its next Flush says so too.
 	EventUndelivered
+	// EventPeerLost: for a minute the hub has known nobody at the address that Channel is
+	// dialled at; Err, an ErrUnknownAddress, says what to do. Outbox is an outbox that
+	// waits for it. It is tried on; EventChannelRestored says that it is found.
+	EventPeerLost
 	// EventOutboxEnded: nothing more of Outbox is sent; Err (ErrOutboxBehind) says why.
 	EventOutboxEnded
 )
@@ -71,6 +75,7 @@ var eventNames = [...]string{
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
 	EventSendFailed: "send-failed", EventUndelivered: "undelivered", EventOutboxEnded: "outbox-ended",
+	EventPeerLost: "peer-lost",
 }
 
 // String returns the kind's name in lower case.

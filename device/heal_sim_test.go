@@ -3,11 +3,13 @@ package device
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,14 +59,21 @@ type healSim struct {
 	run    [2]*process // nil: not running
 	lives  [2]int
 	tasks  sync.WaitGroup
+	asked  []ForwarderOption
+	to     route.Route // of bob's listener
 	box    *Outbox
 	posted uint64
 	lost   chan time.Time // alice's channel was found to be broken
+	missed chan Event     // alice's node cannot find bob
+
+	forwarder chan *Forwarder // bob's
 
 	ids     map[MessageID]int // guarded by mu: the process of bob's that took it last
 	taken   map[uint64]bool   // guarded by mu: kept by bob's program
 	acked   map[uint64]bool   // guarded by mu: as alice's program was told
 	slowest time.Duration
+
+	restored atomic.Bool // since a test has asked
 }
 
 func (s *healSim) logf(format string, args ...any) {
@@ -331,7 +340,8 @@ func newHealSim(t *testing.T, seed uint64) *healSim {
 		loss: []float64{0, 0.01, 0.1, 0.3}[rng.IntN(4)], repeat: []float64{0, 0.02, 0.2}[rng.IntN(3)],
 		late: []float64{0, 0.05, 0.3}[rng.IntN(3)], count: make(map[string]int),
 		ids: make(map[MessageID]int), taken: make(map[uint64]bool), acked: make(map[uint64]bool),
-		lost: make(chan time.Time, 1),
+		lost: make(chan time.Time, 1), missed: make(chan Event, 8), forwarder: make(chan *Forwarder, 1000),
+		asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
 	}
 	for _, p := range []**identity.Private{&s.hubID, &s.names[alice], &s.names[bob]} {
 		var err error
@@ -400,11 +410,16 @@ func (s *healSim) start(who int) {
 	if who == alice {
 		cfg.OnEvent = func(e Event) {
 			s.logf("alice: %v %v", e.Kind, e.Err)
-			if e.Kind == EventChannelLost {
+			switch e.Kind {
+			case EventChannelLost:
 				select {
 				case s.lost <- e.Time:
 				default:
 				}
+			case EventPeerLost:
+				s.missed <- e
+			case EventChannelRestored:
+				s.restored.Store(true)
 			}
 		}
 	}
@@ -457,7 +472,9 @@ func (s *healSim) listen(p *process) {
 		return
 	}
 	for p.live.Err() == nil {
-		if _, err := p.node.CreateForwarder(p.live, "listener", Alias("bob")); err == nil {
+		f, err := p.node.CreateForwarder(p.live, "listener", s.asked...)
+		if err == nil {
+			s.forwarder <- f
 			return
 		}
 		time.Sleep(time.Second)
@@ -490,8 +507,7 @@ func (s *healSim) serve(p *process, life int) {
 // openOutbox begins alice's program: what an earlier process was not told of goes out again.
 func (s *healSim) openOutbox(p *process) {
 	var err error
-	to := Destination{Route: route.To("forward_to_bob"), Peer: s.names[bob].Identifier()}
-	if s.box, err = p.node.Outbox(to, "app"); err != nil {
+	if s.box, err = p.node.Outbox(Destination{Route: s.to, Peer: s.names[bob].Identifier()}, "app"); err != nil {
 		s.fatalf("%v", err)
 	}
 	for no := uint64(1); no <= s.posted; no++ {
@@ -719,5 +735,65 @@ func TestChannelsHeal(t *testing.T) {
 		if faults[k] == 0 && seeds > 50 {
 			t.Errorf("the runs had no fault of the kind %q", k)
 		}
+	}
+}
+
+// TestPeerLost: the peer's dynamic address is another one at a hub that was set up anew.
+// Nobody can find it at the old one; the program hears of that once, and when the address
+// is good again.
+func TestPeerLost(t *testing.T) {
+	for name, met := range map[string]bool{"known before": true, "never met": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newHealSim(t, 1)
+				s.faults, s.asked = false, nil
+				s.startHub(nil)
+				s.start(bob)
+				f := <-s.forwarder
+				s.to = route.To(f.Address())
+				s.start(alice)
+				if met {
+					s.post()
+					s.until(time.Second, "before")
+				}
+				s.restart(4, 0) // the hub's addresses change
+				time.Sleep(time.Second)
+				if route.To(f.Address()).Equal(s.to) {
+					t.Fatal("bob has the old address")
+				}
+				s.post()
+				e := <-s.missed
+				if d := e.Time.Sub(epoch2000); d < unknownTime || d > unknownTime+deadAfter+madeAgain+15*time.Second {
+					t.Errorf("said after %v", d)
+				}
+				if !errors.Is(e.Err, ErrUnknownAddress) || e.Outbox != s.box || e.Channel == nil || e.Kind.String() != "peer-lost" {
+					t.Errorf("%+v", e)
+				}
+				time.Sleep(10 * time.Minute)
+				if n := len(s.missed); n != 0 {
+					t.Errorf("said %d times more", n)
+				}
+				// The new address is as good as the old one was.
+				other, err := s.run[alice].node.Outbox(Destination{Route: route.To(f.Address()), Peer: s.names[bob].Identifier()}, "app")
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.restored.Store(false)
+				if err := other.Deliver(t.Context(), make([]byte, 8)); err != nil {
+					t.Fatal(err)
+				}
+				s.key -= 2
+				s.restart(4, 0) // back to what they were
+				s.until(time.Minute, "at the old address")
+				synctest.Wait()
+				if !s.restored.Load() {
+					t.Error("nobody said that the peer is found")
+				}
+				s.kill(alice)
+				s.kill(bob)
+				s.tasks.Wait()
+				s.stopHub()
+			})
+		})
 	}
 }

@@ -82,6 +82,18 @@ func (obs *outboxes) of(st *stream) *Outbox {
 	return nil
 }
 
+// through returns the outboxes that go through a channel.
+func (obs *outboxes) through(c *Channel) (all []*Outbox) {
+	c.n.deliveries.mu.Lock()
+	defer c.n.deliveries.mu.Unlock()
+	for _, o := range obs.all {
+		if o.ch == c {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
 // Outbox returns the node's outbox for an address of a peer; always the same one
 // for the same destination and address. There can be 4,096 of them.
 func (n *Node) Outbox(to Destination, address string) (*Outbox, error) {
