@@ -122,6 +122,9 @@ func (n *Node) undelivered(nt *hubproto.Notice) {
 			through = append(through, c)
 		}
 	}
+	if n.lost == nil && len(through) == 0 && n.plain.has(nt.FirstHop.Value) {
+		n.lost = e
+	}
 	n.mu.Unlock()
 	if len(through) == 0 {
 		n.events.emit(Event{Kind: EventUndelivered, Err: e})

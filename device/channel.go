@@ -755,7 +755,7 @@ func (c *Channel) RequestString(ctx context.Context, address, s string) (string,
 // Errors: those of Node.Flush; *UndeliveredError once, when the hub has said since
 // the last Flush that it could not deliver what was sent through the channel.
 func (c *Channel) Flush(ctx context.Context) error {
-	if err := c.n.Flush(ctx); err != nil {
+	if err := c.n.out.flush(ctx); err != nil {
 		return err
 	}
 	c.mu.Lock()

@@ -70,8 +70,12 @@ func (n *Node) Remove(address string) bool {
 // Send sends payload along a route, through a channel if the route begins with the
 // address of one, else in plain: only the services of the hub should get that. It
 // returns nil once the frame is in the outbox; payload may be used again then. When
-// the outbox is full it waits until ctx ends.
+// the outbox is full it waits until ctx ends. Flush waits for the hub, and says what it
+// could not deliver.
 func (n *Node) Send(ctx context.Context, to route.Route, payload []byte) error {
+	if first, ok := to.First(); ok && first.IsLocal() {
+		n.plain.add(first.Value)
+	}
 	return n.failure(ctx, "sending", n.sendJoined(ctx, route.Frame{Onward: to, Payload: payload}, route.Stored))
 }
 

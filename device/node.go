@@ -50,7 +50,11 @@ type Node struct {
 	overStream bool
 	events     *events
 	calls      calls
-	graves     tombstones
+	// graves are the addresses of channels that have ended. Without, what is sent along an
+	// old return route would leave in plain towards the hub, since the first hop is no
+	// worker of this node any more.
+	graves addresses
+	plain  addresses // that Send has sent to
 	numbers    *pinfile.File // of claims seen; in memory
 	renewing   sync.Once     // starts renewClaims
 	unclaimed  chan struct{} // the hub did not take a claim
@@ -71,6 +75,7 @@ type Node struct {
 	lineages   map[[16]byte]struct{} // of the channels dialled here
 
 	online chan struct{} // closed and replaced when the node gets online
+	lost   error         // guarded by mu: an *UndeliveredError for the next Flush
 
 	deliveries    *deliveries
 	outboxes      *outboxes
@@ -430,7 +435,20 @@ func (n *Node) Stats() Stats {
 
 // Flush waits until the hub has acknowledged everything sent before. Frames of
 // transient class count as acknowledged when they have been written.
-func (n *Node) Flush(ctx context.Context) error { return n.out.flush(ctx) }
+//
+// Errors: ErrFrameKills; *UndeliveredError once, when the hub has said since the last
+// Flush that it could not deliver what Send had sent in plain (of what goes through
+// a channel, Channel.Flush says so); ErrTimeout or that of ctx; what stopped the node.
+func (n *Node) Flush(ctx context.Context) error {
+	if err := n.out.flush(ctx); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := n.lost
+	n.lost = nil
+	return err
+}
 
 // Close closes every channel, tells the hub good-bye and ends the node. It waits up
 // to a second for the hub to acknowledge what was sent; use Flush before to be

@@ -9,6 +9,31 @@ import (
 	"github.com/sealmq/sealmq/route"
 )
 
+// What was sent in plain to nobody is told by the node's own Flush, once.
+func TestUndeliveredInPlain(t *testing.T) {
+	h := startHub(t, nil)
+	alice := connect(t, h.url(), device.Config{})
+	for range 2 {
+		if err := alice.Send(within(t), route.To("FWD_0123456789abcdef"), []byte("to nobody")); err != nil {
+			t.Fatal(err)
+		}
+		err := alice.Flush(within(t))
+		var lost *device.UndeliveredError
+		if !errors.As(err, &lost) || !errors.Is(err, device.ErrUnknownAddress) || lost.To.Value != "FWD_0123456789abcdef" {
+			t.Fatalf("Flush: %v", err)
+		}
+		if err := alice.Flush(within(t)); err != nil {
+			t.Errorf("the second Flush: %v", err)
+		}
+	}
+	if err := alice.Send(within(t), route.To("echo"), []byte("to somebody")); err != nil {
+		t.Fatal(err)
+	}
+	if err := alice.Flush(within(t)); err != nil {
+		t.Error(err)
+	}
+}
+
 // A hub that has lost its memory acknowledges frames for a peer that it does not
 // know any more. Whoever sent them is told so.
 func TestUndelivered(t *testing.T) {
