@@ -90,7 +90,7 @@ func openData(data string, create bool) error {
 	info, err := os.Stat(data)
 	if errors.Is(err, fs.ErrNotExist) && create {
 		if err := os.MkdirAll(data, 0o700); err != nil {
-			return fmt.Errorf("broker: data folder: %w", err)
+			return &folderError{Folder: data, Err: err}
 		}
 		return nil
 	}
@@ -98,7 +98,7 @@ func openData(data string, create bool) error {
 		return nil // it will be made
 	}
 	if err != nil {
-		return fmt.Errorf("broker: data folder: %w", err)
+		return &folderError{Folder: data, Err: err}
 	}
 	if !info.IsDir() {
 		return &ConfigError{Key: "data", Problem: fmt.Sprintf("%s is not a folder", data), Fix: "choose a folder, it is made if it does not exist"}

@@ -106,6 +106,13 @@ func (e *StoreError) Hint() string {
 	return "look after " + e.Folder
 }
 
+// folderError is a data folder that cannot be made or looked at.
+type folderError StoreError
+
+func (e *folderError) Error() string { return fmt.Sprintf("broker: data folder: %v", e.Err) }
+func (e *folderError) Unwrap() error { return e.Err }
+func (e *folderError) Hint() string  { return (*StoreError)(e).Hint() }
+
 // lockName is the file in a data folder that says that a hub has it.
 const lockName = "lock"
 

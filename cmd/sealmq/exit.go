@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -104,7 +105,7 @@ func codeOf(ctx context.Context, err error) int {
 		return exitTempFail
 	case errors.Is(err, fs.ErrPermission):
 		return exitNoPerm
-	case errors.Is(err, fs.ErrExist):
+	case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.EROFS):
 		return exitCantCreate
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNoInput
