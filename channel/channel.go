@@ -25,6 +25,9 @@ const (
 	keepBuffer = 64 << 10
 	// helloGrace is how long a peer known to say hello has for it.
 	helloGrace = 10 * time.Second
+	// helloAsk is after how long without a hello the peer is asked for one: a single
+	// frame may be lost.
+	helloAsk = helloGrace / 2
 )
 
 // Channel is one end of a secure channel. All methods are safe for concurrent
@@ -44,6 +47,7 @@ type Channel struct {
 	peer   atomic.Pointer[Peer]
 	remote atomic.Pointer[route.Route] // never written through
 	class  atomic.Uint32
+	asked  bool // for a hello that is late; for missHello
 	drops  drops
 	sent   atomic.Uint64
 	rcvd   atomic.Uint64
@@ -199,7 +203,7 @@ func (e *Endpoint) removeLocked(c *Channel) {
 
 // start sends the hello and gives the turn free.
 func (c *Channel) start() {
-	c.graceTimer.Reset(helloGrace)
+	c.graceTimer.Reset(helloAsk)
 	c.e.spawn(func() {
 		ctx, cancel := context.WithTimeout(c.e.ctx, sendWait)
 		defer cancel()

@@ -215,7 +215,7 @@ func (e *Endpoint) opened(ctx context.Context, hs *Handshake, reply Inbound, s c
 		c.finish(ErrClosed) // the peer knows nothing of it yet
 		return nil, dialError(ctx, err)
 	}
-	c.graceTimer.Reset(helloGrace)
+	c.graceTimer.Reset(helloAsk)
 	c.greet(ctx)
 	return c, nil
 }

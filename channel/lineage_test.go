@@ -118,7 +118,8 @@ func TestLostHello(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a, b, _, at := begin(t)
 			deliver(t, a.ep.Channels()[0])
-			time.Sleep(2*time.Minute + 10*time.Second)
+			time.Sleep(helloAsk)
+			synctest.Wait()
 			if !at.Confirmed() || at.Err() != nil {
 				t.Fatalf("confirmed %v, %v", at.Confirmed(), at.Err())
 			}
@@ -146,9 +147,15 @@ func TestLostHello(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, b, n, at := begin(t)
-				n.onPacket(nil)
+				again := n.party(t, "alice2", func(c *Config) { c.Identity = a.id })
+				n.onPacket(func(p packet) []packet {
+					if p.from == "alice" { // her process is gone
+						return nil
+					}
+					return []packet{p}
+				})
 				time.Sleep(wait)
-				dial(t, a, "bob", DialOptions{Lineage: [16]byte{2}})
+				dial(t, again, "bob", DialOptions{Lineage: [16]byte{2}})
 				ended(t, at, ErrSuperseded)
 				synctest.Wait()
 				if len(b.ep.Channels()) != 1 {
@@ -159,12 +166,20 @@ func TestLostHello(t *testing.T) {
 	}
 	t.Run("used as by a stock peer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			a, _, _, at := begin(t)
+			a, _, n, at := begin(t)
 			if err := a.ep.Channels()[0].Send(t.Context(), route.To("app"), nil, []byte("data")); err != nil {
 				t.Fatal(err)
 			}
+			synctest.Wait()
+			again := n.party(t, "alice2", func(c *Config) { c.Identity = a.id })
+			n.onPacket(func(p packet) []packet {
+				if p.from == "alice" {
+					return nil // a stock peer would answer no ping, either
+				}
+				return []packet{p}
+			})
 			time.Sleep(time.Minute)
-			dial(t, a, "bob", DialOptions{Lineage: [16]byte{2}})
+			dial(t, again, "bob", DialOptions{Lineage: [16]byte{2}})
 			time.Sleep(time.Hour)
 			if err := at.Err(); err != nil {
 				t.Error(err)

@@ -264,9 +264,18 @@ func (c *Channel) peerClosed(nonce uint64) {
 	c.finish(ErrPeerClosed)
 }
 
-// missHello reports a sealmq peer that did not say hello this time.
+// missHello asks a peer for its hello, which may be lost; a stock peer ignores that. Later
+// it reports a sealmq peer that did not say hello this time.
 func (c *Channel) missHello() {
-	if c.hasEnded() || c.Confirmed() {
+	switch {
+	case c.hasEnded() || c.Confirmed():
+		return
+	case !c.asked:
+		c.asked = true
+		c.graceTimer.Reset(helloGrace - helloAsk)
+		if !c.e.cfg.hooks.noHello {
+			c.control(helloPing)
+		}
 		return
 	}
 	if c.unused() && c.e.followed(c) {

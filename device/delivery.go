@@ -275,8 +275,10 @@ func (ds *deliveries) follow(c *Channel, cur *channel.Channel) {
 			return
 		case <-ds.n.stopped.Done():
 			return
-		case <-patience(c.persist):
-			ds.refuse(c, fmt.Errorf("%w: it does not say hello", ErrNoDelivery))
+		case <-patience(c.persist || c.confirmed.Load()):
+			if c.persist {
+				ds.refuse(c, fmt.Errorf("%w: it does not say hello", ErrNoDelivery))
+			}
 			// What was posted stays. The hello may be late; or the peer's half of the
 			// channel never came up, and then nothing else would end ours.
 			select {
@@ -286,7 +288,10 @@ func (ds *deliveries) follow(c *Channel, cur *channel.Channel) {
 			case <-ds.n.stopped.Done():
 				return
 			case <-time.After(helloPatience):
-				_ = cur.Close()
+				select {
+				case c.gone <- struct{}{}:
+				default:
+				}
 				return
 			}
 		}
@@ -309,7 +314,7 @@ func (ds *deliveries) follow(c *Channel, cur *channel.Channel) {
 	})
 }
 
-// patience is how long to wait for the hello of a peer that nobody has met yet.
+// patience is how long to wait for the hello of a peer that has to acknowledge.
 func patience(limited bool) <-chan time.Time {
 	if limited {
 		return time.After(helloPatience)

@@ -59,6 +59,7 @@ type healSim struct {
 	run    [2]*process // nil: not running
 	lives  [2]int
 	tasks  sync.WaitGroup
+	dials  bool // alice dials and delivers through a channel, not an outbox
 	asked  []ForwarderOption
 	to     route.Route // of bob's listener
 	box    *Outbox
@@ -341,7 +342,7 @@ func newHealSim(t *testing.T, seed uint64) *healSim {
 		late: []float64{0, 0.05, 0.3}[rng.IntN(3)], count: make(map[string]int),
 		ids: make(map[MessageID]int), taken: make(map[uint64]bool), acked: make(map[uint64]bool),
 		lost: make(chan time.Time, 1), missed: make(chan Event, 8), forwarder: make(chan *Forwarder, 1000),
-		asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
+		dials: seed%2 == 0, asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
 	}
 	for _, p := range []**identity.Private{&s.hubID, &s.names[alice], &s.names[bob]} {
 		var err error
@@ -401,6 +402,9 @@ type process struct {
 	way  *simWay
 	live context.Context // ends when it is killed
 	end  context.CancelFunc
+
+	turn chan struct{}
+	ch   *Channel // guarded by turn: alice's, where she dials
 }
 
 func (s *healSim) start(who int) {
@@ -438,7 +442,7 @@ func (s *healSim) start(who int) {
 	run, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	go n.link.run(run)
-	p := &process{node: n, way: w}
+	p := &process{node: n, way: w, turn: make(chan struct{}, 1)}
 	p.live, p.end = context.WithCancel(context.Background())
 	s.run[who] = p
 	if who == bob {
@@ -446,7 +450,18 @@ func (s *healSim) start(who int) {
 		s.tasks.Go(func() { s.listen(p) })
 		return
 	}
-	s.openOutbox(p)
+	if !s.dials {
+		var err error
+		if s.box, err = p.node.Outbox(Destination{Route: s.to, Peer: s.names[bob].Identifier()}, "app"); err != nil {
+			s.fatalf("%v", err)
+		}
+	}
+	// What an earlier process was not told of goes out again.
+	for no := uint64(1); no <= s.posted; no++ {
+		if !s.isAcked(no) {
+			s.send(no)
+		}
+	}
 }
 
 // kill ends a process that can tell nobody.
@@ -504,16 +519,50 @@ func (s *healSim) serve(p *process, life int) {
 	}
 }
 
-// openOutbox begins alice's program: what an earlier process was not told of goes out again.
-func (s *healSim) openOutbox(p *process) {
-	var err error
-	if s.box, err = p.node.Outbox(Destination{Route: s.to, Peer: s.names[bob].Identifier()}, "app"); err != nil {
-		s.fatalf("%v", err)
-	}
-	for no := uint64(1); no <= s.posted; no++ {
-		if !s.isAcked(no) {
-			s.send(no)
+// dial returns alice's channel. One without hello, as of a stock peer, she gives up.
+func (p *process) dial(s *healSim) *Channel {
+	p.turn <- struct{}{} // not a mutex: the clock stands still while somebody waits for one
+	defer func() { <-p.turn }()
+	for p.live.Err() == nil {
+		if p.ch != nil && p.ch.Err() == nil {
+			return p.ch
 		}
+		p.ch, _ = p.node.Dial(p.live, s.to, channel.TrustIdentifiers(s.names[bob].Identifier()))
+		if p.ch == nil {
+			time.Sleep(time.Second)
+		}
+	}
+	return nil
+}
+
+// through delivers a message through the channel, again and again.
+func (s *healSim) through(p *process, no uint64) {
+	for {
+		ch := p.dial(s)
+		if ch == nil {
+			return
+		}
+		err := ch.Deliver(p.live, "app", binary.BigEndian.AppendUint64(nil, no))
+		switch {
+		case err == nil:
+			s.gotAck(no)
+			return
+		case errors.Is(err, ErrNoDelivery):
+			p.turn <- struct{}{}
+			_ = ch.Close() // before another one is dialled
+			<-p.turn
+		case ch.Err() != nil && !errors.Is(ch.Err(), ErrClosed):
+			s.errorf("the channel has ended: %v", ch.Err())
+			return
+		}
+	}
+}
+
+func (s *healSim) gotAck(no uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.acked[no] = true; !s.taken[no] {
+		s.errorf("message %d is acknowledged, and was never taken", no)
 	}
 }
 
@@ -534,6 +583,10 @@ func (s *healSim) post() uint64 {
 
 func (s *healSim) send(no uint64) {
 	p := s.run[alice]
+	if s.dials {
+		s.tasks.Go(func() { s.through(p, no) })
+		return
+	}
 	r, err := s.box.Post(p.live, binary.BigEndian.AppendUint64(nil, no))
 	if err != nil {
 		s.fatalf("post: %v", err)
@@ -550,11 +603,7 @@ func (s *healSim) send(no uint64) {
 			}
 			return
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.acked[no] = true; !s.taken[no] {
-			s.errorf("message %d is acknowledged, and was never taken", no)
-		}
+		s.gotAck(no)
 	})
 }
 
@@ -650,6 +699,7 @@ func (s *healSim) single(what string) {
 }
 
 func (s *healSim) simulate() {
+	defer s.close()
 	s.startHub(nil)
 	s.start(bob)
 	s.start(alice)
@@ -697,6 +747,10 @@ func (s *healSim) simulate() {
 	}
 	time.Sleep(deadAfter + 5*time.Second)
 	s.single(restarts[kind])
+}
+
+// close ends everything.
+func (s *healSim) close() {
 	s.kill(alice)
 	s.kill(bob)
 	s.tasks.Wait()
@@ -746,7 +800,8 @@ func TestPeerLost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newHealSim(t, 1)
-				s.faults, s.asked = false, nil
+				s.faults, s.dials, s.asked = false, false, nil
+				defer s.close()
 				s.startHub(nil)
 				s.start(bob)
 				f := <-s.forwarder
@@ -789,10 +844,6 @@ func TestPeerLost(t *testing.T) {
 				if !s.restored.Load() {
 					t.Error("nobody said that the peer is found")
 				}
-				s.kill(alice)
-				s.kill(bob)
-				s.tasks.Wait()
-				s.stopHub()
 			})
 		})
 	}

@@ -53,11 +53,11 @@ type Node struct {
 	// graves are the addresses of channels that have ended. Without, what is sent along an
 	// old return route would leave in plain towards the hub, since the first hop is no
 	// worker of this node any more.
-	graves addresses
-	plain  addresses // that Send has sent to
-	numbers    *pinfile.File // of claims seen; in memory
-	renewing   sync.Once     // starts renewClaims
-	unclaimed  chan struct{} // the hub did not take a claim
+	graves    addresses
+	plain     addresses     // that Send has sent to
+	numbers   *pinfile.File // of claims seen; in memory
+	renewing  sync.Once     // starts renewClaims
+	unclaimed chan struct{} // the hub did not take a claim
 
 	cancel context.CancelFunc // ends the uplink
 	tasks  sync.WaitGroup     // goroutines; Add only under mu while not closed
