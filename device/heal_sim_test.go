@@ -59,6 +59,7 @@ type healSim struct {
 	run    [2]*process // nil: not running
 	lives  [2]int
 	tasks  sync.WaitGroup
+	stream bool // alice is at the hub's TCP listener
 	dials  bool // alice dials and delivers through a channel, not an outbox
 	asked  []ForwarderOption
 	to     route.Route // of bob's listener
@@ -143,7 +144,11 @@ func (w *simWay) dial(_ context.Context, ev linkEvents) (link, error) {
 	l.up.wake, l.down.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	id := w.s.names[w.who].Identifier()
 	var err error
-	l.port, err = hub.ConnectDevice(bridge.Principal{Identity: id, ClientID: id.String(), Role: bridge.RoleDevice, Proven: true}, l)
+	if l.stream = w.s.stream && w.who == alice; l.stream {
+		l.port, err = hub.ConnectStream(bridge.Principal{Role: bridge.RoleDevice}, l)
+	} else {
+		l.port, err = hub.ConnectDevice(bridge.Principal{Identity: id, ClientID: id.String(), Role: bridge.RoleDevice, Proven: true}, l)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +157,9 @@ func (w *simWay) dial(_ context.Context, ev linkEvents) (link, error) {
 	w.mu.Unlock()
 	l.tasks.Go(func() { l.up.carry(l) })
 	l.tasks.Go(func() { l.down.carry(l) })
-	l.port.Subscribed()
+	if !l.stream {
+		l.port.Subscribed()
+	}
 	return l, nil
 }
 
@@ -169,6 +176,7 @@ func (w *simWay) cut() {
 // simLink is one connection, at once the device's link and the hub's.
 type simLink struct {
 	w        *simWay
+	stream   bool // without acknowledgements, and with a hub address of its own, as over TCP
 	ev       linkEvents
 	port     *bridge.Link
 	up, down pipeline
@@ -257,16 +265,21 @@ func (l *simLink) send(p *packet) error {
 	if l.over() {
 		return errLinkDown
 	}
-	var payload []byte
-	for _, f := range p.frames {
-		payload = append(payload, f...)
+	packets := p.frames
+	if !l.stream {
+		packets = [][]byte{slices.Concat(p.frames...)} // a bundle
 	}
 	class, token := p.class, p.token
-	l.up.put(func() {
-		l.toHub.Lock()
-		defer l.toHub.Unlock()
-		_ = l.port.Receive(slices.Clone(payload), class, l, token)
-	}, func() { l.Acked(token) })
+	for _, payload := range packets {
+		l.up.put(func() {
+			l.toHub.Lock()
+			defer l.toHub.Unlock()
+			_ = l.port.Receive(slices.Clone(payload), class, l, token)
+		}, func() { l.Acked(token) })
+	}
+	if l.stream {
+		l.Acked(token)
+	}
 	return nil
 }
 
@@ -290,7 +303,7 @@ func (l *simLink) end(err error) {
 
 func (l *simLink) done() <-chan struct{} { return l.ended }
 func (l *simLink) err() error            { return l.cause }
-func (l *simLink) info() linkInfo        { return linkInfo{acks: true, hello: true, remote: "sim"} }
+func (l *simLink) info() linkInfo        { return linkInfo{acks: !l.stream, hello: true, remote: "sim"} }
 func (l *simLink) close(bool) {
 	l.end(ErrClosed)
 	l.tasks.Wait()
@@ -321,7 +334,7 @@ func (l *simLink) hand(frame []byte, class route.Class, ack func()) {
 		l.toDevice.Lock()
 		defer l.toDevice.Unlock()
 		if !l.over() {
-			l.ev.frames(slices.Clone(frame), true, class)
+			l.ev.frames(slices.Clone(frame), !l.stream, class)
 			ack()
 		}
 	}, ack)
@@ -342,7 +355,7 @@ func newHealSim(t *testing.T, seed uint64) *healSim {
 		late: []float64{0, 0.05, 0.3}[rng.IntN(3)], count: make(map[string]int),
 		ids: make(map[MessageID]int), taken: make(map[uint64]bool), acked: make(map[uint64]bool),
 		lost: make(chan time.Time, 1), missed: make(chan Event, 8), forwarder: make(chan *Forwarder, 1000),
-		dials: seed%2 == 0, asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
+		stream: seed%3 == 0, dials: seed%2 == 0, asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
 	}
 	for _, p := range []**identity.Private{&s.hubID, &s.names[alice], &s.names[bob]} {
 		var err error
@@ -427,7 +440,11 @@ func (s *healSim) start(who int) {
 			}
 		}
 	}
-	u, err := parseURL("mqtt://sim.invalid:1883")
+	url := "mqtt://sim.invalid:1883"
+	if s.stream && who == alice {
+		url = "tcp://sim.invalid:4000"
+	}
+	u, err := parseURL(url)
 	if err != nil {
 		s.fatalf("%v", err)
 	}
@@ -745,7 +762,11 @@ func (s *healSim) simulate() {
 			s.errorf("%s: nobody said that the channel was lost", restarts[kind])
 		}
 	}
-	time.Sleep(deadAfter + 5*time.Second)
+	if wait := deadAfter + 5*time.Second; s.stream && kind == 1 {
+		time.Sleep(idleAfter) // a process there names channels of its own alone
+	} else {
+		time.Sleep(wait)
+	}
 	s.single(restarts[kind])
 }
 
@@ -800,7 +821,7 @@ func TestPeerLost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newHealSim(t, 1)
-				s.faults, s.dials, s.asked = false, false, nil
+				s.faults, s.stream, s.dials, s.asked = false, false, false, nil
 				defer s.close()
 				s.startHub(nil)
 				s.start(bob)
