@@ -263,10 +263,10 @@ func (c *Channel) watch() {
 			c.end(c.n.Err())
 			return
 		}
+		_ = cur.Close() // of a path that is gone
 		if c.mend.Err() != nil {
 			return
 		}
-		_ = cur.Close() // of a path that is gone
 		rests := c.confirmed.Load() && errors.Is(why, channel.ErrPeerClosed)
 		if !c.persist && (c.opts.noHeal || !heals(why) && !rests) {
 			c.end(channelError(why))

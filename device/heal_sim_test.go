@@ -869,3 +869,27 @@ func TestPeerLost(t *testing.T) {
 		})
 	}
 }
+
+// TestClosedAsThePathGoes: a channel that its program closes in the moment that its path
+// goes leaves nothing behind.
+func TestClosedAsThePathGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHealSim(t, 1)
+		s.faults, s.dials = false, true
+		defer s.close()
+		s.startHub(nil)
+		s.start(bob)
+		<-s.forwarder
+		s.start(alice)
+		p := s.run[alice]
+		for range 30 {
+			ch := p.dial(s)
+			ch.gone <- struct{}{}
+			_ = ch.Close()
+			synctest.Wait()
+			if n := len(p.node.endpoint.Channels()); n != 0 {
+				t.Fatalf("%d channels are left", n)
+			}
+		}
+	})
+}
