@@ -290,6 +290,14 @@ func (r *registry) most(id identity.Identifier) int {
 	return r.b.cfg.ForwardersPerIdentity
 }
 
+// HasForwarder reports whether an identity owns a forwarding address.
+func (b *Bridge) HasForwarder(id identity.Identifier) bool {
+	r := &b.registry
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !id.IsZero() && r.byID[id] > 0
+}
+
 func (r *registry) own(f *forwarder, p *Port, owner Principal) {
 	f.owner, f.port = owner, p
 	r.byID[owner.Identity]++

@@ -184,6 +184,7 @@ func TestAnswersWaitForTheJournal(t *testing.T) {
 	}
 	p.send(route.To(ServiceRelease), route.To("M"), body)
 	equal(t, "frames", len(p.frames()), before+1)
+	equal(t, "owns one", b.HasForwarder(identifierOf("bob")), false)
 	j.asked[1]()
 	equal(t, "frames", len(p.frames()), before+2)
 }
@@ -202,6 +203,8 @@ func TestRestore(t *testing.T) {
 	if err := after.Restore(st); err != nil {
 		t.Fatal(err)
 	}
+	equal(t, "who owns one", []bool{b.HasForwarder(identifierOf("bob")), after.HasForwarder(identifierOf("bob")), after.HasForwarder(identifierOf("alice"))},
+		[]bool{true, true, false})
 	a := attach(t, after, "alice", true)
 	equal(t, "not to be had", a.register(ServiceStaticForwarding, "door", "X"), "")
 	a.send(route.To(fwd), route.To("Di"), nil)

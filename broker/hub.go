@@ -134,6 +134,9 @@ func New(cfg Config) (_ *Hub, err error) {
 	if h.bridge, err = bridge.New(bc); err != nil {
 		return nil, errors.Join(fmt.Errorf("broker: %w", err), h.proofs.close())
 	}
+	// Whoever may come with as many identities as he likes does not make the hub forget
+	// which keys its devices have rotated away.
+	h.proofs.registry.Prefer(h.bridge.HasForwarder)
 	if h.store != nil {
 		if err := h.restore(); err != nil {
 			return nil, errors.Join(err, h.bridge.Close(), h.proofs.close())

@@ -118,6 +118,7 @@ func refusalOf(r proofResult, err error) error {
 type registry interface {
 	identity.Importer
 	identity.Keeper
+	Prefer(func(identity.Identifier) bool)
 }
 
 // verifier checks the proofs that devices show at CONNECT. It is safe for

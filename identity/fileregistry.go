@@ -19,7 +19,8 @@ import (
 // disk before Update returns. Several processes may share a folder.
 //
 // Files of strangers are bounded as the memory is: beyond the limit, the oldest
-// are removed. Those of kept identities stay until Forget.
+// are removed, and those that Prefer names last, then the newest first. Those of kept
+// identities stay until Forget.
 type FileRegistry struct {
 	dir   string
 	limit int
@@ -53,6 +54,7 @@ func OpenRegistry(dir string, limit int) (*FileRegistry, error) {
 		dir: dir, limit: limit, mem: NewMemoryRegistry(limit),
 		stamps: make(map[Identifier]fs.FileInfo),
 	}
+	r.mem.backed = true
 	r.disk.sweepNow(dir)
 	files, err := r.strangers()
 	if err != nil {
@@ -113,6 +115,13 @@ func (r *FileRegistry) Get(id Identifier) (*Identity, bool) {
 	defer r.mu.Unlock()
 	_ = r.load(id)
 	return r.mem.Get(id)
+}
+
+// Prefer is as MemoryRegistry.Prefer.
+func (r *FileRegistry) Prefer(f func(Identifier) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mem.Prefer(f)
 }
 
 // Keep implements Keeper: the identity has a file that stays until Forget.
@@ -253,8 +262,9 @@ func (r *FileRegistry) store(id *Identity, kept bool) error {
 }
 
 type strangerFile struct {
-	path string
-	info fs.FileInfo
+	path      string
+	info      fs.FileInfo
+	preferred bool
 }
 
 // strangers lists the files that may be removed.
@@ -272,7 +282,7 @@ func (r *FileRegistry) strangers() ([]strangerFile, error) {
 		if err != nil {
 			continue // removed meanwhile
 		}
-		out = append(out, strangerFile{filepath.Join(r.dir, e.Name()), info})
+		out = append(out, strangerFile{path: filepath.Join(r.dir, e.Name()), info: info})
 	}
 	return out, nil
 }
@@ -291,8 +301,22 @@ func (r *FileRegistry) makeRoom() error {
 	if r.seen < r.limit {
 		return nil
 	}
+	for i := range files {
+		f := &files[i]
+		id, err := ParseIdentifier(strings.TrimSuffix(filepath.Base(f.path), seenSuffix))
+		f.preferred = err == nil && r.mem.preferred(id)
+	}
 	slices.SortFunc(files, func(a, b strangerFile) int {
-		return cmp.Or(a.info.ModTime().Compare(b.info.ModTime()), strings.Compare(a.path, b.path))
+		age := cmp.Or(a.info.ModTime().Compare(b.info.ModTime()), strings.Compare(a.path, b.path))
+		switch {
+		case a.preferred && b.preferred:
+			return -age
+		case a.preferred:
+			return 1
+		case b.preferred:
+			return -1
+		}
+		return age
 	})
 	for _, f := range files[:r.seen-r.limit+1+r.limit/16] {
 		if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -2,9 +2,11 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/sealmq/sealmq/internal/cbor"
@@ -56,24 +58,31 @@ const DefaultRegistrySize = 4096
 // of the same identifier can be older than that or contradict it. So when the
 // registry is full, it forgets what was used longest ago, first among the
 // single-change identities, then among the rotated ones, then among the
-// single-change identities that Keep named. A rotated one that Keep named is
-// never forgotten; when only those are left, Update of a stranger fails with
-// ErrRegistryFull.
+// single-change identities that Keep named. The rotated ones that Prefer names go last,
+// and of those the newest first, so that no number of newcomers pushes them out. A
+// rotated one that Keep named is never forgotten; when only those are left, Update of a
+// stranger fails with ErrRegistryFull.
 type MemoryRegistry struct {
 	maxCount, maxBytes int
 
 	mu      sync.Mutex
 	entries map[Identifier]*entry
 	bytes   int
+	met     uint64                // how many were new to it so far
+	prefer  func(Identifier) bool // see Prefer; nil: none
+	// backed says that kept entries are elsewhere too, so that any may be forgotten here.
+	backed bool
 	// Lists of *entry, most recently used first, in the order of forgetting.
-	// Kept and rotated entries are in none.
-	single     list.List
-	rotated    list.List
-	keptSingle list.List
+	// Kept and rotated entries are in none, unless backed.
+	single      list.List
+	rotated     list.List
+	keptSingle  list.List
+	keptRotated list.List
 }
 
 type entry struct {
 	id   *Identity
+	met  uint64 // the number of those that came before it
 	keep bool
 	home *list.List // nil when never forgotten
 	elem *list.Element
@@ -121,7 +130,8 @@ func (r *MemoryRegistry) update(id *Identity) (learnt bool, err error) {
 		return false, err
 	}
 	if e == nil {
-		e = &entry{}
+		e = &entry{met: r.met}
+		r.met++
 		r.entries[id.Identifier()] = e
 	} else {
 		r.unlist(e)
@@ -137,19 +147,31 @@ func (r *MemoryRegistry) update(id *Identity) (learnt bool, err error) {
 func (r *MemoryRegistry) makeRoom(self *entry, count, size int) error {
 	count += len(r.entries)
 	size += r.bytes
-	var victims []*entry
-	for _, l := range []*list.List{&r.single, &r.rotated, &r.keptSingle} {
-		for el := l.Back(); el != nil && (count > r.maxCount || size > r.maxBytes); el = el.Prev() {
-			e := el.Value.(*entry)
-			if e == self {
-				continue
+	var victims, preferred []*entry
+	tooMuch := func() bool { return count > r.maxCount || size > r.maxBytes }
+	forget := func(e *entry) {
+		victims = append(victims, e)
+		count--
+		size -= len(e.id.history)
+	}
+	for _, l := range []*list.List{&r.single, &r.rotated, &r.keptSingle, &r.keptRotated} {
+		for el := l.Back(); el != nil && tooMuch(); el = el.Prev() {
+			switch e := el.Value.(*entry); {
+			case e == self:
+			case l == &r.rotated && r.preferred(e.id.Identifier()):
+				preferred = append(preferred, e)
+			default:
+				forget(e)
 			}
-			victims = append(victims, e)
-			count--
-			size -= len(e.id.history)
 		}
 	}
-	if count > r.maxCount || size > r.maxBytes {
+	slices.SortFunc(preferred, func(a, b *entry) int { return cmp.Compare(b.met, a.met) })
+	for _, e := range preferred {
+		if tooMuch() {
+			forget(e)
+		}
+	}
+	if tooMuch() {
 		return ErrRegistryFull
 	}
 	for _, e := range victims {
@@ -160,8 +182,10 @@ func (r *MemoryRegistry) makeRoom(self *entry, count, size int) error {
 
 func (r *MemoryRegistry) enlist(e *entry) {
 	switch single := len(e.id.changes) == 1; {
-	case e.keep && !single:
+	case e.keep && !single && !r.backed:
 		return
+	case e.keep && !single:
+		e.home = &r.keptRotated
 	case e.keep:
 		e.home = &r.keptSingle
 	case single:
@@ -202,6 +226,17 @@ func (r *MemoryRegistry) Get(id Identifier) (*Identity, bool) {
 	r.touch(e)
 	return e.id, true
 }
+
+// Prefer names the identities that are forgotten last, besides those that Keep names:
+// known to the caller for something that a stranger does not have. f must not call the
+// registry.
+func (r *MemoryRegistry) Prefer(f func(Identifier) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.prefer = f
+}
+
+func (r *MemoryRegistry) preferred(id Identifier) bool { return r.prefer != nil && r.prefer(id) }
 
 // Keep implements Keeper. An unknown identity is left alone.
 func (r *MemoryRegistry) Keep(id Identifier) error {

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -338,4 +339,69 @@ func TestRegistryConcurrently(t *testing.T) {
 			t.Error("the longest history was lost")
 		}
 	})
+}
+
+// TestPreferredAreForgottenLast: whoever comes with many rotated identities pushes out
+// none that Prefer names, and if they are named as well, none that came before them.
+func TestPreferredAreForgottenLast(t *testing.T) {
+	device := chain(t, 2)
+	flood := make([]*Identity, 30)
+	for i := range flood {
+		flood[i] = chain(t, 2)[1]
+	}
+	for name, open := range map[string]func() (r Keeper, prefer func(func(Identifier) bool), again func() Keeper){
+		"memory": func() (Keeper, func(func(Identifier) bool), func() Keeper) {
+			r := NewMemoryRegistry(8)
+			return r, r.Prefer, func() Keeper { return r }
+		},
+		"files": func() (Keeper, func(func(Identifier) bool), func() Keeper) {
+			dir := privateDir(t)
+			r := must(OpenRegistry(dir, 8))
+			return r, r.Prefer, func() Keeper { return must(OpenRegistry(dir, 8)) }
+		},
+	} {
+		for _, all := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, " all ", all), func(t *testing.T) {
+				r, prefer, again := open()
+				prefer(func(id Identifier) bool { return all || id == device[0].Identifier() })
+				if err := r.Update(device[1]); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range flood {
+					if err := r.Update(id); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, r := range []Keeper{r, again()} {
+					if err := r.Update(device[0]); !errors.Is(err, ErrOlder) {
+						t.Errorf("the device was forgotten: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestFileRegistryHoldsMoreThanItsMemory: kept identities are on disk, however many.
+func TestFileRegistryHoldsMoreThanItsMemory(t *testing.T) {
+	r := must(OpenRegistry(privateDir(t), 4))
+	var all [][]*Identity
+	for range 12 {
+		c := chain(t, 2)
+		all = append(all, c)
+		if err := r.Update(c[1]); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Keep(c[1].Identifier()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range all {
+		if err := r.Update(c[0]); !errors.Is(err, ErrOlder) {
+			t.Errorf("%d was forgotten: %v", i, err)
+		}
+	}
+	if n := r.mem.Len(); n > 4 {
+		t.Errorf("%d in memory", n)
+	}
 }
