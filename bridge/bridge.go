@@ -51,6 +51,7 @@ type Bridge struct {
 	}
 
 	ports, attached atomic.Int64
+	displaced       atomic.Uint64
 	portSeq         atomic.Uint32
 	queued, waiting level
 	storing         atomic.Int64 // bytes of packets in outboxes that are not stored yet
@@ -191,6 +192,9 @@ func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
 	l := &Link{conn: c}
 	for {
 		port, err := b.devicePort(p, false)
+		if errors.Is(err, ErrTooManyPorts) && b.displaceIdle() {
+			port, err = b.devicePort(p, false)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -254,13 +258,20 @@ func (b *Bridge) newPort(kind portKind, addr string, p Principal) *Port {
 
 func (b *Bridge) addStream(p *Port, l *Link) error {
 	p.link = l
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.roomForPort(); err != nil {
-		return err
+	add := func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if err := b.roomForPort(); err != nil {
+			return err
+		}
+		b.streams[p] = struct{}{}
+		return nil
 	}
-	b.streams[p] = struct{}{}
-	return nil
+	err := add()
+	if errors.Is(err, ErrTooManyPorts) && b.displaceIdle() {
+		err = add()
+	}
+	return err
 }
 
 // roomForPort counts one more port; b.mu is held.
@@ -273,6 +284,47 @@ func (b *Bridge) roomForPort() error {
 	}
 	b.ports.Add(1)
 	return nil
+}
+
+// displaceLook is how many devices are looked at for one that can be forgotten.
+const displaceLook = 256
+
+// displaceIdle makes room for another port where there is none: it forgets the device
+// that has been away longest of a number chosen at random, with nothing waiting for it
+// and no forwarder, as its time without a sight of it would. It returns false when there
+// is none. So whoever comes under very many names keeps nobody out who registers.
+func (b *Bridge) displaceIdle() bool {
+	look := make([]*Port, 0, displaceLook)
+	b.mu.Lock()
+	for _, p := range b.devices {
+		if look = append(look, p); len(look) == displaceLook {
+			break
+		}
+	}
+	b.mu.Unlock()
+	var victim *Port
+	longest := int64(0)
+	for _, p := range look {
+		if b.registry.registered(p) {
+			continue
+		}
+		p.mu.Lock()
+		if !p.gone && p.idle() && (victim == nil || p.offlineSince < longest) {
+			victim, longest = p, p.offlineSince
+		}
+		p.mu.Unlock()
+	}
+	if victim == nil {
+		return false
+	}
+	victim.mu.Lock()
+	if victim.gone || !victim.idle() { // it is back
+		victim.mu.Unlock()
+		return false
+	}
+	b.displaced.Add(1)
+	victim.end(notes{})
+	return true
 }
 
 // devicePort returns the port of a client id, made if there is none. One that a

@@ -149,6 +149,9 @@ type Counters struct {
 	Throttled uint64
 	// Kicked counts connections ended by the bridge, by KickReason.
 	Kicked [KickClosing + 1]uint64
+	// Displaced counts devices that were away and forgotten before their time, to make
+	// room for others.
+	Displaced uint64
 	// Copies counts copies and trace lines handed to observers, CopiesDropped
 	// those that the ring had no room for.
 	Copies, CopiesDropped uint64
@@ -190,6 +193,7 @@ func (b *Bridge) Counters() Counters {
 	}
 	c.Queued, c.QueuedBytes = b.queued.frames.Load(), b.queued.bytes.Load()
 	c.Waiting, c.WaitingBytes = b.waiting.frames.Load(), b.waiting.bytes.Load()
+	c.Displaced = b.displaced.Load()
 	c.Copies, c.CopiesDropped = b.ring.handed.Load(), b.ring.lost.Load()
 	c.Ports, c.Attached = int(b.ports.Load()), int(b.attached.Load())
 	c.Forwarders = b.registry.count()

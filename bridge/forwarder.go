@@ -290,6 +290,13 @@ func (r *registry) most(id identity.Identifier) int {
 	return r.b.cfg.ForwardersPerIdentity
 }
 
+// registered reports whether a port has a forwarder.
+func (r *registry) registered(p *Port) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.byPort[p]) > 0
+}
+
 // HasForwarder reports whether an identity owns a forwarding address.
 func (b *Bridge) HasForwarder(id identity.Identifier) bool {
 	r := &b.registry

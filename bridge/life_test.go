@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,9 +80,10 @@ func TestGuest(t *testing.T) {
 // TestGuestsOfOneNetworkLeaveHelloToOthers: guests from one network, however many they
 // are, do not use up what the hub answers to all.
 func TestGuestsOfOneNetworkLeaveHelloToOthers(t *testing.T) {
-	now := time.Unix(1000, 0)
+	var now atomic.Int64
+	now.Store(1000e9)
 	b := newTestBridge(t, func(c *Config) {
-		c.Now = func() time.Time { return now }
+		c.Now = func() time.Time { return time.Unix(0, now.Load()) }
 		c.GuestRate, c.GuestBurst, c.GuestTotalRate, c.GuestTotalBurst = 10, 20, 100, 50
 	})
 	answered := func(ip string, n int, stream bool) (yes int) {
@@ -108,9 +110,47 @@ func TestGuestsOfOneNetworkLeaveHelloToOthers(t *testing.T) {
 	equal(t, "a stream of the first", answered("192.0.2.1", 1, true), 0)
 	equal(t, "one network", []int{answered("2001:db8::1", 15, true), answered("2001:db8::2", 15, true)}, []int{15, 5})
 	equal(t, "all together", answered("192.0.2.3", 1, false), 0)
-	now = now.Add(time.Second)
+	now.Add(1e9)
 	equal(t, "a second later", answered("192.0.2.1", 30, false), 10)
 	equal(t, "counted", b.Counters().Dropped[DropThrottled], uint64(10+1+10+1+20))
+}
+
+// TestIdleDevicesMakeRoom: where the hub has as many peers as it may, those that are away
+// with nothing waiting and no forwarder give their place up, longest away first.
+func TestIdleDevicesMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newTestBridge(t, func(c *Config) { c.MaxPorts = 5 })
+		owner := attach(t, b, "owner", true)
+		fwd := owner.register(ServiceForwarding, "register", "M")
+		owner.Close(true)
+		target := attach(t, b, "target", true)
+		addr := target.Port().Address()
+		target.Close(true)
+		sender := attach(t, b, "sender", true)
+		sender.send(route.To(addr, "x"), route.To("me"), []byte("waits"))
+		attach(t, b, "first", true).Close(true)
+		time.Sleep(time.Second)
+		attach(t, b, "second", true).Close(true)
+
+		there := func(names ...string) (yes []bool) {
+			for _, n := range names {
+				yes = append(yes, b.devices[n] != nil)
+			}
+			return yes
+		}
+		attach(t, b, "third", true)
+		equal(t, "first gone, second not", there("first", "second"), []bool{false, true})
+		equal(t, "status", []string{status(b, "first"), status(b, "second")}, []string{"", "offline"})
+		stream(t, b, true)
+		equal(t, "second gone too", there("second"), []bool{false})
+		if _, err := b.ConnectDevice(device("fourth"), newFakeConn(true)); !errors.Is(err, ErrTooManyPorts) {
+			t.Errorf("in the place of one that others wait for: %v", err)
+		}
+		equal(t, "the others", there("owner", "target", "sender", "third"), []bool{true, true, true, true})
+		equal(t, "its forwarder", b.Forwarder(fwd) != nil, true)
+		equal(t, "counted", b.Counters().Displaced, uint64(2))
+		equal(t, "delivered", len(attach(t, b, "target", true).frames()), 1)
+	})
 }
 
 func TestConnectErrors(t *testing.T) {

@@ -206,16 +206,8 @@ func (p *Port) expire() {
 	}
 	p.unpark()
 	if p.kind == portDevice && p.link == nil && p.endsAt() <= now {
-		if p.oneShot || p.frames == 0 && len(p.parked)+len(p.held) == 0 {
-			p.gone = true
-			for _, n := range p.empty(DropGone).list {
-				ns.add(n)
-			}
-			b.records.set(RecordStatus, p.clientID, nil)
-			p.unlockAndAck()
-			b.forget(p)
-			b.send(ns)
-			b.relieve()
+		if p.oneShot || p.idle() {
+			p.end(ns)
 			return
 		}
 		// Its backlog keeps it until the age limit.
@@ -232,6 +224,25 @@ func (p *Port) expire() {
 		link.attach(false)
 	}
 	p.pump() // what waited for the room that is there now
+	b.relieve()
+}
+
+// idle reports whether a device is away and nothing waits for it. p.mu is held.
+func (p *Port) idle() bool {
+	return p.kind == portDevice && p.link == nil && p.frames == 0 && len(p.parked)+len(p.held) == 0
+}
+
+// end forgets a device that is away, and sends ns. p.mu is held, and released.
+func (p *Port) end(ns notes) {
+	b := p.b
+	p.gone = true
+	for _, n := range p.empty(DropGone).list {
+		ns.add(n)
+	}
+	b.records.set(RecordStatus, p.clientID, nil)
+	p.unlockAndAck()
+	b.forget(p)
+	b.send(ns)
 	b.relieve()
 }
 

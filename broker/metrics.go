@@ -47,6 +47,7 @@ func (h *Hub) samples() []sample {
 		{name: "sealmq_observer_copies_total", help: "Copies and trace lines handed to observers.", n: float64(c.Copies)},
 		{name: "sealmq_observer_copies_dropped_total", help: "Copies and trace lines that observers missed.", n: float64(c.CopiesDropped)},
 		{name: "sealmq_peers", help: "Peers with a place in the router, connected or not.", gauge: true, n: float64(c.Ports)},
+		{name: "sealmq_peers_displaced_total", help: "Devices that were away and forgotten to make room for others.", n: float64(c.Displaced)},
 		{name: "sealmq_peers_attached", help: "Peers that receive frames now.", gauge: true, n: float64(c.Attached)},
 		{name: "sealmq_forwarders", help: "Forwarding addresses.", gauge: true, n: float64(c.Forwarders)},
 	}
