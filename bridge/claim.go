@@ -2,11 +2,11 @@ package bridge
 
 import (
 	"errors"
-
-	"golang.org/x/time/rate"
+	"time"
 
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/sources"
 )
 
 // Addresses of the services for owners of forwarding addresses.
@@ -15,17 +15,18 @@ const (
 	ServiceRelease = hubproto.ServiceRelease
 )
 
-// How many claims are verified a second; each costs a few signatures.
+// How many claims are verified a second, each for a few signatures, of all identities.
+// One of them may make as many as it may register forwarders.
 const (
-	claimRate  = 1000
-	claimBurst = 4000
+	claimRate       = 1000
+	claimBurst      = 4000
+	claimIdentities = 16384 // that are told apart
 )
 
 // Reasons why a claim or a release is refused.
 var (
-	errNotOwner  = errors.New("bridge: the address does not belong to the sender")
-	errOldClaim  = errors.New("bridge: a newer claim is kept already")
-	errClaimRate = errors.New("bridge: too many claims at once")
+	errNotOwner = errors.New("bridge: the address does not belong to the sender")
+	errOldClaim = errors.New("bridge: a newer claim is kept already")
 )
 
 // EphemeralSigner is a Signer whose identity ends with the process. Devices are
@@ -48,12 +49,15 @@ func (b *Bridge) features() hubproto.Features {
 // that it does not hand out rubbish; nobody has to believe it.
 type claims struct {
 	b     *Bridge
-	limit *rate.Limiter
+	limit *sources.Limiter[identity.Identifier]
 }
 
 // registerClaimServices puts the services into an empty table.
 func (b *Bridge) registerClaimServices() {
-	c := &claims{b: b, limit: rate.NewLimiter(claimRate, claimBurst)}
+	c := &claims{b: b, limit: sources.New[identity.Identifier](sources.Limits{
+		Each: b.cfg.RegistrationRate, EachBurst: b.cfg.RegistrationBurst,
+		Total: claimRate, TotalBurst: claimBurst, Known: claimIdentities,
+	})}
 	for _, s := range []*service{
 		{addr: ServiceClaim, reach: ReachOpen, handler: c.serveClaim},
 		{addr: ServiceRelease, reach: ReachOpen, handler: c.serveRelease},
@@ -67,6 +71,10 @@ func (c *claims) serveClaim(r *Request) {
 	claim, err := hubproto.ParseClaim(r.Frame.Payload)
 	if err != nil {
 		r.Drop(DropRequest)
+		return
+	}
+	if !c.limit.Allow(r.From.Identity, time.Unix(0, c.b.now())) {
+		r.Drop(DropThrottled) // and not into the log either
 		return
 	}
 	if err := c.keep(r, claim); err != nil {
@@ -84,9 +92,6 @@ func (c *claims) keep(r *Request, claim *hubproto.Claim) error {
 	before, err := c.b.registry.claimOf(r.link.port, claim)
 	if err != nil {
 		return err
-	}
-	if !c.limit.Allow() {
-		return errClaimRate
 	}
 	// A key that an earlier claim shows as rotated away signs nothing any more.
 	var known *identity.Identity

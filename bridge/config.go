@@ -58,7 +58,8 @@ type Config struct {
 	FrameRate, ByteRate float64
 	// HelloRate, HelloBurst, RegistrationRate and RegistrationBurst limit what
 	// one device may ask of the services hello and forwarding_service a second,
-	// over all its connections. Defaults 50, 200, 20, 256.
+	// over all its connections; an identity may make as many claims as registrations.
+	// Defaults 50, 200, 20, 256.
 	HelloRate         float64
 	HelloBurst        int
 	RegistrationRate  float64

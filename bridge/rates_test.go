@@ -1,12 +1,18 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
@@ -164,6 +170,74 @@ func TestHandshakesOfOneDeviceAreLimited(t *testing.T) {
 	}
 	c := b.Counters()
 	equal(t, "registrations, and hello and registration refused", []uint64{uint64(c.Forwarders), c.Dropped[DropThrottled] - refused}, []uint64{2, 2})
+}
+
+// TestClaimsOfOneIdentityAreLimited: who claims without end neither takes the hub's time
+// from others nor fills its log.
+func TestClaimsOfOneIdentityAreLimited(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	b := newTestBridge(t, func(c *Config) {
+		c.RegistrationRate, c.RegistrationBurst = 1e-6, 3
+		c.Logger = slog.New(slog.NewTextHandler(&locked{&mu, &log}, nil))
+	})
+	owner := func(name string) (*peer, *identity.Private, string) {
+		id, err := identity.Create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := connect(t, b, Principal{Identity: id.Identifier(), ClientID: name, Role: RoleDevice, Proven: true}, true)
+		p.sayHello(true, 1)
+		return p, id, p.register(ServiceForwarding, "register", "M")
+	}
+	claim := func(p *peer, id *identity.Private, address string, number uint64) {
+		t.Helper()
+		c, err := hubproto.MakeClaim(id, address, number, time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := c.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.send(route.To(ServiceClaim), route.To("me"), body)
+	}
+	number := func(address string) uint64 {
+		c, err := hubproto.ParseClaim(b.Forwarder(address).Claim)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Number
+	}
+	mallory, mallorys, door := owner("mallory")
+	for n := range uint64(10) {
+		claim(mallory, mallorys, door, n+1)
+	}
+	equal(t, "kept, and throttled", []uint64{number(door), b.Counters().Dropped[DropThrottled]}, []uint64{3, 7})
+	alice, alices, window := owner("alice")
+	claim(alice, alices, window, 9)
+	equal(t, "another's", number(window), uint64(9))
+
+	stranger := stream(t, b, true)
+	for range 50 {
+		claim(stranger, mallorys, door, 99)
+	}
+	equal(t, "refused, and throttled", []uint64{b.Counters().Dropped[DropRefused], b.Counters().Dropped[DropThrottled]}, []uint64{3, 54})
+	mu.Lock()
+	defer mu.Unlock()
+	equal(t, "lines", strings.Count(log.String(), "claim refused"), 3)
+}
+
+// locked is a writer for several goroutines.
+type locked struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
 }
 
 func TestPortsOfOneIdentityAreLimited(t *testing.T) {

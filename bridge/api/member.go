@@ -64,7 +64,7 @@ func (s *Server) deliver(d channel.Delivery) {
 	f.Return = f.Return.Rest() // the encryptor's address: the port's stands for it
 	if !m.mayAsk(&f) {
 		s.cfg.Counters.add(RefusedRelay)
-		s.cfg.Logger.Info("registration without a credential for it", "peer", d.Channel.Peer().Identifier)
+		s.refused("registration without a credential for it", d.Channel.Peer().Identifier)
 		return
 	}
 	body := route.AppendFrame(make([]byte, 0, f.EncodedLen()), &f)
@@ -113,7 +113,7 @@ func (s *Server) member(ch *channel.Channel) *member {
 	who := ch.Peer().Identifier
 	if !s.admit(who) {
 		s.cfg.Counters.add(RefusedIdentity)
-		s.cfg.Logger.Info("too many channels of an identity", "peer", who)
+		s.refused("too many channels of an identity", who)
 		s.spawn(func() { _ = ch.Close() })
 		return nil
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
@@ -69,6 +71,18 @@ type Server struct {
 	senders map[string]*member          // by the address that the peer's frames come to
 	closed  bool
 	wg      sync.WaitGroup
+
+	lines *rate.Limiter // of refusals in the log; each is counted
+}
+
+// refusalLines is how many refusals a second there may be in the log.
+const refusalLines = 10
+
+// refused logs a refusal, unless there are too many.
+func (s *Server) refused(why string, who identity.Identifier) {
+	if s.lines.Allow() {
+		s.cfg.Logger.Info("refused at the hub's channel listener", "why", why, "peer", who)
+	}
 }
 
 // New starts listening. Close ends it, before the bridge.
@@ -95,6 +109,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Clock = time.Now
 	}
 	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member), byID: make(map[identity.Identifier]int), senders: make(map[string]*member)}
+	s.lines = rate.NewLimiter(refusalLines, 10*refusalLines)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	cc := channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{s}, Deliver: s.deliver,
