@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -13,7 +14,10 @@ import (
 const (
 	rememberFor   = time.Minute
 	rememberCount = 8192
-	loginsWaiting = 256 // logins that may wait for a worker, before the rest hears "busy"
+
+	// loginsWaiting is how many passwords, and how many proofs, may wait for a worker,
+	// before the rest hears "busy", unless it is set.
+	loginsWaiting = 256
 )
 
 // Errors of a login.
@@ -39,9 +43,9 @@ type gate struct {
 	memory *memory // guarded by mu; replaced when the file is loaded again
 }
 
-func newGate(p *Passwords) *gate {
+func newGate(p *Passwords, waiting int) *gate {
 	g := &gate{
-		turns:  newTurnstile(loginsWaiting),
+		turns:  newTurnstile(cmp.Or(waiting, loginsWaiting)),
 		now:    time.Now,
 		memory: newMemory(rememberFor, rememberCount),
 	}

@@ -195,7 +195,7 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		if err != nil {
 			return nil, err
 		}
-		h.gate = newGate(p)
+		h.gate = newGate(p, cfg.Limits.LoginsWaiting)
 	}
 	if h.certificates, err = cfg.loadCertificates(); err != nil {
 		return nil, err

@@ -79,6 +79,9 @@ type Limits struct {
 	SessionBytes Size `yaml:"session_bytes"`
 	// Observers is how many clients may watch at one time. Default 64.
 	Observers int `yaml:"observers"`
+	// LoginsWaiting is how many passwords may wait to be checked, and as many proofs of
+	// devices; those from one address may have half of the places. Default 256.
+	LoginsWaiting int `yaml:"logins_waiting"`
 	// ConnectTimeout is how long a peer may take from accept to the end of its
 	// CONNECT. Default 10 s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
@@ -138,9 +141,11 @@ type Limits struct {
 	// QueuedFor is how long a frame may wait. Default 7 days.
 	QueuedFor time.Duration `yaml:"queued_for"`
 
-	// ForwardersPerIdentity is how many forwarding addresses an identity may have.
-	// Default 256.
-	ForwardersPerIdentity int `yaml:"forwarders_per_identity"`
+	// ForwardersPerIdentity is how many forwarding addresses an identity may have,
+	// ForwardersPerConnection how many of them one client id, or one connection over
+	// TCP. Defaults 256 and 64.
+	ForwardersPerIdentity   int `yaml:"forwarders_per_identity"`
+	ForwardersPerConnection int `yaml:"forwarders_per_connection"`
 	// ForwarderUnseen is how long a forwarder outlives the last sight of its
 	// device. Default 24 hours.
 	ForwarderUnseen time.Duration `yaml:"forwarder_unseen"`
@@ -184,6 +189,7 @@ func (l Limits) validate() error {
 		{"sessions", int64(l.Sessions)},
 		{"session_bytes", int64(l.SessionBytes)},
 		{"observers", int64(l.Observers)},
+		{"logins_waiting", int64(l.LoginsWaiting)},
 		{"connect_timeout", int64(l.ConnectTimeout)},
 		{"connections", int64(l.Connections)},
 		{"connections_per_address", int64(l.ConnectionsPerAddress)},
@@ -207,6 +213,7 @@ func (l Limits) validate() error {
 		{"queued_bytes", int64(l.QueuedBytes)},
 		{"queued_for", int64(l.QueuedFor)},
 		{"forwarders_per_identity", int64(l.ForwardersPerIdentity)},
+		{"forwarders_per_connection", int64(l.ForwardersPerConnection)},
 		{"forwarder_unseen", int64(l.ForwarderUnseen)},
 		{"trace_lines", int64(l.TraceLines)},
 	} {
@@ -231,7 +238,7 @@ func (l Limits) bridge(c *bridge.Config) {
 	c.OutboxFrames, c.OutboxBytes = l.OutboxFrames, int(l.OutboxBytes)
 	c.TotalFrames, c.TotalBytes = int64(l.QueuedFrames), int64(l.QueuedBytes)
 	c.MaxAge = l.QueuedFor
-	c.ForwardersPerIdentity, c.ForwarderTTL = l.ForwardersPerIdentity, l.ForwarderUnseen
+	c.ForwardersPerIdentity, c.ForwardersPerPort, c.ForwarderTTL = l.ForwardersPerIdentity, l.ForwardersPerConnection, l.ForwarderUnseen
 	c.TraceRate = float64(l.TraceLines)
 	c.FrameRate, c.ByteRate = float64(cmp.Or(l.FramesPerSecond, defaultFrameRate)), float64(cmp.Or(l.BytesPerSecond, defaultByteRate))
 	c.HelloRate, c.HelloBurst = float64(l.HellosPerSecond), 4*l.HellosPerSecond

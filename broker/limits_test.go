@@ -3,11 +3,15 @@ package broker
 import (
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
@@ -162,5 +166,23 @@ func TestLimitsTakeEffect(t *testing.T) {
 	stop(t, h)
 	if n := debug.SetMemoryLimit(-1); n == 256<<20/10*9 {
 		t.Error("the memory limit outlives the hub")
+	}
+}
+
+// TestLimitsAreHandedOn to those who hold them.
+func TestLimitsAreHandedOn(t *testing.T) {
+	var c bridge.Config
+	Limits{ForwardersPerIdentity: 5, ForwardersPerConnection: 3, GuestHellosPerAddress: 7, GuestHellosPerSecond: 9}.bridge(&c)
+	got := []int{c.ForwardersPerIdentity, c.ForwardersPerPort, int(c.GuestRate), c.GuestBurst, int(c.GuestTotalRate), c.GuestTotalBurst}
+	if want := []int{5, 3, 7, 28, 9, 18}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	file := filepath.Join(t.TempDir(), "passwords")
+	if err := os.WriteFile(file, []byte("u:"+hashed(t, "pw")+":user\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := start(t, Config{PasswordFile: file, Limits: Limits{LoginsWaiting: 6}})
+	if h.gate.turns.most != 6 || h.proofs.turns.most != 6 {
+		t.Errorf("%d and %d may wait", h.gate.turns.most, h.proofs.turns.most)
 	}
 }

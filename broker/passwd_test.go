@@ -219,7 +219,7 @@ func gateFor(t testing.TB, lines ...string) *gate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newGate(p)
+	return newGate(p, 0)
 }
 
 func TestLogin(t *testing.T) {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,9 +17,6 @@ import (
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 )
-
-// proofsWaiting is how many proofs may wait for a worker; the rest hears "busy".
-const proofsWaiting = 256
 
 // deviceRegistry is the folder in a data folder that remembers devices' rotated
 // keys.
@@ -141,7 +139,7 @@ type verifier struct {
 func newVerifier(cfg *Config, hub identity.Identifier, born bool, p *devicePolicy, logger *slog.Logger) (*verifier, error) {
 	v := &verifier{
 		hub: hub, cleartext: cfg.InsecurePlaintext, everywhere: cfg.MQTTOpen, skew: cfg.Devices.clockSkew(), now: time.Now,
-		turns: newTurnstile(proofsWaiting),
+		turns: newTurnstile(cmp.Or(cfg.Limits.LoginsWaiting, loginsWaiting)),
 	}
 	v.policy.Store(p)
 	if cfg.Data == "" {

@@ -240,7 +240,7 @@ func TestProofCodesOfMQTT5(t *testing.T) {
 	setTurns(0, 0)
 	want(t, "busy", v5(d.name(), d.make(nil)), full5)
 	want(t, "busy, 3.1.1", d.fresh(), full3)
-	setTurns(1, proofsWaiting)
+	setTurns(1, loginsWaiting)
 	want(t, "not listed, 3.1.1", d.fresh(), refused3)
 	want(t, "without proof", say(t, d.addr, nil, 4, d.name(), "", func([]byte) []byte { return nil }), refused3)
 	want(t, "an ordinary client", say(t, d.addr, nil, 4, "pump", "", func([]byte) []byte { return nil }), refused3)

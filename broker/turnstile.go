@@ -107,7 +107,7 @@ func (s *turnstile) room(key netip.Prefix, user string) bool {
 	}
 	victim, l := key, mine
 	switch {
-	case mine.n >= s.most/2:
+	case mine.n >= max(1, s.most/2):
 	case s.waiting >= s.most:
 		for k, other := range s.from {
 			if other.n > l.n {
