@@ -121,19 +121,7 @@ func TestData(t *testing.T) {
 				return append(out, p.body)
 			}, nil
 		},
-		"forge": func(*end) (attack, func()) {
-			r := dice()
-			return func(p *passage) [][]byte {
-				made := make([]byte, 24+r.IntN(100)) // with a nonce of its own choice
-				for i := range made {
-					made[i] = byte(r.Uint32())
-				}
-				near := bytes.Clone(made)
-				copy(near, p.Payload[:min(len(p.Payload), 8)])
-				far := bytes.Repeat([]byte{0xff}, 40)
-				return [][]byte{p.with(made), p.with(near), p.with(far), p.with(nil), p.body}
-			}, nil
-		},
+		"forge": forge,
 		"reflect": func(*end) (attack, func()) {
 			return func(p *passage) [][]byte {
 				back := p.at.tape[p.way.other()]
@@ -144,14 +132,7 @@ func TestData(t *testing.T) {
 				return asIs(p)
 			}, nil
 		},
-		"forged return routes": func(*end) (attack, func()) {
-			return func(p *passage) [][]byte {
-				// A frame that does not open moves nobody's way back.
-				b := bytes.Clone(p.Payload)
-				b[len(b)-1] ^= 1
-				return [][]byte{encode(route.Frame{Onward: p.Onward, Return: route.To("nowhere", "nobody"), Payload: b}), p.body}
-			}, nil
-		},
+		"forged return routes": forgeReturns,
 	}
 	for name, a := range attacks {
 		t.Run(name, func(t *testing.T) {
@@ -173,6 +154,30 @@ func TestData(t *testing.T) {
 			}
 		})
 	}
+}
+
+// forge makes up frames for a channel, with nonces of its own choice.
+func forge(*end) (attack, func()) {
+	r := dice()
+	return func(p *passage) [][]byte {
+		made := make([]byte, 24+r.IntN(100))
+		for i := range made {
+			made[i] = byte(r.Uint32())
+		}
+		near := bytes.Clone(made)
+		copy(near, p.Payload[:min(len(p.Payload), 8)])
+		far := bytes.Repeat([]byte{0xff}, 40)
+		return [][]byte{p.with(made), p.with(near), p.with(far), p.with(nil), p.body}
+	}, nil
+}
+
+// forgeReturns shows another way back on frames that do not open, which moves nobody's.
+func forgeReturns(*end) (attack, func()) {
+	return func(p *passage) [][]byte {
+		b := bytes.Clone(p.Payload)
+		b[len(b)-1] ^= 1
+		return [][]byte{encode(route.Frame{Onward: p.Onward, Return: route.To("nowhere", "nobody"), Payload: b}), p.body}
+	}, nil
 }
 
 // reorder turns groups of size frames around.

@@ -205,6 +205,14 @@ func TestStock(t *testing.T) {
 		},
 		"reorder within the window": reorder(8),
 		"reorder beyond the window": reorder(80),
+		"forge":                     forge,
+		"forged return routes":      forgeReturns,
+		"past the channel": func(*end) (attack, func()) {
+			return func(p *passage) [][]byte { // to workers of the node that are open to the channel alone
+				forged := route.Frame{Onward: route.To(plain), Return: p.Return, Payload: []byte("forged")}
+				return [][]byte{encode(forged), p.body}
+			}, nil
+		},
 		"change": func(*end) (attack, func()) {
 			return func(p *passage) [][]byte {
 				var out [][]byte
