@@ -69,12 +69,14 @@ type Limits struct {
 	// quarter of it, 8 MiB at most. Default 256 MiB.
 	SubscriptionBytes Size `yaml:"subscription_bytes"`
 	// Retained and RetainedBytes bound the retained messages of ordinary clients, with
-	// the levels of their topics. Defaults 100,000 and 128 MiB.
+	// the levels of their topics; half may be of one user name, and of one address.
+	// Defaults 100,000 and 128 MiB.
 	Retained      int  `yaml:"retained"`
 	RetainedBytes Size `yaml:"retained_bytes"`
 	// Sessions bounds the MQTT sessions, connected or kept, SessionBytes what is
-	// queued in all of them; wills have a quarter as much, those of one user name and of
-	// one address a quarter of that. Defaults 131,072 and 256 MiB.
+	// queued in all of them; wills have a quarter as much. One user name, and one
+	// address, may have half of each, of the wills a quarter. Defaults 131,072 and
+	// 256 MiB.
 	Sessions     int  `yaml:"sessions"`
 	SessionBytes Size `yaml:"session_bytes"`
 	// Observers is how many clients may watch at one time. Default 64.

@@ -44,7 +44,8 @@ type FixesConfig struct {
 	FilterBytes int64
 	// Retained and RetainedBytes bound the retained messages of the server, with the
 	// levels of their topics as above. Beyond them a message is delivered, but not
-	// retained.
+	// retained. Half of it may be of one user name, and of one IP address or /64
+	// network; so it is with Sessions and QueuedBytes.
 	Retained      int
 	RetainedBytes int
 	// Sessions bounds the sessions that are connected or kept: beyond it nobody
@@ -83,21 +84,30 @@ type Fixes struct {
 
 	mu    sync.Mutex
 	live  map[*mqtt.Client]*session // from OnSessionEstablish to the end
-	sizes map[string]int            // retained messages by topic
-	bytes int                       // and their sum
+	sizes map[string]retained       // retained messages by topic
+	bytes int                       // and the sum of their sizes
 	kept  paths                     // and the way to them
+	each  [2]shares                 // and whose they are: their number, and bytes
 
-	queued  queued
-	filters filters
-	wills   wills
+	queued   queued
+	filters  filters
+	wills    wills
+	sessions sessions
 
 	plain sync.Map // *mqtt.Client to *session, for connections of other listeners
+}
+
+// retained is what is known of a retained message.
+type retained struct {
+	size  int
+	owner owner // who published it last; zero: it was there at the start
 }
 
 // session is what Fixes knows about one connection.
 type session struct {
 	cl          *mqtt.Client
 	conn        *Conn // nil: another listener's
+	owner       owner
 	ids         ids
 	established atomic.Bool
 	over        atomic.Bool // OnDisconnect was called
@@ -138,10 +148,10 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 		cfg:     cfg,
 		alone:   server.NewClient(nil, mqtt.LocalListener, "guard", true),
 		live:    make(map[*mqtt.Client]*session),
-		sizes:   make(map[string]int),
+		sizes:   make(map[string]retained),
 		kept:    newPaths(),
 		filters: filters{paths: newPaths(), of: make(map[string]int64)},
-		wills:   newWills(),
+		wills:   wills{of: make(map[string]will)},
 	}, nil
 }
 
@@ -198,12 +208,20 @@ func (f *Fixes) session(cl *mqtt.Client) *session {
 	return nil
 }
 
+// owner is whom that is charged to which is kept for a client, or of it.
+func (f *Fixes) owner(cl *mqtt.Client) owner {
+	if s := f.session(cl); s != nil {
+		return s.owner
+	}
+	return ownerOf(cl)
+}
+
 // OnStarted takes stock of retained messages that a store brought back.
 func (f *Fixes) OnStarted() {
 	defer f.recovered("OnStarted")
 	for topic, pk := range f.server.Topics.Retained.GetAll() {
 		if !strings.HasPrefix(topic, mqtt.SysPrefix) {
-			f.retained(topic, keptRetained(&pk))
+			f.retain(topic, retained{size: keptRetained(&pk)})
 		}
 	}
 }
@@ -304,9 +322,13 @@ func refuse(cl *mqtt.Client, v3, v5 packets.Code, reason string) {
 // tooManySessions reports whether a client wants a session kept for which there
 // is no room.
 func (f *Fixes) tooManySessions(cl *mqtt.Client) bool {
-	p := &cl.Properties
-	keeps := p.ProtocolVersion < 5 && !p.Clean || p.ProtocolVersion == 5 && p.Props.SessionExpiryInterval > 0
-	if !keeps || f.cfg.Sessions < 0 || f.server.Clients.Len() < f.cfg.Sessions {
+	if !keeps(cl) || f.cfg.Sessions < 0 {
+		return false
+	}
+	if !f.sessions.fits(cl.ID, ownerOf(cl), half(int64(f.cfg.Sessions))) {
+		return true
+	}
+	if f.server.Clients.Len() < f.cfg.Sessions {
 		return false
 	}
 	_, ok := f.server.Clients.Get(cl.ID)
@@ -332,7 +354,7 @@ func (f *Fixes) fits(topic string) bool {
 // OnSessionEstablished mochi takes over the session of an earlier connection.
 func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 	defer f.recovered("OnSessionEstablish")
-	s := &session{cl: cl}
+	s := &session{cl: cl, owner: ownerOf(cl)}
 	s.conn, _ = cl.Net.Conn.(*Conn)
 	s.enter(f)
 	if old, ok := f.server.Clients.Get(cl.ID); ok && !pk.Connect.Clean {
@@ -340,6 +362,7 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 			s.ids.inherit(&o.ids)
 		}
 	}
+	f.sessions.begin(cl, s.owner)
 	f.mu.Lock()
 	f.live[cl] = s
 	f.mu.Unlock()
@@ -413,7 +436,7 @@ func (f *Fixes) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 // OnDisconnect enters the gate again, until mochi has cleaned up behind the
 // connection. A takeover that is under way is then complete, and mochi sees
 // that the session is no longer this connection's.
-func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
+func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
 	defer f.recovered("OnDisconnect")
 	s := f.session(cl)
 	if s == nil {
@@ -421,6 +444,9 @@ func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, _ bool) {
 	}
 	s.over.Store(true)
 	f.wills.end(cl)
+	if expire { // a DISCONNECT of MQTT 5 may say so
+		f.sessions.end(cl)
+	}
 	s.enter(f)
 	if s.conn == nil || !s.conn.listened() {
 		// Nobody tells when another listener's connection is over.
@@ -473,6 +499,7 @@ func (f *Fixes) sweep(s *session) {
 		cl.ClearInflights()
 		f.server.UnsubscribeClient(cl)
 		f.server.Clients.Delete(cl.ID)
+		f.sessions.end(cl)
 	}
 }
 
@@ -501,6 +528,7 @@ func (f *Fixes) OnSysInfoTick(*system.Info) {
 // leaves in its tree.
 func (f *Fixes) OnClientExpired(cl *mqtt.Client) {
 	defer f.recovered("OnClientExpired")
+	f.sessions.end(cl)
 	cl.ClearInflights()
 	f.server.UnsubscribeClient(cl)
 }
@@ -598,31 +626,37 @@ func (f *Fixes) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int)
 // OnPublish drops the retain flag where the store is full.
 func (f *Fixes) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	defer f.recovered("OnPublish")
-	if pk.FixedHeader.Retain && !cl.Net.Inline && !f.mayRetain(pk.TopicName, keptRetained(&pk)) {
+	if pk.FixedHeader.Retain && !cl.Net.Inline && !f.mayRetain(pk.TopicName, retained{keptRetained(&pk), f.owner(cl)}) {
 		pk.FixedHeader.Retain = false
 	}
 	return pk, nil
 }
 
 // OnWill does the same for wills, which pass OnPublish by.
-func (f *Fixes) OnWill(_ *mqtt.Client, w mqtt.Will) (mqtt.Will, error) {
+func (f *Fixes) OnWill(cl *mqtt.Client, w mqtt.Will) (mqtt.Will, error) {
 	defer f.recovered("OnWill")
 	pk := packets.Packet{TopicName: w.TopicName, Payload: w.Payload, Properties: packets.Properties{User: w.User}}
-	if w.Retain && !f.mayRetain(w.TopicName, keptRetained(&pk)) {
+	if w.Retain && !f.mayRetain(w.TopicName, retained{keptRetained(&pk), f.owner(cl)}) {
 		w.Retain = false
 	}
 	return w, nil
 }
 
-func (f *Fixes) mayRetain(topic string, n int) bool {
-	if n == 0 {
+func (f *Fixes) mayRetain(topic string, m retained) bool {
+	if m.size == 0 {
 		return true // removes one
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sizes[topic]
+	before := 0
+	if ok {
+		before = 1
+	}
 	if (ok || f.cfg.Retained < 0 || len(f.sizes) < f.cfg.Retained) &&
-		(f.cfg.RetainedBytes < 0 || f.bytes-old+n+int(f.kept.bytes())+nodeCost*f.kept.missing(topic) <= f.cfg.RetainedBytes) {
+		(f.cfg.Retained < 0 || f.each[0].fits(m.owner, 1, old.owner, int64(before), half(int64(f.cfg.Retained)))) &&
+		(f.cfg.RetainedBytes < 0 || f.bytes-old.size+m.size+int(f.kept.bytes())+nodeCost*f.kept.missing(topic) <= f.cfg.RetainedBytes &&
+			f.each[1].fits(m.owner, int64(m.size), old.owner, int64(old.size), half(int64(f.cfg.RetainedBytes)))) {
 		return true
 	}
 	f.cfg.Counters.add(RetainedFull)
@@ -630,31 +664,38 @@ func (f *Fixes) mayRetain(topic string, n int) bool {
 }
 
 // OnRetainMessage keeps count of retained messages.
-func (f *Fixes) OnRetainMessage(_ *mqtt.Client, pk packets.Packet, _ int64) {
+func (f *Fixes) OnRetainMessage(cl *mqtt.Client, pk packets.Packet, _ int64) {
 	defer f.recovered("OnRetainMessage")
-	f.retained(pk.TopicName, keptRetained(&pk))
+	f.retain(pk.TopicName, retained{keptRetained(&pk), f.owner(cl)})
 }
 
 // OnRetainedExpired keeps count of retained messages.
 func (f *Fixes) OnRetainedExpired(topic string) {
 	defer f.recovered("OnRetainedExpired")
-	f.retained(topic, 0)
+	f.retain(topic, retained{})
 }
 
-func (f *Fixes) retained(topic string, n int) {
+// retain counts a message in, in place of what was there, or out if it has no size.
+func (f *Fixes) retain(topic string, m retained) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	old, ok := f.sizes[topic]
-	f.bytes += n - old
+	f.bytes += m.size - old.size
+	if ok {
+		f.each[0].add(old.owner, -1)
+		f.each[1].add(old.owner, -int64(old.size))
+	}
 	switch {
-	case n == 0 && ok:
+	case m.size == 0 && ok:
 		f.kept.remove(topic)
 		delete(f.sizes, topic)
-	case n != 0 && !ok:
+	case m.size != 0 && !ok:
 		f.kept.add(topic)
 	}
-	if n == 0 {
+	if m.size == 0 {
 		return
 	}
-	f.sizes[strings.Clone(topic)] = n
+	f.each[0].add(m.owner, 1)
+	f.each[1].add(m.owner, int64(m.size))
+	f.sizes[strings.Clone(topic)] = m
 }

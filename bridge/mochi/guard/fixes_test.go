@@ -238,7 +238,7 @@ func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 }
 
 func TestRetainedLimits(t *testing.T) {
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 3, 3*nodeCost+130 })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Retained, f.RetainedBytes = 2*3, 3*nodeCost+130 }) // one owner has half
 	c := b.login(t, false, rawmqtt.Options{ID: "c", Will: "will", WillPayload: "x", WillRetain: true})
 	put := func(topic string, n int) {
 		send(t, c, rawmqtt.Publish(false, 3, topic, 1, make([]byte, n)))

@@ -19,34 +19,42 @@ const packetOverhead = 1 << 10
 type queued struct {
 	mu      sync.Mutex
 	total   int64
-	of      map[*mqtt.Client]map[uint16]int64 // by packet identifier
+	of      map[*mqtt.Client]*backlog
+	each    shares
 	checked time.Time
 }
 
-// add counts a message in and reports whether the sum is within the limit; if
-// not, the message is not counted.
-func (q *queued) add(cl *mqtt.Client, id uint16, size, limit int64) bool {
+// backlog is what is counted for one client: bytes by packet identifier.
+type backlog struct {
+	owner owner
+	ids   map[uint16]int64
+}
+
+// add counts a message in and reports whether the sum is within the limit, and that for
+// one owner; if not, the message is not counted. A negative limit is none.
+func (q *queued) add(cl *mqtt.Client, o owner, id uint16, size, limit int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	ids := q.of[cl]
-	old := ids[id]
-	if limit >= 0 && q.total-old+size > limit {
-		q.check()
-		if q.total-old+size > limit {
+	b := q.of[cl]
+	if b == nil {
+		b = &backlog{owner: o, ids: make(map[uint16]int64)}
+	}
+	fits := func() bool {
+		old := b.ids[id]
+		return limit < 0 || q.total-old+size <= limit && q.each.fits(b.owner, size, b.owner, old, half(limit))
+	}
+	if !fits() {
+		if q.check(); !fits() {
 			return false
 		}
-		ids = q.of[cl]
-		old = ids[id]
 	}
-	if ids == nil {
-		if q.of == nil {
-			q.of = make(map[*mqtt.Client]map[uint16]int64)
-		}
-		ids = make(map[uint16]int64)
-		q.of[cl] = ids
+	if q.of == nil {
+		q.of = make(map[*mqtt.Client]*backlog)
 	}
-	q.total += size - old
-	ids[id] = size
+	q.of[cl] = b // check may have removed it
+	q.total += size - b.ids[id]
+	q.each.add(b.owner, size-b.ids[id])
+	b.ids[id] = size
 	return true
 }
 
@@ -58,10 +66,14 @@ func (q *queued) remove(cl *mqtt.Client, id uint16) {
 }
 
 func (q *queued) drop(cl *mqtt.Client, id uint16) {
-	ids := q.of[cl]
-	q.total -= ids[id]
-	delete(ids, id)
-	if len(ids) == 0 {
+	b := q.of[cl]
+	if b == nil {
+		return
+	}
+	q.total -= b.ids[id]
+	q.each.add(b.owner, -b.ids[id])
+	delete(b.ids, id)
+	if len(b.ids) == 0 {
 		delete(q.of, cl)
 	}
 }
@@ -74,8 +86,8 @@ func (q *queued) check() {
 		return
 	}
 	q.checked = now
-	for cl, ids := range q.of {
-		for id := range ids {
+	for cl, b := range q.of {
+		for id := range b.ids {
 			if _, ok := cl.State.Inflight.Get(id); !ok {
 				q.drop(cl, id)
 			}
@@ -88,7 +100,7 @@ func (q *queued) check() {
 // same, once.
 func (f *Fixes) keep(cl *mqtt.Client, pk *packets.Packet) {
 	size := int64(kept(pk) + packetOverhead)
-	if f.queued.add(cl, pk.PacketID, size, f.cfg.QueuedBytes) {
+	if f.queued.add(cl, f.owner(cl), pk.PacketID, size, f.cfg.QueuedBytes) {
 		return
 	}
 	f.cfg.Counters.add(QueuedFull)

@@ -27,7 +27,7 @@ func away(t *testing.T, b *broker, id string) rawmqtt.Options {
 
 func TestMessagesKeptForClientsAreBounded(t *testing.T) {
 	const size, limit = 10_000, 100_000
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = limit })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.QueuedBytes = 2 * limit }) // one owner has half
 	o := away(t, b, "away")
 	pub := b.login(t, false, rawmqtt.Options{ID: "pub"})
 	for i := range uint16(50) {
@@ -80,13 +80,13 @@ func TestMessagesDroppedSilentlyAreCountedOut(t *testing.T) {
 		cl.State.Inflight.Delete(pk.PacketID)
 	}
 	b.fixes.queued.checked = time.Time{}
-	if !b.fixes.queued.add(cl, 77, 10, 5000) || b.fixes.Queued() != 10 {
+	if !b.fixes.queued.add(cl, owner{}, 77, 10, 5000) || b.fixes.Queued() != 10 {
 		t.Errorf("%d bytes after the check", b.fixes.Queued())
 	}
 }
 
 func TestKeptSessionsAreBounded(t *testing.T) {
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Sessions = 3 })
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Sessions = 2 * 3 }) // one owner has half
 	o := away(t, b, "a")
 	away(t, b, "b")
 	away(t, b, "c")

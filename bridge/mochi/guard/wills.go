@@ -1,28 +1,21 @@
 package guard
 
 import (
-	"hash/maphash"
-	"net/netip"
 	"sync"
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
-
-	"github.com/sealmq/sealmq/internal/connlimit"
 )
 
 // wills counts the bytes of the wills that mochi keeps, one for each client id: while
 // the client is connected, and as long as the will is delayed behind it. The wills of
 // one user name, and those of one network, may have a part of the whole.
 type wills struct {
-	seed maphash.Seed
-
 	mu    sync.Mutex
 	total int64
 	of    map[string]will
-	from  map[netip.Prefix]int64 // bytes, by network
-	by    map[uint64]int64       // bytes, by the hash of the user name
+	each  shares
 }
 
 // willShare is the part of the room for wills that one network or one user name may
@@ -32,16 +25,8 @@ const willShare = 4
 type will struct {
 	cl    *mqtt.Client
 	size  int64
-	from  netip.Prefix
-	user  uint64    // 0: none
+	owner owner
 	until time.Time // when a delayed one is sent; zero: the client is connected
-}
-
-func newWills() wills {
-	return wills{
-		seed: maphash.MakeSeed(), of: make(map[string]will),
-		from: make(map[netip.Prefix]int64), by: make(map[uint64]int64),
-	}
 }
 
 // ofClient returns what a client's will takes; its size is 0 when there is none.
@@ -54,11 +39,7 @@ func (q *wills) ofClient(cl *mqtt.Client) will {
 	for _, u := range w.User {
 		n += propertyCost + len(u.Key) + len(u.Val)
 	}
-	of := will{cl: cl, size: int64(n), from: connlimit.Network(cl.Net.Conn.RemoteAddr())}
-	if len(cl.Properties.Username) > 0 {
-		of.user = max(1, maphash.Bytes(q.seed, cl.Properties.Username))
-	}
-	return of
+	return will{cl: cl, size: int64(n), owner: ownerOf(cl)}
 }
 
 // fits reports whether there is room for a client's will in place of the one that is
@@ -85,15 +66,7 @@ func (q *wills) room(id string, w will, limit int64) bool {
 
 func (q *wills) within(id string, w will, limit int64) bool {
 	old := q.of[id]
-	used := func(n int64, same bool) int64 {
-		if same {
-			n -= old.size
-		}
-		return n + w.size
-	}
-	return used(q.total, true) <= limit &&
-		used(q.from[w.from], old.from == w.from) <= limit/willShare &&
-		(w.user == 0 || used(q.by[w.user], old.user == w.user) <= limit/willShare)
+	return q.total-old.size+w.size <= limit && q.each.fits(w.owner, w.size, old.owner, old.size, limit/willShare)
 }
 
 // sweep removes what has been sent: mochi tells no hook when the session was gone by
@@ -110,28 +83,14 @@ func (q *wills) sweep() {
 func (q *wills) add(id string, w will) {
 	q.of[id] = w
 	q.total += w.size
-	q.from[w.from] += w.size
-	if w.user != 0 {
-		q.by[w.user] += w.size
-	}
+	q.each.add(w.owner, w.size)
 }
 
 func (q *wills) drop(id string) {
-	w, ok := q.of[id]
-	if !ok {
-		return
-	}
+	w := q.of[id]
 	delete(q.of, id)
 	q.total -= w.size
-	if q.from[w.from] -= w.size; q.from[w.from] == 0 {
-		delete(q.from, w.from)
-	}
-	if w.user == 0 {
-		return
-	}
-	if q.by[w.user] -= w.size; q.by[w.user] == 0 {
-		delete(q.by, w.user)
-	}
+	q.each.add(w.owner, -w.size)
 }
 
 // begin counts the will of a client that has come; the one kept for its id is gone. It

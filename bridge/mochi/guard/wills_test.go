@@ -2,7 +2,6 @@ package guard
 
 import (
 	"fmt"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -77,18 +76,8 @@ func TestWillsAreBounded(t *testing.T) {
 // willFrom connects from 127.0.0.HOST with a will of about 2 KiB, and returns the code.
 func (b *broker) willFrom(t *testing.T, host byte, id, user string) byte {
 	t.Helper()
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
-	nc, err := d.DialContext(t.Context(), "tcp", b.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := rawmqtt.New(nc, true)
-	t.Cleanup(func() { _ = c.Close() })
-	p, err := c.Login(rawmqtt.Options{ID: id, User: user, Will: "will", WillPayload: string(make([]byte, 2000-packetOverhead))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p.Code()
+	_, code := b.loginFrom(t, host, rawmqtt.Options{ID: id, User: user, Will: "will", WillPayload: string(make([]byte, 2000-packetOverhead))})
+	return code
 }
 
 // TestWillsLeaveRoomForOthers: who fills the room for wills of an address, or of a user
