@@ -129,6 +129,8 @@ func TestValidate(t *testing.T) {
 		{"memory and queues", Config{Limits: Limits{Memory: 1 << 30, QueuedBytes: 200 << 20}}, "", ""},
 		{"memory less than one queue", Config{Limits: Limits{Memory: 64 << 20, QueuedBytes: 1 << 30}}, "limits.queued_bytes", "raise"},
 		{"memory less than all", Config{Limits: Limits{Memory: 1 << 30, QueuedBytes: 800 << 20}}, "limits.memory", "queued_bytes"},
+		{"memory and its three quarters", Config{Limits: Limits{Memory: 128 << 20, QueuedBytes: 28 << 20}}, "", ""},
+		{"memory less than channels", Config{Limits: Limits{Memory: 256 << 20, APIChannels: 4096}}, "limits.memory", "api_channels"},
 		{"memory less than connections", Config{Limits: Limits{Memory: 256 << 20, Connections: 100_000}}, "limits.memory", "connections"},
 		{"negative rate", Config{Limits: Limits{FramesPerSecond: -1}}, "limits.frames_per_second", ""},
 		{"negative connections", Config{Limits: Limits{Connections: -1}}, "limits.connections", ""},

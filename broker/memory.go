@@ -52,6 +52,7 @@ func (l Limits) checkMemory() error {
 	if l.Memory < minMemory {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("%v is too little for a hub", l.Memory), Fix: "choose 64MiB or more"}
 	}
+	channels := l.APIChannels // the default's few are in the quarter that is left
 	l = l.fit()
 	sum := Size(0)
 	for _, s := range l.shares() {
@@ -64,7 +65,7 @@ func (l Limits) checkMemory() error {
 	sum += l.OutputBytes + l.ArrivingBytes // once for MQTT, once for TCP
 	sum += l.SessionBytes / 4              // wills
 	sum += Size(min(l.Connections, 1<<30)) * connectionCost
-	sum += Size(min(l.APIChannels, 1<<30)) * channelCost
+	sum += Size(min(channels, 1<<30)) * channelCost
 	if sum > l.Memory/4*3 {
 		return &ConfigError{Key: "limits.memory", Problem: fmt.Sprintf("queues, buffers and connections may come to %d MiB, more than three quarters of %v", sum>>20, l.Memory),
 			Fix: "raise it, or lower queued_bytes, waiting_bytes, output_bytes, arriving_bytes, session_bytes, retained_bytes, subscription_bytes, connections or api_channels"}
