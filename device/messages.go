@@ -12,7 +12,7 @@ import (
 )
 
 // EncodeString returns s as an Ockam String (BARE), the payload that a Rust String
-// expects. Message.Text reads it.
+// expects, which takes UTF-8 alone; s is not looked at. Message.Text reads it.
 func EncodeString(s string) []byte { return bare.AppendString(nil, s) }
 
 // OpenMailbox adds a mailbox to those of Config.Mailboxes, open to peers of secure

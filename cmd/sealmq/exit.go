@@ -39,7 +39,7 @@ var exitTable = []struct {
 }{
 	{exitOK, "done"},
 	{exitUsage, "the command line is wrong: an unknown command or flag, a malformed URL, address or identifier"},
-	{exitData, "the input is wrong: a message too large, a malformed password, a damaged store"},
+	{exitData, "the input is wrong: a message too large, a message that is no text, a malformed password, a damaged store"},
 	{exitNoInput, "a file or an identity does not exist"},
 	{exitNoUser, "the hub does not know the forwarding address, or the peer takes no messages at --address"},
 	{exitNoHost, "the name of the hub's host does not resolve"},
@@ -91,6 +91,7 @@ func usagef(hint, format string, args ...any) error {
 // codeOf returns the exit code of an error.
 func codeOf(ctx context.Context, err error) int {
 	var c *codedError
+	var path *fs.PathError
 	switch {
 	case errors.As(err, &c):
 		return c.code
@@ -109,6 +110,8 @@ func codeOf(ctx context.Context, err error) int {
 		return exitCantCreate
 	case errors.Is(err, fs.ErrNotExist):
 		return exitNoInput
+	case errors.As(err, &path):
+		return exitIO
 	}
 	return exitSoftware
 }
@@ -127,7 +130,10 @@ func (a *app) report(ctx context.Context, err error) {
 
 // packages are the names in front of our errors, which mean nothing to the person
 // at the terminal.
-var packages = []string{"broker", "store", "seglog", "identity", "device", "channel", "route", "topics", "bridge", "node"}
+var packages = []string{
+	"broker", "store", "seglog", "identity", "device", "channel", "route", "topics", "bridge", "node",
+	"delivery", "hubproto", "pinfile", "mochibridge", "guard", "bare", "cbor",
+}
 
 // message is the error without the names of our packages, wherever it wraps
 // another one.

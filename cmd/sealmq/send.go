@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -64,6 +66,9 @@ too: "FWD_…=>listener". MESSAGE is text; "-" reads it from standard input.`,
 				if text, err = a.readMessage(); err != nil {
 					return err
 				}
+			}
+			if !utf8.ValidString(text) {
+				return coded(exitData, errors.New("the message is not text (UTF-8)"), "encode other bytes first, for example with base64")
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
