@@ -170,7 +170,32 @@ neither read nor forge a message.`,
 	root.AddCommand(exitCodesTopic(), environmentTopic())
 	root.SetHelpCommandGroupID("manage")
 	root.SetCompletionCommandGroupID("manage")
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			c.Args = knownTopic
+			c.Example = "  sealmq help identity create"
+		case "completion":
+			c.Args = noSuchCommand
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+			c.Example = "  sealmq completion bash > sealmq.bash"
+			for _, shell := range c.Commands() {
+				shell.Example = "  sealmq completion " + shell.Name() + " > sealmq." + shell.Name()
+			}
+		}
+	}
 	return root
+}
+
+// knownTopic wants the name of a command or of a page of help.
+func knownTopic(c *cobra.Command, args []string) error {
+	topic, rest, err := c.Root().Find(args)
+	if err != nil || !topic.HasSubCommands() {
+		return err
+	}
+	return noSuchCommand(topic, rest)
 }
 
 // noSuchCommand names a command that does not exist, and the nearest that does.
