@@ -37,6 +37,12 @@ var (
 	// ErrBadCredentials is the ErrHubRefused of a wrong user name, password or
 	// proof.
 	ErrBadCredentials = fmt.Errorf("%w: bad user name or password", ErrHubRefused)
+	// ErrNotAllowed is the ErrHubRefused of an identity, or account, that may not
+	// connect at this hub.
+	ErrNotAllowed = fmt.Errorf("%w: this identity is not allowed to connect", ErrHubRefused)
+	// ErrHubBusy is the ErrHubRefused of a hub that lets nobody more in for now. A node
+	// that has been connected, or has Config.KeepTrying, tries again.
+	ErrHubBusy = fmt.Errorf("%w: it is full or shutting down", ErrHubRefused)
 	// ErrAliasRefused is the ErrHubRefused of an alias that the hub does not give to
 	// this device, most often because it belongs to another identity.
 	ErrAliasRefused = fmt.Errorf("%w the alias", ErrHubRefused)

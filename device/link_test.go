@@ -375,9 +375,9 @@ func TestRefusedConnections(t *testing.T) {
 	}{
 		{packets.ErrRefusedBadProtocolVersion, ErrHubRefused, true},
 		{packets.ErrRefusedIDRejected, ErrHubRefused, true},
-		{packets.ErrRefusedServerUnavailable, ErrHubRefused, false},
+		{packets.ErrRefusedServerUnavailable, ErrHubBusy, false},
 		{packets.ErrRefusedBadUsernameOrPassword, ErrBadCredentials, true},
-		{packets.ErrRefusedNotAuthorised, ErrHubRefused, true},
+		{packets.ErrRefusedNotAuthorised, ErrNotAllowed, true},
 		{77, ErrHubAway, false},
 	} {
 		t.Run(fmt.Sprint(tc.code), func(t *testing.T) {

@@ -198,14 +198,13 @@ func (l *mqttLink) refusal(code byte) error {
 	case packets.ErrRefusedIDRejected:
 		return permanent(fmt.Errorf("%w the client id %s", ErrHubRefused, l.cfg.clientID))
 	case packets.ErrRefusedServerUnavailable:
-		return fmt.Errorf("%w: it is full or shutting down", ErrHubRefused)
+		return ErrHubBusy
 	case packets.ErrRefusedBadUsernameOrPassword:
 		return permanent(fmt.Errorf("%w (give those that the hub's operator has set up)", ErrBadCredentials))
 	case packets.ErrRefusedNotAuthorised:
 		// Without the suffix: lists and accounts name identifiers.
 		identifier, _, _ := strings.Cut(l.cfg.clientID, "-")
-		return permanent(fmt.Errorf("%w: this identity is not allowed to connect; ask the hub's operator to add %s",
-			ErrHubRefused, identifier))
+		return permanent(fmt.Errorf("%w; ask the hub's operator to add %s", ErrNotAllowed, identifier))
 	default:
 		<-l.ended
 		return unanswered(l.cfg.hub, l.cause)

@@ -86,11 +86,12 @@ type Node struct {
 // one attempt, or with Config.KeepTrying as many as ctx allows; from then on the
 // node reconnects by itself. ctx bounds Connect alone.
 //
-// The URL is mqtt://, mqtts://, ws:// or wss://, with optional user name and
+// The URL is mqtt://, mqtts://, ws://, wss:// or tcp://, with optional user name and
 // password, and with "?hub=I…" for the identifier that the hub has to prove.
 //
 // Errors: ErrURL, ErrClearPassword, ErrHubAway (ErrNotHub and ErrNoAnswer are kinds of
-// it), ErrHubRefused, ErrBadCredentials, ErrWrongHub, ErrTimeout, or that of ctx.
+// it), ErrHubRefused (ErrBadCredentials, ErrNotAllowed, ErrHubBusy and others),
+// ErrWrongHub, ErrTimeout, or that of ctx.
 func Connect(ctx context.Context, hub string, config Config) (*Node, error) {
 	u, err := parseURL(hub)
 	if err != nil {
