@@ -304,3 +304,12 @@ func TestNoteEvents(t *testing.T) {
 		}
 	}
 }
+
+// No explanation stands behind a more general one that hides it.
+func TestExplanations(t *testing.T) {
+	for _, e := range explanations {
+		if code, hint := explain(e.is); code != e.code || hint != e.hint {
+			t.Errorf("%v: %d, %q; want %d, %q", e.is, code, hint, e.code, e.hint)
+		}
+	}
+}
