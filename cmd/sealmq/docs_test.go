@@ -145,3 +145,28 @@ func TestDocumentedMetrics(t *testing.T) {
 		t.Error("no page names a metric")
 	}
 }
+
+// Each piece of a configuration file that a page shows is read as one.
+func TestDocumentedConfigurations(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "..", "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for _, page := range pages {
+		text := docsPage(t, filepath.Base(page))
+		for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(text, -1) {
+			file := filepath.Join(t.TempDir(), "hub.yaml")
+			if err := os.WriteFile(file, []byte(block[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := broker.Load(file); err != nil {
+				t.Errorf("%s: %v, in\n%s", filepath.Base(page), err, block[1])
+			}
+			read++
+		}
+	}
+	if read == 0 {
+		t.Error("no page shows a configuration")
+	}
+}

@@ -34,9 +34,9 @@ func (a *app) hubCommand() *cobra.Command {
 		Long: `Runs a hub: an MQTT broker that passes sealed frames between devices, and serves
 ordinary MQTT clients on all topics outside its root.
 
-On the loopback interface a hub without a password file is open to everybody on
-this machine; behind a reverse proxy on the same machine that means everybody.
-Anywhere else it refuses to start until it is told who may connect.
+On the loopback interface a hub that is not told who may connect is open to
+everybody on this machine; behind a reverse proxy on the same machine that means
+everybody. Anywhere else it refuses to start until it is told.
 
 Settings come from --config and from flags; a flag wins. A hub ends at TERM or
 INT. At HUP it reads certificates, password file and lists of devices again, and
