@@ -170,3 +170,41 @@ func TestDocumentedConfigurations(t *testing.T) {
 		t.Error("no page shows a configuration")
 	}
 }
+
+// Each command line of sealmq that a page shows is one that there is, with these
+// flags. Where it stands in a sentence arguments may be left away.
+func TestDocumentedCommandLines(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "..", "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := regexp.MustCompile("(?m)^\\$ (sealmq .*)$|`(sealmq [a-z-]+(?: [^`\n]*)?)`")
+	known := 0
+	for _, page := range append(pages, filepath.Join("..", "..", "README.md"), filepath.Join("..", "..", "SECURITY.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range shown.FindAllStringSubmatch(string(text), -1) {
+			for _, words := range exampleLines(m[1] + m[2] + " ") {
+				found, args, err := (&app{lookupEnv: noEnv}).command().Find(words[1:])
+				if err == nil {
+					err = found.ParseFlags(args)
+				}
+				if err == nil && m[1] != "" {
+					err = found.ValidateArgs(found.Flags().Args())
+				}
+				if err == nil && found.HasSubCommands() {
+					err = noSuchCommand(found, found.Flags().Args())
+				}
+				if err != nil {
+					t.Errorf("%s: %q: %v", filepath.Base(page), words, err)
+				}
+				known++
+			}
+		}
+	}
+	if known == 0 {
+		t.Error("no page shows a command line")
+	}
+}
