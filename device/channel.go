@@ -215,7 +215,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return nil, callError("no answer to the handshake through", to, ErrTimeout,
 			"an answer came, with a change history that an identity seen before has rotated away or contradicts; it was not accepted")
 	case late:
-		return nil, callError("no answer to the handshake through", to, ErrTimeout, listenerHint(asked))
+		return nil, callError("no answer to the handshake through", to, ErrTimeout, n.silenceHint(asked))
 	case errors.Is(cause, context.Canceled):
 		return nil, ctxError(ctx, fmt.Sprintf("dialling %s", to))
 	case cause != nil:

@@ -157,6 +157,14 @@ func (e *ClockError) Error() string {
 // Is makes errors.Is find ErrClock and ErrHubRefused.
 func (e *ClockError) Is(target error) bool { return target == ErrClock || target == ErrHubRefused }
 
+// silenceHint says what to check when nobody has answered along a route.
+func (n *Node) silenceHint(to route.Route) string {
+	if n.link.silent() {
+		return fmt.Sprintf("%s has not answered hello either: it is perhaps an MQTT broker without a hub", n.link.hubName)
+	}
+	return listenerHint(to)
+}
+
 // listenerHint says what to check about the listener at the end of a route that
 // nobody has answered at. A stock peer's relay needs the listener's name behind it
 // (spec routing 6.3), and drops what goes to one that it does not have.

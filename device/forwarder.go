@@ -71,7 +71,8 @@ func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { 
 // for one client id.
 //
 // Errors: ErrAliasRefused (an alias of somebody else, a bad alias), ErrHubRefused (a
-// quota, or a hub without forwarders), ErrTimeout, or that of ctx.
+// quota, or a hub without forwarders), ErrTimeout (with ErrNoAnswer where a broker has
+// answered no hello either), or that of ctx.
 func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...ForwarderOption) (*Forwarder, error) {
 	f := &Forwarder{n: n, first: make(chan struct{})}
 	for _, opt := range opts {
@@ -132,6 +133,9 @@ func (f *Forwarder) create(ctx context.Context) error {
 		return fmt.Errorf("%w %q: it may belong to another identity", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused):
 		return fmt.Errorf("%w a forwarder: a quota may be used up", ErrHubRefused)
+	case errors.Is(err, ErrTimeout) && f.through == nil && f.n.link.silent():
+		return fmt.Errorf("%w to hello, nor to the registration of a forwarder: %s is perhaps an MQTT broker without a hub: %w",
+			ErrNoAnswer, f.n.link.hubName, ErrTimeout)
 	default:
 		return f.n.failure(ctx, what, err)
 	}

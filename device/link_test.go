@@ -15,6 +15,7 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 	"go.uber.org/goleak"
 
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
@@ -670,5 +671,33 @@ func TestTakenOver(t *testing.T) {
 			t.Error("Dial without a policy")
 		}
 		_ = n.Close()
+	})
+}
+
+// TestBrokerWithoutHub: a broker that takes everything and answers nothing, as one does
+// that has no hub, is said to be perhaps that when a call to the hub gets no answer.
+func TestBrokerWithoutHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		wait := h.connect(t.Context(), h.config())
+		c := h.subscribed()
+		go c.serve(nil)
+		n, err := wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
+			t.Fatal(err)
+		}
+		_, err = n.CreateForwarder(t.Context(), "listener")
+		if !errors.Is(err, ErrNoAnswer) || !errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), "without a hub") {
+			t.Errorf("registration: %v", err)
+		}
+		_, err = n.Dial(t.Context(), route.To("FWD_1"), channel.TrustEveryone)
+		if !errors.Is(err, ErrTimeout) || !strings.Contains(err.Error(), "without a hub") {
+			t.Errorf("dial: %v", err)
+		}
+		_ = n.Close()
+		_ = c.Close()
 	})
 }

@@ -280,6 +280,14 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 	return nil
 }
 
+// silent reports whether the broker that this node is connected to has answered no
+// hello: a plain Ockam hub may be behind it, or none at all.
+func (u *uplink) silent() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.mute && !u.stock.Load()
+}
+
 func (u *uplink) setState(s State, err error) {
 	u.mu.Lock()
 	changed := u.state != s
