@@ -794,7 +794,8 @@ func (c *Channel) RefreshCredentials(ctx context.Context, credential []byte) err
 	return c.n.failure(ctx, "refreshing credentials", cur.RefreshCredentials(ctx, credential))
 }
 
-// Close ends the channel and tells the peer.
+// Close ends the channel and tells the peer, for which it waits two seconds at most
+// where the outbox has no room.
 func (c *Channel) Close() error {
 	c.end(ErrClosed)
 	<-c.done

@@ -453,9 +453,10 @@ func (n *Node) Flush(ctx context.Context) error {
 
 // Close closes every channel, tells the hub good-bye and ends the node. It waits up
 // to a second for the hub to acknowledge what was sent; use Flush before to be
-// sure. When it returns no goroutine of the node is left, except callbacks that are
-// running: they are not waited for, so Close may be called from one. Closing again
-// waits for the first Close.
+// sure. Where the connection takes nothing more, Close takes a few seconds. When it
+// returns no goroutine of the node is left, except callbacks that are running: they
+// are not waited for, so Close may be called from one. Closing again waits for the
+// first Close.
 func (n *Node) Close() error {
 	if n.State() == Online {
 		// Acknowledgements of the program first: they need the channels.
