@@ -130,7 +130,7 @@ func (f *Forwarder) create(ctx context.Context) error {
 	case errors.Is(err, ErrUnknownAddress):
 		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
 	case errors.Is(err, ErrHubRefused) && f.alias != "":
-		return fmt.Errorf("%w %q: it may belong to another identity", ErrAliasRefused, f.alias)
+		return fmt.Errorf("%w %q: it belongs to another identity, or no forwarder can have it", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused):
 		return fmt.Errorf("%w a forwarder: a quota may be used up", ErrHubRefused)
 	case errors.Is(err, ErrTimeout) && f.through == nil && f.n.link.silent():
