@@ -28,7 +28,7 @@ import (
 
 `
 
-// The README's Go compiles as it stands, and is as short as it says.
+// The README's Go compiles as it stands, and no part is longer than 20 lines.
 func TestReadmeCompiles(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "README.md"))
 	if err != nil {
@@ -42,7 +42,7 @@ func TestReadmeCompiles(t *testing.T) {
 		}
 		block, end, _ := strings.Cut(after, "```")
 		program, rest = program+block+"\n", end
-		if n := strings.Count(block, "\n"); n > 21 {
+		if n := strings.Count(block, "\n"); n > 20 {
 			t.Errorf("a block has %d lines", n)
 		}
 	}
