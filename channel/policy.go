@@ -25,7 +25,8 @@ func (p Peer) clone() Peer {
 }
 
 // Policy decides whether a peer may have a channel. Check returns nil to accept;
-// its error is for our own logs and never shown to the peer. Check is called
+// its error is for our own logs, which name the peer in front of it, and never shown
+// to the peer. Check is called
 // once for each handshake, from several goroutines, and should not block.
 //
 // There is no default: everything that makes channels takes a policy, and nil is
@@ -63,7 +64,7 @@ type identifiers map[identity.Identifier]struct{}
 
 func (s identifiers) Check(p Peer) error {
 	if _, ok := s[p.Identifier]; !ok {
-		return fmt.Errorf("%v is not one of the %d trusted identifiers", p.Identifier, len(s))
+		return fmt.Errorf("none of the identifiers that are trusted (%d)", len(s))
 	}
 	return nil
 }
@@ -89,8 +90,7 @@ func (c credentialOf) Check(p Peer) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%v showed no credential of authority %v with the required attributes",
-		p.Identifier, c.authority.Identifier())
+	return fmt.Errorf("no credential of authority %v with the required attributes", c.authority.Identifier())
 }
 
 func (c credentialOf) Authorities() []*identity.Identity {
@@ -127,18 +127,21 @@ func Or(policies ...Policy) Policy { return or(slices.Clone(policies)) }
 type or []Policy
 
 func (o or) Check(p Peer) error {
-	errs := make([]error, 0, len(o))
+	var all error
 	for _, policy := range o {
-		err := checkPolicy(policy, p)
-		if err == nil {
+		switch err := checkPolicy(policy, p); {
+		case err == nil:
 			return nil
+		case all == nil:
+			all = err
+		default:
+			all = fmt.Errorf("%w, and %w", all, err) // on one line
 		}
-		errs = append(errs, err)
 	}
-	if len(errs) == 0 {
+	if all == nil {
 		return errors.New("the policy is an empty list")
 	}
-	return errors.Join(errs...)
+	return all
 }
 
 func (o or) Authorities() []*identity.Identity { return authoritiesOf(o) }

@@ -205,7 +205,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	case errors.Is(err, channel.ErrRefused):
 		return nil, callError("dialling", to, ErrPeerRefused, "its trust policy does not accept "+n.Identifier().String())
 	case errors.Is(err, channel.ErrWrongIdentity):
-		return nil, fmt.Errorf("%w: dialling %s: %w", ErrWrongIdentity, to, err)
+		return nil, &wrongIdentityError{to: to, err: err}
 	case errors.Is(err, channel.ErrBusy):
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
 	case late && call.waiting():

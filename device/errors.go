@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/route"
 )
@@ -202,6 +204,23 @@ func (e *UndeliveredError) Error() string {
 }
 
 func (e *UndeliveredError) Unwrap() error { return e.Err }
+
+// wrongIdentityError is the ErrWrongIdentity of a peer that the policy of a call to
+// Dial has refused.
+type wrongIdentityError struct {
+	to  route.Route
+	err error // a channel.ErrWrongIdentity
+}
+
+// Error says once what is wrong, and who was there.
+func (e *wrongIdentityError) Error() string {
+	who := strings.Replace(e.err.Error(), channel.ErrWrongIdentity.Error()+": ", "", 1)
+	who = strings.Replace(who, ErrWrongIdentity.Error()+": ", "", 1)
+	return fmt.Sprintf("%v: dialling %s: %s", ErrWrongIdentity, e.to, who)
+}
+
+// Unwrap has errors.Is find both errors.
+func (e *wrongIdentityError) Unwrap() []error { return []error{ErrWrongIdentity, e.err} }
 
 // callError says which call ended in err and why.
 func callError(what string, to route.Route, err error, hint string) error {
