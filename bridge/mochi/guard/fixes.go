@@ -578,9 +578,12 @@ func (f *Fixes) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (out packets.Pa
 	return pk, nil
 }
 
-// cut ends a connection, with a reason where the protocol has one.
+// cut ends a connection, with a reason where the protocol has one; in the log it always
+// has.
 func (f *Fixes) cut(cl *mqtt.Client, e Event, code packets.Code) error {
 	f.cfg.Counters.add(e)
+	f.cfg.Logger.Warn("publish refused; connection closed",
+		"listener", cl.Net.Listener, "remote", cl.Net.Remote, "client", cl.ID, "reason", e.String(), "maximum_qos", f.server.Options.Capabilities.MaximumQos)
 	if cl.Properties.ProtocolVersion == 5 {
 		_ = f.server.DisconnectClient(cl, code)
 	}
