@@ -181,15 +181,15 @@ func parseEndpoint(text string) (endpoint, error) {
 	default:
 		return bad("unknown scheme "+strconv.Quote(e.scheme), shape)
 	}
-	host, port, err := net.SplitHostPort(e.addr)
+	if strings.ContainsAny(e.addr, "/?#@ ") {
+		return bad("a path, a query or a user has no meaning here", shape)
+	}
+	_, port, err := net.SplitHostPort(e.addr)
 	if err != nil {
 		return bad("not a host and port", shape)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(n, 10) != port {
 		return bad("the port is not a number from 0 to 65535", shape)
-	}
-	if strings.ContainsAny(host, "/?#@ ") {
-		return bad("a path, a query or a user has no meaning here", shape)
 	}
 	return e, nil
 }

@@ -645,6 +645,8 @@ func TestImpossibleRoutes(t *testing.T) {
 		"channel, hops":    {ch.SendRoute(ctx, many, nil, nil), route.ErrTooManyHops},
 		"channel, return":  {ch.SendRoute(ctx, route.To("app"), many, nil), route.ErrTooManyHops},
 		"channel, frame":   {ch.SendRoute(ctx, big, nil, nil), device.ErrTooLarge},
+		"channel, empty":   {ch.Send(ctx, "", nil), device.ErrRoute},
+		"dial, empty":      {dialled(route.To(fwd.Address(), "")), device.ErrRoute},
 		"channel, request": {requested(ch.Request(ctx, long, nil)), route.ErrAddressTooLong},
 	} {
 		if !errors.Is(tc.err, tc.want) || tc.want != device.ErrTooLarge && !errors.Is(tc.err, device.ErrRoute) {

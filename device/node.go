@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -330,6 +331,9 @@ func (n *Node) checkRoutes(routes ...route.Route) error {
 	for _, r := range routes {
 		if err := n.cfg.Limits.CheckRoute(r); err != nil {
 			return fmt.Errorf("%w: %w", ErrRoute, err)
+		}
+		if slices.Contains(r, route.Local("")) {
+			return fmt.Errorf("%w: an address in it is empty", ErrRoute)
 		}
 	}
 	return nil
