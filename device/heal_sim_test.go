@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -59,8 +60,9 @@ type healSim struct {
 	run    [2]*process // nil: not running
 	lives  [2]int
 	tasks  sync.WaitGroup
-	stream bool // alice is at the hub's TCP listener
-	dials  bool // alice dials and delivers through a channel, not an outbox
+	stream bool   // alice is at the hub's TCP listener
+	dials  bool   // alice dials and delivers through a channel, not an outbox
+	dir    string // of alice's outbox; empty: in memory
 	asked  []ForwarderOption
 	to     route.Route // of bob's listener
 	box    *Outbox
@@ -70,9 +72,10 @@ type healSim struct {
 
 	forwarder chan *Forwarder // bob's
 
-	ids     map[MessageID]int // guarded by mu: the process of bob's that took it last
-	taken   map[uint64]bool   // guarded by mu: kept by bob's program
-	acked   map[uint64]bool   // guarded by mu: as alice's program was told
+	ids     map[MessageID]int    // guarded by mu: the process of bob's that took it last
+	taken   map[uint64]bool      // guarded by mu: kept by bob's program
+	named   map[uint64]MessageID // guarded by mu: by which each came last
+	acked   map[uint64]bool      // guarded by mu: as alice's program was told
 	slowest time.Duration
 
 	restored atomic.Bool // since a test has asked
@@ -143,22 +146,24 @@ func (w *simWay) dial(_ context.Context, ev linkEvents) (link, error) {
 	l := &simLink{w: w, ev: ev, ended: make(chan struct{})}
 	l.up.wake, l.down.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	id := w.s.names[w.who].Identifier()
+	var port *bridge.Link
 	var err error
 	if l.stream = w.s.stream && w.who == alice; l.stream {
-		l.port, err = hub.ConnectStream(bridge.Principal{Role: bridge.RoleDevice}, l)
+		port, err = hub.ConnectStream(bridge.Principal{Role: bridge.RoleDevice}, l)
 	} else {
-		l.port, err = hub.ConnectDevice(bridge.Principal{Identity: id, ClientID: id.String(), Role: bridge.RoleDevice, Proven: true}, l)
+		port, err = hub.ConnectDevice(bridge.Principal{Identity: id, ClientID: id.String(), Role: bridge.RoleDevice, Proven: true}, l)
 	}
 	if err != nil {
 		return nil, err
 	}
+	l.port.Store(port)
 	w.mu.Lock()
 	w.open = l
 	w.mu.Unlock()
 	l.tasks.Go(func() { l.up.carry(l) })
 	l.tasks.Go(func() { l.down.carry(l) })
 	if !l.stream {
-		l.port.Subscribed()
+		port.Subscribed()
 	}
 	return l, nil
 }
@@ -178,7 +183,7 @@ type simLink struct {
 	w        *simWay
 	stream   bool // without acknowledgements, and with a hub address of its own, as over TCP
 	ev       linkEvents
-	port     *bridge.Link
+	port     atomic.Pointer[bridge.Link] // set by dial, when the hub may use the connection already
 	up, down pipeline
 	tasks    sync.WaitGroup
 
@@ -274,7 +279,7 @@ func (l *simLink) send(p *packet) error {
 		l.up.put(func() {
 			l.toHub.Lock()
 			defer l.toHub.Unlock()
-			_ = l.port.Receive(slices.Clone(payload), class, l, token)
+			_ = l.port.Load().Receive(slices.Clone(payload), class, l, token)
 		}, func() { l.Acked(token) })
 	}
 	if l.stream {
@@ -296,8 +301,7 @@ func (l *simLink) end(err error) {
 	l.once.Do(func() {
 		l.cause = err
 		close(l.ended)
-		port := l.port
-		time.AfterFunc(4*time.Second, func() { port.Close(false) })
+		time.AfterFunc(4*time.Second, func() { l.port.Load().Close(false) })
 	})
 }
 
@@ -319,7 +323,7 @@ func (l *simLink) Acked(token uint64) {
 
 func (l *simLink) Deliver(entries []bridge.Entry) int {
 	for _, e := range entries {
-		l.hand(slices.Clone(e.Frame), e.Class, func() { l.port.Delivered(e.Seq) })
+		l.hand(slices.Clone(e.Frame), e.Class, func() { l.port.Load().Delivered(e.Seq) })
 	}
 	return len(entries)
 }
@@ -355,7 +359,10 @@ func newHealSim(t *testing.T, seed uint64) *healSim {
 		late: []float64{0, 0.05, 0.3}[rng.IntN(3)], count: make(map[string]int),
 		ids: make(map[MessageID]int), taken: make(map[uint64]bool), acked: make(map[uint64]bool),
 		lost: make(chan time.Time, 1), missed: make(chan Event, 8), forwarder: make(chan *Forwarder, 1000),
-		stream: seed%3 == 0, dials: seed%2 == 0, asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
+		stream: seed%3 == 0, dials: seed%2 == 0, named: make(map[uint64]MessageID), asked: []ForwarderOption{Alias("bob")}, to: route.To("forward_to_bob"),
+	}
+	if seed%8 == 1 {
+		s.dir = filepath.Join(t.TempDir(), "outbox")
 	}
 	for _, p := range []**identity.Private{&s.hubID, &s.names[alice], &s.names[bob]} {
 		var err error
@@ -416,6 +423,7 @@ type process struct {
 	live context.Context // ends when it is killed
 	end  context.CancelFunc
 
+	gone chan struct{}
 	turn chan struct{}
 	ch   *Channel // guarded by turn: alice's, where she dials
 }
@@ -425,6 +433,7 @@ func (s *healSim) start(who int) {
 	w := &simWay{s: s, who: who, rng: rand.New(rand.NewPCG(s.seed, uint64(10*s.lives[who]+who)))}
 	cfg := Config{Identity: s.names[who], KeepTrying: true}
 	if who == alice {
+		cfg.OutboxDir = s.dir
 		cfg.OnEvent = func(e Event) {
 			s.logf("alice: %v %v", e.Kind, e.Err)
 			switch e.Kind {
@@ -459,7 +468,7 @@ func (s *healSim) start(who int) {
 	run, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	go n.link.run(run)
-	p := &process{node: n, way: w, turn: make(chan struct{}, 1)}
+	p := &process{node: n, way: w, turn: make(chan struct{}, 1), gone: make(chan struct{})}
 	p.live, p.end = context.WithCancel(context.Background())
 	s.run[who] = p
 	if who == bob {
@@ -472,6 +481,9 @@ func (s *healSim) start(who int) {
 		if s.box, err = p.node.Outbox(Destination{Route: s.to, Peer: s.names[bob].Identifier()}, "app"); err != nil {
 			s.fatalf("%v", err)
 		}
+	}
+	if s.dir != "" {
+		return // what an earlier process has posted is there
 	}
 	// What an earlier process was not told of goes out again.
 	for no := uint64(1); no <= s.posted; no++ {
@@ -493,7 +505,13 @@ func (s *healSim) kill(who int) bool {
 	p.way.mu.Unlock()
 	p.way.cut()
 	p.end()
-	s.tasks.Go(func() { _ = p.node.Close() })
+	s.tasks.Go(func() {
+		_ = p.node.Close()
+		close(p.gone)
+	})
+	if s.dir != "" {
+		<-p.gone // its folder is free
+	}
 	return true
 }
 
@@ -529,8 +547,12 @@ func (s *healSim) serve(p *process, life int) {
 		case before != 0 && !m.Redelivered:
 			s.errorf("%v came to process %d already, and is not marked", m.ID, before)
 		}
+		no := binary.BigEndian.Uint64(m.Payload)
+		if other, ok := s.named[no]; ok && other != m.ID && s.dir != "" {
+			s.errorf("message %d is %v and %v", no, other, m.ID)
+		}
 		last[m.ID.Outbox], s.ids[m.ID] = m.ID.Count, life
-		s.taken[binary.BigEndian.Uint64(m.Payload)] = true
+		s.taken[no], s.named[no] = true, m.ID
 		s.mu.Unlock()
 		_ = m.Ack() // fails when the process ends
 	}
@@ -686,6 +708,11 @@ func (s *healSim) until(limit time.Duration, what string) {
 	for time.Since(begun) <= limit {
 		s.mu.Lock()
 		n := len(s.acked)
+		if s.dir != "" { // the process that posted a message may never hear
+			if n = 0; s.pending() == 0 {
+				n = len(s.taken)
+			}
+		}
 		s.mu.Unlock()
 		if uint64(n) == s.posted {
 			s.slowest = max(s.slowest, time.Since(begun))
@@ -694,6 +721,11 @@ func (s *healSim) until(limit time.Duration, what string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	s.fatalf("%s: %d of %d messages are acknowledged after %v", what, len(s.acked), s.posted, limit)
+}
+
+func (s *healSim) pending() int {
+	n, _ := s.box.Pending()
+	return n
 }
 
 // single checks that each side has one channel.
@@ -820,7 +852,7 @@ func TestPeerLost(t *testing.T) {
 	for name, met := range map[string]bool{"known before": true, "never met": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newHealSim(t, 1)
+				s := newHealSim(t, 2)
 				s.faults, s.stream, s.dials, s.asked = false, false, false, nil
 				defer s.close()
 				s.startHub(nil)
@@ -874,7 +906,7 @@ func TestPeerLost(t *testing.T) {
 // goes leaves nothing behind.
 func TestClosedAsThePathGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newHealSim(t, 1)
+		s := newHealSim(t, 2)
 		s.faults, s.dials = false, true
 		defer s.close()
 		s.startHub(nil)
