@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -300,8 +301,39 @@ func node(t *testing.T, h *hub) *device.Node {
 	return n
 }
 
+// retained is what an observer is shown of a forwarder, and of the status of its owner.
+func retained(t *testing.T, h *hub, address, owner string) (forwarder, status string) {
+	t.Helper()
+	got := make(chan paho.Message, 16)
+	c := connect(h, "observer", func() {})
+	if c == nil {
+		t.Fatal("cannot connect")
+	}
+	defer c.Disconnect(0)
+	topics := []string{"sealmq/hub/forwarders/" + address, "sealmq/" + owner + "/status"}
+	for _, topic := range topics {
+		token := c.Subscribe(topic, 0, func(_ paho.Client, m paho.Message) { got <- m })
+		if !token.WaitTimeout(patience) || token.Error() != nil {
+			t.Fatal("cannot subscribe: ", token.Error())
+		}
+	}
+	for forwarder == "" || status == "" {
+		select {
+		case m := <-got:
+			if m.Topic() == topics[0] {
+				forwarder = string(m.Payload())
+			} else {
+				status = string(m.Payload())
+			}
+		case <-time.After(patience):
+			t.Fatalf("retained: %q, %q", forwarder, status)
+		}
+	}
+	return forwarder, status
+}
+
 // A device that has not come back since the restart is offline, and an alias stays
-// its owner's meanwhile.
+// its owner's meanwhile. An observer is shown the same records.
 func TestAbsentOwner(t *testing.T) {
 	h := newHub(t)
 	h.start()
@@ -317,8 +349,20 @@ func TestAbsentOwner(t *testing.T) {
 	if err := bob.Close(); err != nil {
 		t.Fatal(err)
 	}
+	h.until("bob is away", func() (bool, string) {
+		c := h.counters()
+		return c["sealmq_peers_attached"] == 0, fmt.Sprint(c)
+	})
+	owner := bob.Identifier().String()
+	before, status := retained(t, h, "forward_to_door", owner)
+	if !strings.Contains(before, owner) || !strings.Contains(status, `"offline"`) {
+		t.Fatalf("records: %s %s", before, status)
+	}
 	h.end(syscall.SIGKILL)
 	h.start()
+	if after, status := retained(t, h, "forward_to_door", owner); after != before || !strings.Contains(status, `"offline"`) {
+		t.Errorf("records: %s %s, before: %s", after, status, before)
+	}
 	if c := h.counters(); c["sealmq_peers"] != 1 || c["sealmq_peers_attached"] != 0 || c["sealmq_forwarders"] != 1 {
 		t.Fatalf("%v", c)
 	}
