@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
@@ -467,4 +468,43 @@ func TestDeliverNeedsTheFeature(t *testing.T) {
 		t.Fatal(err)
 	}
 	receive(t, bob, "plain")
+}
+
+// Two devices fill each other's queues at the hub, with messages and with the
+// acknowledgements of the other's: neither waits for the other, and all of it arrives.
+func TestTwoDevicesFillEachOthersQueues(t *testing.T) {
+	const messages = 500
+	h := startHub(t, nil, func(c *bridge.Config) { c.OutboxFrames = 1 })
+	var nodes [2]*device.Node
+	var addresses [2]string
+	var took [2]*takenLog
+	for i := range nodes {
+		nodes[i] = connect(t, h.url(), device.Config{})
+		addresses[i] = bobListens(t, nodes[i], channel.TrustEveryone).Address()
+		took[i] = newTakenLog()
+		serve(t, nodes[i], took[i].take)
+	}
+	var senders sync.WaitGroup
+	for i, n := range nodes {
+		o := outboxTo(t, n, nodes[1-i].Identifier(), addresses[1-i])
+		senders.Go(func() {
+			for k := range messages {
+				if _, err := o.Post(within(t), device.EncodeString(fmt.Sprint(k))); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	full := false // a queue was, and acknowledgements were withheld
+	eventually(t, "all have arrived", func() bool {
+		full = full || h.bridge.Counters().Waiting > 0
+		return took[0].count() == messages && took[1].count() == messages
+	})
+	senders.Wait()
+	took[0].check(t, messages)
+	took[1].check(t, messages)
+	if !full {
+		t.Error("no queue was ever full")
+	}
 }
