@@ -66,7 +66,7 @@ type Limits struct {
 	TopicLevels   int `yaml:"topic_levels"`
 	// SubscriptionBytes bounds what the filters of all ordinary clients take, about
 	// 640 bytes for each level that no other filter begins with. One client may have a
-	// quarter of it, 8 MiB at most. Default 256 MiB.
+	// quarter of it, 8 MiB at most, one user name and one address half. Default 256 MiB.
 	SubscriptionBytes Size `yaml:"subscription_bytes"`
 	// Retained and RetainedBytes bound the retained messages of ordinary clients, with
 	// the levels of their topics; half may be of one user name, and of one address.

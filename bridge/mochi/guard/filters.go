@@ -22,10 +22,16 @@ const (
 // paths counts the nodes of mochi's tree.
 type paths struct {
 	seed  maphash.Seed
-	nodes map[uint64]int // how many topics go through the node of a path, by its hash
+	nodes map[uint64]node // of a path, by its hash
 }
 
-func newPaths() paths { return paths{maphash.MakeSeed(), make(map[uint64]int)} }
+// node is where so many topics go through, and whose was the first of them.
+type node struct {
+	topics int
+	by     *owner
+}
+
+func newPaths() paths { return paths{maphash.MakeSeed(), make(map[uint64]node)} }
 
 // each calls f with the hash of every path that leads to topic, and topic itself.
 func (p *paths) each(topic string, f func(node uint64)) {
@@ -40,19 +46,36 @@ func (p *paths) each(topic string, f func(node uint64)) {
 // missing is how many nodes topic would add.
 func (p *paths) missing(topic string) (n int) {
 	p.each(topic, func(node uint64) {
-		if p.nodes[node] == 0 {
+		if p.nodes[node].topics == 0 {
 			n++
 		}
 	})
 	return n
 }
 
-func (p *paths) add(topic string) { p.each(topic, func(node uint64) { p.nodes[node]++ }) }
+// add counts a topic of somebody's in.
+func (p *paths) add(topic string, by *owner) {
+	p.each(topic, func(path uint64) {
+		n, ok := p.nodes[path]
+		if !ok {
+			n.by = by
+		}
+		n.topics++
+		p.nodes[path] = n
+	})
+}
 
-func (p *paths) remove(topic string) {
-	p.each(topic, func(node uint64) {
-		if p.nodes[node]--; p.nodes[node] <= 0 {
-			delete(p.nodes, node)
+// remove counts a topic out, and calls gone with whose each node was that goes with it.
+func (p *paths) remove(topic string, gone func(by *owner)) {
+	p.each(topic, func(path uint64) {
+		n := p.nodes[path]
+		if n.topics--; n.topics > 0 {
+			p.nodes[path] = n
+			return
+		}
+		delete(p.nodes, path)
+		if n.by != nil {
+			gone(n.by)
 		}
 	})
 }
@@ -64,8 +87,15 @@ func (p *paths) bytes() int64 { return int64(len(p.nodes)) * nodeCost }
 type filters struct {
 	mu    sync.Mutex
 	paths paths
-	other int64            // bytes besides the nodes
-	of    map[string]int64 // by client id, as if it had every node for itself
+	other int64              // bytes besides the nodes
+	of    map[string]*holder // by client id
+	each  shares
+}
+
+// holder is a client with filters.
+type holder struct {
+	bytes int64 // as if it had every node for itself
+	owner owner
 }
 
 // ownCost is what a filter takes besides its nodes, allCost with them.
@@ -74,19 +104,26 @@ func allCost(filter string) int64 {
 	return ownCost(filter) + nodeCost*int64(1+strings.Count(filter, "/"))
 }
 
-// add counts a filter in, and reports whether it is within the limit for all clients
-// and that for one; if not, it is not counted. A negative limit is none.
-func (q *filters) add(id, filter string, limit int64) bool {
+// add counts a filter in, and reports whether it is within the limit for all clients,
+// and those for one and for its owner; if not, it is not counted. A negative limit is none.
+func (q *filters) add(id string, o owner, filter string, limit int64) bool {
 	own, all := ownCost(filter), allCost(filter)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if limit >= 0 && (q.of[id]+all > min(limit/4, maxClientFilters) ||
-		q.other+q.paths.bytes()+own+nodeCost*int64(q.paths.missing(filter)) > limit) {
+	h := q.of[id]
+	if h == nil {
+		h = &holder{owner: o}
+	}
+	more := own + nodeCost*int64(q.paths.missing(filter))
+	if limit >= 0 && (h.bytes+all > min(limit/4, maxClientFilters) || q.other+q.paths.bytes()+more > limit ||
+		!q.each.fits(h.owner, more, owner{}, 0, half(limit))) {
 		return false
 	}
-	q.paths.add(filter)
+	q.paths.add(filter, &h.owner)
 	q.other += own
-	q.of[id] += all
+	q.each.add(h.owner, more)
+	h.bytes += all
+	q.of[id] = h
 	return true
 }
 
@@ -94,9 +131,14 @@ func (q *filters) add(id, filter string, limit int64) bool {
 func (q *filters) remove(id, filter string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.paths.remove(filter)
+	h := q.of[id]
+	if h == nil {
+		return
+	}
+	q.paths.remove(filter, func(by *owner) { q.each.add(*by, -nodeCost) })
 	q.other -= ownCost(filter)
-	if q.of[id] -= allCost(filter); q.of[id] <= 0 {
+	q.each.add(h.owner, -ownCost(filter))
+	if h.bytes -= allCost(filter); h.bytes <= 0 {
 		delete(q.of, id)
 	}
 }
@@ -139,7 +181,7 @@ func (f *Fixes) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 			f.cfg.Counters.add(FilterRefused)
 			*filter = ""
 		case had || fresh[*filter] || !mqtt.IsValidFilter(*filter, false):
-		case f.cfg.Subscriptions >= 0 && held >= f.cfg.Subscriptions, !f.filters.add(cl.ID, *filter, limit):
+		case f.cfg.Subscriptions >= 0 && held >= f.cfg.Subscriptions, !f.filters.add(cl.ID, s.owner, *filter, limit):
 			f.cfg.Counters.add(SubscriptionsFull)
 			*filter, c.refused = "", true
 		default:

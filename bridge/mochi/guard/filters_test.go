@@ -17,10 +17,10 @@ import (
 
 // want is what the filters that mochi holds ought to be counted as.
 func (b *broker) wantFilterBytes() int64 {
-	q := filters{paths: newPaths(), of: make(map[string]int64)}
+	q := filters{paths: newPaths(), of: make(map[string]*holder)}
 	for id, cl := range b.Clients.GetAll() {
 		for f := range cl.State.Subscriptions.GetAll() {
-			q.add(id, f, -1)
+			q.add(id, owner{}, f, -1)
 		}
 	}
 	return q.other + q.paths.bytes()
@@ -45,7 +45,7 @@ func TestFiltersAreCharged(t *testing.T) {
 	}
 	// Nodes that exist are not charged again: others may have many filters like these.
 	for n := range 40 {
-		c := b.login(t, false, rawmqtt.Options{ID: fmt.Sprint("same", n)})
+		c, _ := b.loginFrom(t, byte(100+n), rawmqtt.Options{ID: fmt.Sprint("same", n)}) // one address has half
 		if p, err := c.Sub(1, 0, deep(1)); err != nil || p.Code() != 0 {
 			t.Errorf("client %d: %v %v", n, p, err)
 		}

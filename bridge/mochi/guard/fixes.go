@@ -40,7 +40,8 @@ type FixesConfig struct {
 	Subscriptions int
 	// FilterBytes bounds what the filters of all sessions take in mochi's tree, about
 	// 640 bytes for each level that no other filter begins with. One session may have
-	// a quarter of it, 8 MiB at most, without regard to what others share.
+	// a quarter of it, 8 MiB at most, without regard to what others share, and one user
+	// name or network half of it, where who comes first pays for what is shared.
 	FilterBytes int64
 	// Retained and RetainedBytes bound the retained messages of the server, with the
 	// levels of their topics as above. Beyond them a message is delivered, but not
@@ -150,7 +151,7 @@ func NewFixes(server *mqtt.Server, cfg FixesConfig) (*Fixes, error) {
 		live:    make(map[*mqtt.Client]*session),
 		sizes:   make(map[string]retained),
 		kept:    newPaths(),
-		filters: filters{paths: newPaths(), of: make(map[string]int64)},
+		filters: filters{paths: newPaths(), of: make(map[string]*holder)},
 		wills:   wills{of: make(map[string]will)},
 	}, nil
 }
@@ -690,10 +691,10 @@ func (f *Fixes) retain(topic string, m retained) {
 	}
 	switch {
 	case m.size == 0 && ok:
-		f.kept.remove(topic)
+		f.kept.remove(topic, nil)
 		delete(f.sizes, topic)
 	case m.size != 0 && !ok:
-		f.kept.add(topic)
+		f.kept.add(topic, nil)
 	}
 	if m.size == 0 {
 		return

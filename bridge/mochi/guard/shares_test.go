@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -155,4 +156,38 @@ func TestBacklogsLeaveRoomForOthers(t *testing.T) {
 	eventually(t, "four wait for each user", func() bool {
 		return waits("a")+waits("b") == 4 && waits("c") == 4 && b.c.Count(QueuedFull) == 4
 	})
+}
+
+// TestFiltersLeaveRoomForOthers: the filters of one user, or one address, take half of the
+// room at most, whatever number of sessions they are in.
+func TestFiltersLeaveRoomForOthers(t *testing.T) {
+	const each = 20*nodeCost + filterCost + 100 // about, of a filter of 20 levels
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.FilterBytes = 8 * each })
+	var all []*rawmqtt.Client
+	sub := func(host byte, name, user string) bool {
+		t.Helper()
+		c, _ := b.loginFrom(t, host, rawmqtt.Options{ID: name, User: user})
+		all = append(all, c)
+		p, err := c.Sub(1, 0, name+strings.Repeat("/x", 19))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Code() == 0
+	}
+	fill(t, "one address, many names", 4, func(i int) bool { return sub(1, fmt.Sprint("a", i), fmt.Sprint("user", i)) })
+	fill(t, "one name, many addresses", 4, func(i int) bool { return sub(byte(10+i), fmt.Sprint("b", i), "same") })
+	if sub(30, "nobody's", "new") {
+		t.Error("more than there is room for")
+	}
+	_ = all[0].Close()
+	eventually(t, "room in its place", func() bool { return sub(1, "again", "") })
+	for _, c := range all {
+		_ = c.Close()
+	}
+	eventually(t, "nothing is counted", func() bool { return b.fixes.FilterBytes() == 0 })
+	b.fixes.filters.mu.Lock()
+	defer b.fixes.filters.mu.Unlock()
+	if s := &b.fixes.filters.each; len(s.networks)+len(s.users) != 0 {
+		t.Errorf("charged still: %v %v", s.networks, s.users)
+	}
 }
