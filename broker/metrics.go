@@ -69,6 +69,10 @@ func (h *Hub) samples() []sample {
 		all = append(all, sample{name: "sealmq_http_events_total", help: "Connections to the status pages that came to nothing, by event.",
 			label: "event", value: e.name, n: float64(e.n.Load())})
 	}
+	if h.cert != nil {
+		all = append(all, sample{name: "sealmq_tls_handshakes_busy_total", help: "TLS handshakes given up because too many waited, or theirs took too long.",
+			n: float64(h.cert.busy.Load())})
+	}
 	conns, pending := h.limits.Open()
 	all = append(all,
 		sample{name: "sealmq_mqtt_connections", help: "Open MQTT connections.", gauge: true, n: float64(conns)},

@@ -1,14 +1,19 @@
 package broker
 
 import (
+	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -63,6 +68,8 @@ type certificate struct {
 	required          bool   // every client has to show one
 	logger            *slog.Logger
 	now               func() time.Time
+	turns             *turnstile    // of the signatures of handshakes
+	busy              atomic.Uint64 // handshakes that got no turn
 
 	mu     sync.Mutex
 	cert   *tls.Certificate
@@ -86,7 +93,8 @@ func stampOf(name string) (fileStamp, error) {
 }
 
 func loadCertificate(t TLS, logger *slog.Logger) (*certificate, error) {
-	c := &certificate{certFile: t.Cert, keyFile: t.Key, caFile: t.ClientCA, required: t.ClientRequired, logger: logger, now: time.Now}
+	c := &certificate{certFile: t.Cert, keyFile: t.Key, caFile: t.ClientCA, required: t.ClientRequired, logger: logger, now: time.Now,
+		turns: newTurnstile(handshakesWaiting)}
 	if err := c.reload(); err != nil {
 		return nil, err
 	}
@@ -154,10 +162,42 @@ func (e *expiredError) Error() string {
 
 func (e *expiredError) Unwrap() error { return x509.CertificateInvalidError{Reason: x509.Expired} }
 
-// get is a tls.Config's GetCertificate.
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+// handshakesWaiting is how many TLS handshakes may wait for a worker to sign for them.
+const handshakesWaiting = 4096
+
+// get is a tls.Config's GetCertificate. Its key signs in turns: a flood of handshakes
+// from one address takes neither every processor nor the turns of others.
+func (c *certificate) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert, _, err := c.current()
-	return cert, err
+	if err != nil || hello == nil {
+		return cert, err
+	}
+	key, ok := cert.PrivateKey.(crypto.Signer)
+	if !ok {
+		return cert, nil
+	}
+	each := *cert
+	each.PrivateKey = &turnSigner{key, c, hello.Context(), hello.Conn.RemoteAddr()}
+	return &each, nil
+}
+
+// turnSigner is the key for one handshake.
+type turnSigner struct {
+	crypto.Signer
+	c    *certificate
+	ctx  context.Context // the handshake's
+	addr net.Addr
+}
+
+// Sign implements crypto.Signer.
+func (s *turnSigner) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	done, err := s.c.turns.enter(s.ctx, s.addr, "")
+	if err != nil {
+		s.c.busy.Add(1)
+		return nil, err
+	}
+	defer done()
+	return s.Signer.Sign(rand, digest, opts)
 }
 
 // current returns what is in force, after a look whether the files changed.

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,67 @@ func serialOf(t *testing.T, c *tls.Certificate, err error) int64 {
 		t.Fatal(err)
 	}
 	return c.Leaf.SerialNumber.Int64()
+}
+
+// TestHandshakesTakeTurns: handshakes wait for a worker, addresses in turn, and fail when
+// too many do.
+func TestHandshakesTakeTurns(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "hub.pem"), filepath.Join(dir, "hub.key")
+	pool := writeCert(t, certFile, keyFile, 1, time.Now().Add(time.Hour))
+	h := start(t, Config{MQTT: []string{"mqtts://127.0.0.1:0"}, TLS: TLS{Cert: certFile, Key: keyFile}})
+	turns := h.cert.turns
+	turns.mu.Lock()
+	turns.free, turns.most = 0, 4 // every worker is at work
+	turns.mu.Unlock()
+	type end struct {
+		host byte
+		err  error
+	}
+	ends := make(chan end, 8)
+	shake := func(host byte) {
+		d := tls.Dialer{
+			NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}},
+			Config:    &tls.Config{RootCAs: pool},
+		}
+		go func() {
+			c, err := d.DialContext(t.Context(), "tcp", h.MQTTAddr().String())
+			if err == nil {
+				_ = c.Close()
+			}
+			ends <- end{host, err}
+		}()
+	}
+	waiting := func(n int) {
+		t.Helper()
+		for limit := time.Now().Add(20 * time.Second); turns.count() != n; runtime.Gosched() {
+			if time.Now().After(limit) {
+				t.Fatalf("%d wait, want %d", turns.count(), n)
+			}
+		}
+	}
+	shake(1)
+	waiting(1)
+	shake(1)
+	waiting(2)
+	shake(1) // half of the places are taken
+	if e := <-ends; e.host != 1 || e.err == nil || h.Status().Counters["sealmq_tls_handshakes_busy_total"] != 1 {
+		t.Errorf("%+v, and it is not counted", e)
+	}
+	shake(2)
+	waiting(3)
+	turns.leave()
+	for range 3 {
+		if e := <-ends; e.err != nil {
+			t.Errorf("from %d: %v", e.host, e.err)
+		}
+	}
+	waiting(0)
+	turns.mu.Lock()
+	defer turns.mu.Unlock()
+	if turns.free != 1 {
+		t.Errorf("%d workers are free", turns.free)
+	}
 }
 
 func TestCertificateReload(t *testing.T) {
