@@ -66,7 +66,7 @@ type Config struct {
 	RegistrationBurst int
 	// GuestRate and GuestBurst are how many hellos guests may say a second from one IP
 	// address or /64 network, GuestTotalRate and GuestTotalBurst all guests together;
-	// each costs a signature. Defaults 50, 200, 1,000, 2,000.
+	// each costs a signature. Defaults 100, 400, 1,000, 2,000.
 	GuestRate       float64
 	GuestBurst      int
 	GuestTotalRate  float64
@@ -162,8 +162,8 @@ func (c Config) withDefaults() (Config, error) {
 	positive(&err, "ByteRate", &c.ByteRate, 0)
 	positive(&err, "HelloRate", &c.HelloRate, 50)
 	positive(&err, "HelloBurst", &c.HelloBurst, 200)
-	positive(&err, "GuestRate", &c.GuestRate, 50)
-	positive(&err, "GuestBurst", &c.GuestBurst, 200)
+	positive(&err, "GuestRate", &c.GuestRate, 100)
+	positive(&err, "GuestBurst", &c.GuestBurst, 400)
 	positive(&err, "GuestTotalRate", &c.GuestTotalRate, 1000)
 	positive(&err, "GuestTotalBurst", &c.GuestTotalBurst, 2000)
 	positive(&err, "RegistrationRate", &c.RegistrationRate, 20)

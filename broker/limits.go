@@ -34,7 +34,7 @@ type Limits struct {
 	RegistrationsPerSecond int `yaml:"registrations_per_second"`
 	// GuestHellosPerAddress is how often a second devices that have not pinned their
 	// hub may ask for its name from one IP address or IPv6 network of 64 bits,
-	// GuestHellosPerSecond from all of them. Defaults 50 and 1,000.
+	// GuestHellosPerSecond from all of them. Defaults 100 and 1,000.
 	GuestHellosPerAddress int `yaml:"guest_hellos_per_address"`
 	GuestHellosPerSecond  int `yaml:"guest_hellos_per_second"`
 	// Unanswered and UnansweredBytes are how much a connection may send without
