@@ -578,3 +578,35 @@ func TestOwnerTwice(t *testing.T) {
 		t.Errorf("the first channel took the alias along: %+v", r)
 	}
 }
+
+// TestBurstBehindTheHandshake: a peer that sends as soon as it has sent its last
+// handshake message is held back until the hub has verified that, and loses nothing.
+func TestBurstBehindTheHandshake(t *testing.T) {
+	verify := make(chan struct{})
+	h := newHubWith(t, false, func(_ *bridge.Config, c *Config) {
+		c.Clock = func() time.Time { <-verify; return time.Now() }
+	})
+	p := h.connect("-")
+	var err error
+	p.api, err = p.endpoint.Dial(p.ctx(), route.To("api"), channel.TrustIdentifiers(h.id.Identifier()), channel.DialOptions{NoConfirm: true})
+	must(t, err)
+	const frames = 60 // of 100 KiB: more than is kept
+	sent := make(chan error, 1)
+	go func() {
+		for range frames {
+			if err := p.api.Send(p.ctx(), route.To("echo"), nil, make([]byte, 100<<10)); err != nil {
+				sent <- err
+				return
+			}
+		}
+		sent <- nil
+	}()
+	time.AfterFunc(100*time.Millisecond, func() { close(verify) })
+	must(t, <-sent)
+	if _, err := p.ask(p.ctx(), "echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	if n := h.s.Stats().Dropped.Of(channel.DropEarly); n != 0 {
+		t.Errorf("%d frames were dropped", n)
+	}
+}

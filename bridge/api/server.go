@@ -198,6 +198,7 @@ func (r router) Register(addr string, h func(channel.Inbound)) error {
 	}
 	return r.register(bridge.ReachPeer, bridge.PeerAddress(addr), func(in channel.Inbound) {
 		r.s.awaitRoom(addr, len(in.Frame.Payload))
+		in.MayWait = true
 		h(in)
 	})
 }
