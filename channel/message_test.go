@@ -77,6 +77,10 @@ func TestHelloVectors(t *testing.T) {
 		"features": {hello{Version: 1, Epoch: epoch, Features: 5}, "a3000101" + "50000102030405060708090a0b0c0d0e0f" + "0205"},
 		"ping":     {hello{Version: 1, Epoch: epoch, Kind: helloPing}, "a3000101" + "50000102030405060708090a0b0c0d0e0f" + "0301"},
 		"pong":     {hello{Version: 1, Epoch: epoch, Kind: helloPong}, "a3000101" + "50000102030405060708090a0b0c0d0e0f" + "0302"},
+		"greeting of a lineage": {hello{Version: 1, Epoch: epoch, Lineage: epoch, Turn: 7},
+			"a4000101" + "50000102030405060708090a0b0c0d0e0f" + "0550000102030405060708090a0b0c0d0e0f" + "0607"},
+		"ping of a lineage": {hello{Version: 1, Epoch: epoch, Kind: helloPing, Lineage: epoch, Turn: 7},
+			"a5000101" + "50000102030405060708090a0b0c0d0e0f" + "0301" + "0550000102030405060708090a0b0c0d0e0f" + "0607"},
 		"bye": {hello{Version: 1, Epoch: epoch, Kind: helloBye, Reason: byeGap},
 			"a4000101" + "50000102030405060708090a0b0c0d0e0f" + "0303" + "0401"},
 	} {

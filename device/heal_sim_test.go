@@ -816,6 +816,9 @@ func (s *healSim) close() {
 // seed with -heal.first=N -heal.seeds=1 -heal.trace.
 func TestChannelsHeal(t *testing.T) {
 	seeds := *healSeeds
+	if testing.Short() {
+		seeds = min(seeds, 30)
+	}
 	var mu sync.Mutex
 	faults, messages, slowest := make(map[string]int), uint64(0), time.Duration(0)
 	t.Run("seeds", func(t *testing.T) {
