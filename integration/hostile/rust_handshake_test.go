@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -18,7 +19,7 @@ import (
 
 // refusalTime is how long a stock node waits for what does not come: it is not told
 // that it is refused.
-const refusalTime = 500 * time.Millisecond
+const refusalTime = 250 * time.Millisecond
 
 // TestStockSpliced mixes two handshakes between a stock node and a device of ours.
 func TestStockSpliced(t *testing.T) {
@@ -73,7 +74,13 @@ func TestStockSpliced(t *testing.T) {
 			var all sync.WaitGroup
 			for range 2 {
 				all.Go(func() {
-					ch, err := s.ours.node.Dial(soon(t), to, channel.TrustIdentifiers(s.identifier(t)), device.NoHeal())
+					limit := patience
+					if number == 2 {
+						limit = refusalTime
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), limit)
+					defer cancel()
+					ch, err := s.ours.node.Dial(ctx, to, channel.TrustIdentifiers(s.identifier(t)), device.NoHeal())
 					switch {
 					case number == 2 && err == nil:
 						t.Error("ours has a channel of a spliced handshake")

@@ -236,7 +236,7 @@ func TestFiltersDuringTakeovers(t *testing.T) {
 	var all sync.WaitGroup
 	for n := range 4 {
 		all.Go(func() {
-			for i := range 60 {
+			for i := range 30 {
 				c, err := rawmqtt.Dial(b.addr, n%2 == 0)
 				if err != nil {
 					t.Error(err)
