@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/sealmq/sealmq/bridge"
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/connlimit"
 	"github.com/sealmq/sealmq/internal/hubproto"
 )
 
@@ -198,7 +200,7 @@ func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (ident
 	}
 	defer done()
 	open := v.everywhere || fromLoopback(c.RemoteAddr)
-	id, err := v.verify(claimed, proof, want, open)
+	id, err := v.verify(claimed, proof, want, open, connlimit.Network(c.RemoteAddr))
 	g := &grant{proven: true, open: open}
 	for _, raw := range proof.Credentials { // they lie in the packet
 		g.credentials = append(g.credentials, bytes.Clone(raw))
@@ -208,7 +210,7 @@ func (v *verifier) check(ctx context.Context, c *mochibridge.ConnectInfo) (ident
 
 // verify does what takes signatures. open says that anybody may connect from
 // where the device is, unless something else is configured.
-func (v *verifier) verify(claimed identity.Identifier, proof *hubproto.Proof, want hubproto.ProofBinding, open bool) (identity.Identifier, error) {
+func (v *verifier) verify(claimed identity.Identifier, proof *hubproto.Proof, want hubproto.ProofBinding, open bool, from netip.Prefix) (identity.Identifier, error) {
 	var none identity.Identifier
 	who, err := v.registry.Import(proof.History)
 	if err != nil {
@@ -236,7 +238,7 @@ func (v *verifier) verify(claimed identity.Identifier, proof *hubproto.Proof, wa
 		return none, err
 	}
 	if len(want.Exporter) == 0 { // else it is good on this connection alone
-		if err := v.used.use(claimed, facts, facts.ExpiresAt.Add(v.skew+time.Second), now); err != nil {
+		if err := v.used.use(claimed, from, facts, facts.ExpiresAt.Add(v.skew+time.Second), now); err != nil {
 			return none, err
 		}
 	}

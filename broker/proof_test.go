@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -593,9 +594,9 @@ func TestUsedProofs(t *testing.T) {
 		binary.BigEndian.PutUint64(n[:], uint64(i))
 		return n
 	}
-	id := someID(1)
+	id, network := someID(1), netip.MustParsePrefix("192.0.2.1/32")
 	use := func(i int) error {
-		return u.use(id, &hubproto.ProofFacts{Nonce: nonce(i), CreatedAt: now}, now.Add(time.Minute), now)
+		return u.use(id, network, &hubproto.ProofFacts{Nonce: nonce(i), CreatedAt: now}, now.Add(time.Minute), now)
 	}
 	for i := range usedPerIdentity {
 		if err := use(i); err != nil {
@@ -614,9 +615,15 @@ func TestUsedProofs(t *testing.T) {
 	if err := use(0); err != nil {
 		t.Errorf("later: %v", err)
 	}
-	if len(u.have) != 1 || len(u.byEnd) != 1 || len(u.perID) != 1 {
-		t.Errorf("%d, %d and %d remembered", len(u.have), len(u.byEnd), len(u.perID))
+	if len(u.have) != 1 || len(u.byEnd) != 1 || len(u.perID) != 1 || u.perNet[network] != 1 {
+		t.Errorf("%d, %d, %d and %v remembered", len(u.have), len(u.byEnd), len(u.perID), u.perNet)
 	}
+	// Many identities from one network leave room for others.
+	u.perNet[network] = usedPerNetwork
+	if err := use(9); resultOfProof(err) != proofBusy {
+		t.Errorf("one network has more than half: %v", err)
+	}
+	u.perNet[network] = 1
 	// The file is rewritten when most of it has ended.
 	u.records = 2*(len(u.byEnd)+1) + usedRewriteAt
 	if err := use(1); err != nil {

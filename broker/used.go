@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -21,9 +22,10 @@ import (
 
 // How much a hub remembers of proofs that were used.
 const (
-	usedTotal       = 1 << 18 // in all: some 20 MiB
-	usedPerIdentity = 1024    // of one identity
-	usedRewriteAt   = 1 << 16 // records in the file beyond those that are alive
+	usedTotal       = 1 << 18       // in all: some 30 MiB
+	usedPerNetwork  = usedTotal / 2 // that came from one network
+	usedPerIdentity = 1024          // of one identity
+	usedRewriteAt   = 1 << 16       // records in the file beyond those that are alive
 )
 
 // The file of used proofs: a header, and for each proof a record of
@@ -56,6 +58,7 @@ type usedEntry struct {
 	until int64 // unix seconds; it can be forgotten afterwards
 	key   usedKey
 	id    identity.Identifier // zero when it was read from the file
+	from  netip.Prefix        // likewise
 }
 
 // usedProofs remembers the proofs that were used for as long as they could be
@@ -73,6 +76,7 @@ type usedProofs struct {
 	mu      sync.Mutex
 	have    map[usedKey]struct{}
 	perID   map[identity.Identifier]int
+	perNet  map[netip.Prefix]int
 	byEnd   usedHeap
 	since   int64 // unbound proofs made at this second or earlier are refused; 0: none
 	path    string
@@ -98,7 +102,7 @@ func (h *usedHeap) Pop() any {
 // because there is no file or it is damaged, unbound proofs made until now are
 // refused. dir is the data folder, "" for none.
 func openUsed(dir string, now time.Time, logger *slog.Logger) (*usedProofs, error) {
-	u := &usedProofs{logger: logger, have: make(map[usedKey]struct{}), perID: make(map[identity.Identifier]int), since: now.Unix()}
+	u := &usedProofs{logger: logger, have: make(map[usedKey]struct{}), perID: make(map[identity.Identifier]int), perNet: make(map[netip.Prefix]int), since: now.Unix()}
 	if dir == "" {
 		return u, nil
 	}
@@ -167,9 +171,10 @@ func appendUsed(b []byte, e usedEntry) []byte {
 }
 
 // use takes a proof that has been verified and is not bound to a TLS connection,
-// once. until is when it stops being valid for this hub.
-func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, now time.Time) error {
-	e := usedEntry{until: until.Unix(), key: usedKeyOf(id, f.Nonce), id: id}
+// once. from is the network that it came from, until when it stops being valid for this
+// hub.
+func (u *usedProofs) use(id identity.Identifier, from netip.Prefix, f *hubproto.ProofFacts, until, now time.Time) error {
+	e := usedEntry{until: until.Unix(), key: usedKeyOf(id, f.Nonce), id: id, from: from}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.forget(now.Unix())
@@ -178,7 +183,7 @@ func (u *usedProofs) use(id identity.Identifier, f *hubproto.ProofFacts, until, 
 		return errUsed
 	case f.CreatedAt.Unix() <= u.since:
 		return errBeforeStart
-	case len(u.byEnd) >= usedTotal || u.perID[id] >= usedPerIdentity:
+	case len(u.byEnd) >= usedTotal || u.perNet[from] >= usedPerNetwork || u.perID[id] >= usedPerIdentity:
 		return errUsedFull
 	}
 	u.keep(e)
@@ -195,6 +200,7 @@ func (u *usedProofs) keep(e usedEntry) {
 	u.have[e.key] = struct{}{}
 	if !e.id.IsZero() {
 		u.perID[e.id]++
+		u.perNet[e.from]++
 	}
 	heap.Push(&u.byEnd, e)
 }
@@ -206,6 +212,9 @@ func (u *usedProofs) forget(now int64) {
 		delete(u.have, e.key)
 		if u.perID[e.id]--; u.perID[e.id] <= 0 {
 			delete(u.perID, e.id)
+		}
+		if u.perNet[e.from]--; u.perNet[e.from] <= 0 {
+			delete(u.perNet, e.from)
 		}
 	}
 }
