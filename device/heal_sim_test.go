@@ -385,7 +385,11 @@ func (s *healSim) errorf(format string, args ...any) {
 
 // startHub starts a hub that knows what state says.
 func (s *healSim) startHub(state *bridge.State) {
-	b, err := bridge.New(bridge.Config{Key: [32]byte{1, s.key}, Identity: bridge.IdentitySigner(s.hubID)})
+	cfg := bridge.Config{Key: [32]byte{1, s.key}, Identity: bridge.IdentitySigner(s.hubID)}
+	if s.seed%5 == 0 {
+		cfg.OutboxFrames = 4 // full whenever a device is away
+	}
+	b, err := bridge.New(cfg)
 	if err == nil && state != nil {
 		err = b.Restore(*state)
 	}
