@@ -77,7 +77,7 @@ type Conn struct {
 
 	// Input; the reader's own but for the atomics.
 	lazy      bool         // Read is the only reader of nc, so deadlines may be armed late
-	want      atomic.Int64 // read deadline asked for, in Unix nanoseconds; 0: none
+	want      atomic.Int64 // read deadline asked for, in ticks; 0: none
 	armed     atomic.Int64 // read deadline set on nc; 0: none
 	interval  atomic.Int64 // length of the last deadline asked for
 	settled   atomic.Bool  // the server has accepted the client
@@ -435,7 +435,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	}
 	var want int64
 	if !t.IsZero() {
-		want = t.UnixNano()
+		want = ticks(t)
 		c.interval.Store(int64(time.Until(t)))
 	} else {
 		c.interval.Store(0)
@@ -448,11 +448,18 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	return c.nc.SetReadDeadline(t)
 }
 
+// begun is where ticks count from.
+var begun = time.Now()
+
+// ticks returns a time as nanoseconds of the monotonic clock, so that setting the
+// wall clock moves no deadline.
+func ticks(t time.Time) int64 { return int64(t.Sub(begun)) }
+
 // extend moves the read deadline on, as mochi would have, for packets that it
 // never saw.
 func (c *Conn) extend() {
 	if d := c.interval.Load(); d > 0 {
-		c.want.Store(time.Now().UnixNano() + d)
+		c.want.Store(ticks(time.Now()) + d)
 		if !c.lazy {
 			_ = c.nc.SetReadDeadline(time.Now().Add(time.Duration(d)))
 		}
@@ -480,7 +487,7 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 			return 0, err
 		}
 		want := c.want.Load()
-		if want != 0 && want <= time.Now().UnixNano() {
+		if want != 0 && want <= ticks(time.Now()) {
 			if c.frames.first {
 				return 0, err
 			}
@@ -493,7 +500,7 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 		c.armed.Store(want)
 		var t time.Time
 		if want != 0 {
-			t = time.Unix(0, want)
+			t = begun.Add(time.Duration(want))
 		}
 		if err := c.nc.SetReadDeadline(t); err != nil {
 			return 0, err

@@ -49,9 +49,9 @@ func (c *Conn) underway(n int) error {
 		return ErrInputFull
 	}
 	end := time.Now().Add(packetTime)
-	if want := c.want.Load(); want == 0 || want > end.UnixNano() {
-		c.want.Store(end.UnixNano())
-		c.armed.Store(end.UnixNano())
+	if want := c.want.Load(); want == 0 || want > ticks(end) {
+		c.want.Store(ticks(end))
+		c.armed.Store(ticks(end))
 		_ = c.nc.SetReadDeadline(end)
 	}
 	return nil

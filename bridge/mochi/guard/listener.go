@@ -339,8 +339,8 @@ func (l *Listener) run(c *Conn, t *ticket, deadline time.Time) {
 	c.ticket = t
 	_, ws := c.nc.(*wsConn)
 	c.lazy = !ws // the error of a passed deadline is final in a WebSocket
-	c.want.Store(deadline.UnixNano())
-	c.armed.Store(deadline.UnixNano())
+	c.want.Store(ticks(deadline))
+	c.armed.Store(ticks(deadline))
 	_ = c.nc.SetReadDeadline(deadline)
 	l.mu.Lock()
 	establish := l.establish
