@@ -186,6 +186,9 @@ func (x *table) refused(p party, err error) {
 	_, ourDialler := p.(*goParty)
 	switch {
 	case ourDialler && ourListener:
+		if err == nil { // the Close came later than Dial waits for it
+			err = p.(*goParty).ended()
+		}
 		if !errors.Is(err, device.ErrPeerRefused) {
 			x.Errorf("who was refused is told: %v", err)
 		}

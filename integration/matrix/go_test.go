@@ -282,6 +282,16 @@ func (p *goParty) dial(to []string, who trust) error {
 	return err
 }
 
+// ended waits for the end of the channel that was dialled, and returns why.
+func (p *goParty) ended() error {
+	select {
+	case <-p.dialled.Done():
+		return p.dialled.Err()
+	case <-time.After(patience):
+		return errors.New("the channel stays")
+	}
+}
+
 func (p *goParty) up() string {
 	p.t.Helper()
 	if p.dialled != nil {

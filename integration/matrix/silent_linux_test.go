@@ -87,7 +87,8 @@ func TestSilentConnections(t *testing.T) {
 			for range 3 {
 				newcomer(t, h, bob, to)
 			}
-			if n := event("displaced"); n < 3 {
+			late := tt.ends != "" && event(tt.ends) > 0 // by now places come free by themselves
+			if n := event("displaced"); n < 3 && !late {
 				t.Errorf("%d silent connections made room for others", n)
 			}
 			if rounds := stop(); rounds == 0 {
