@@ -95,10 +95,14 @@ func appendRecord(dst []byte, kind byte, body []byte) []byte {
 
 // fillHead fills in what stands before a record's body.
 func fillHead(record []byte, kind byte) {
-	binary.BigEndian.PutUint32(record, uint32(len(record)-recordHeaderLen))
+	n := uint32(len(record) - recordHeaderLen)
 	record[recordHeaderLen] = kind
-	sum := crc32.Checksum(record[:4], castagnoli)
-	binary.BigEndian.PutUint32(record[4:], crc32.Update(sum, castagnoli, record[recordHeaderLen:]))
+	// The length stands in the checksum's place for a moment, right before what the
+	// checksum covers besides.
+	binary.BigEndian.PutUint32(record[4:], n)
+	sum := crc32.Checksum(record[4:], castagnoli)
+	binary.BigEndian.PutUint32(record, n)
+	binary.BigEndian.PutUint32(record[4:], sum)
 }
 
 // wholeRecord returns the length of the record that b begins with; false when it is

@@ -29,11 +29,7 @@ func (l *Log[T]) run() {
 			for len(l.queue) == 0 && !l.closed && !l.sweep {
 				l.wake.Wait()
 			}
-			// Who is about to append gets into the same write: fewer, larger writes
-			// when there is much to do, and no delay when there is not.
-			l.mu.Unlock()
-			runtime.Gosched()
-			l.mu.Lock()
+			l.gather()
 		}
 		queue, closed, sweep := l.queue, l.closed, l.sweep
 		l.queue, l.sweep = nil, false
@@ -55,6 +51,24 @@ func (l *Log[T]) run() {
 		}
 	}
 }
+
+// gather lets those who are about to append get into the same write, as long as more
+// come: fewer, larger writes when there is much to do, and no delay when there is not.
+// l.mu is held.
+func (l *Log[T]) gather() {
+	for range gatherTimes {
+		before := l.appends
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+		if l.appends == before {
+			return
+		}
+	}
+}
+
+// gatherTimes bounds how often a write is put off.
+const gatherTimes = 16
 
 // commit writes one batch, as often as it takes, and tells its waiters. It returns
 // false when the log was closed and the disk still refused.
