@@ -88,8 +88,8 @@ func TestSilentConnections(t *testing.T) {
 				newcomer(t, h, bob, to)
 			}
 			late := tt.ends != "" && event(tt.ends) > 0 // by now places come free by themselves
-			if n := event("displaced"); n < 3 && !late {
-				t.Errorf("%d silent connections made room for others", n)
+			if event("displaced") == 0 && !late { // the place of one that has spoken up is free for the next
+				t.Error("no silent connection made room for others")
 			}
 			if rounds := stop(); rounds == 0 {
 				t.Error("nobody could talk meanwhile")
