@@ -88,7 +88,7 @@ func TestSilentConnections(t *testing.T) {
 				newcomer(t, h, bob, to)
 			}
 			late := tt.ends != "" && event(tt.ends) > 0 // by now places come free by themselves
-			if event("displaced") == 0 && !late { // the place of one that has spoken up is free for the next
+			if event("displaced") == 0 && !late {       // the place of one that has spoken up is free for the next
 				t.Error("no silent connection made room for others")
 			}
 			if rounds := stop(); rounds == 0 {
