@@ -74,6 +74,31 @@ func TestTotalLimit(t *testing.T) {
 	equal(t, "acks", a.conn.acked(), []uint64{1, 2, 3, 4, 5, 6, 7})
 }
 
+// TestTotalBytes is the same limit in bytes.
+func TestTotalBytes(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) { c.TotalBytes = 4000 })
+	a := attach(t, b, "alice", true)
+	d1, d2 := attach(t, b, "bob", false), attach(t, b, "carol", false)
+	d1.conn.limit(100)
+	d2.conn.limit(100)
+	before := len(a.conn.acked())
+	for _, d := range []*peer{d1, d2} {
+		for range 10 {
+			a.send(route.To(d.Port().Address(), "x"), nil, make([]byte, 300))
+		}
+	}
+	c := b.Counters()
+	if c.Waiting == 0 || c.QueuedBytes < 3000 || c.QueuedBytes > 4400 || len(a.conn.acked())-before != int(c.Queued) {
+		t.Errorf("%d frames of %d bytes queued, %d waiting, %d acknowledged", c.Queued, c.QueuedBytes, c.Waiting, len(a.conn.acked())-before)
+	}
+	for range 20 {
+		d1.conn.ack()
+		d2.conn.ack()
+	}
+	equal(t, "acknowledged once there is room", len(a.conn.acked())-before, 20)
+	equal(t, "delivered", len(d1.frames())+len(d2.frames()), 20)
+}
+
 func TestWindowExceeded(t *testing.T) {
 	b := newTestBridge(t, func(c *Config) { c.OutboxFrames, c.Window = 1, 10 })
 	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)

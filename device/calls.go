@@ -30,6 +30,10 @@ type call struct {
 
 	abandoned atomic.Bool // its frames that are not sent yet need not be
 
+	// lost, unless nil, is all that the call is for: it is told on a goroutine of its own
+	// that a frame sent with it was given up.
+	lost func(error)
+
 	keys   []frameKey // guarded by calls.mu
 	waited bool       // guarded by calls.mu
 	ended  bool       // guarded by calls.mu
@@ -43,6 +47,12 @@ func (cs *calls) begin(ctx context.Context, noWait bool, onWaiting func()) (cont
 	ctx, cancel := context.WithCancelCause(ctx)
 	c := &call{calls: cs, cancel: cancel, noWait: noWait, onWaiting: onWaiting}
 	return context.WithValue(ctx, callKey{}, c), c
+}
+
+// withLost returns a context that has lost told of a frame which was sent with it and
+// given up.
+func withLost(ctx context.Context, lost func(error)) context.Context {
+	return context.WithValue(ctx, callKey{}, &call{lost: lost})
 }
 
 func callOf(ctx context.Context) *call {

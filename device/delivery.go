@@ -198,22 +198,29 @@ func (ds *deliveries) pump(p *pipe) {
 		}
 		ds.mu.Unlock()
 		var ret route.Route
+		ctx := ds.n.stopped
 		data, _ := m.(*delivery.Data)
 		if data != nil {
 			ret = ds.n.answers()
+			ctx = withLost(ctx, func(err error) { ds.fail(st, data.Count, err) })
 		}
-		err := p.ch.Send(ds.n.stopped, deliveryRoute, ret, m.Append(nil))
+		err := p.ch.Send(ctx, deliveryRoute, ret, m.Append(nil))
 		switch {
 		case err == nil:
 		case errors.Is(err, channel.ErrTooLarge) && data != nil:
-			ds.mu.Lock()
-			st.failLocked(data.Count, ErrTooLarge)
-			ds.mu.Unlock()
+			ds.fail(st, data.Count, ErrTooLarge)
 		default:
 			// The channel has ended, or will be found to have lost it.
 			ds.n.log.Debug("delivery message not sent", "peer", p.peer, "err", err)
 		}
 	}
+}
+
+// fail gives a message up that cannot be sent.
+func (ds *deliveries) fail(st *stream, count uint64, why error) {
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	st.failLocked(count, why)
 }
 
 // nextLocked returns the next message to send through a pipe.

@@ -508,3 +508,29 @@ func TestTwoDevicesFillEachOthersQueues(t *testing.T) {
 		t.Error("no queue was ever full")
 	}
 }
+
+// A peer whose program reads nothing slows its sender, and fills no queue of the hub.
+func TestPeerThatDoesNotReadSlowsItsSender(t *testing.T) {
+	h := startHub(t, nil)
+	alice, bob := connect(t, h.url(), device.Config{OutboxMessages: 1000}), connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	o := outboxTo(t, alice, bob.Identifier(), fwd.Address())
+	for range 1000 {
+		if _, err := o.Post(t.Context(), make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const window = 512
+	eventually(t, "a window is there", func() bool { return bob.Stats().Delivery.Unacknowledged == window })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := o.Post(ctx, nil); !errors.Is(err, device.ErrTimeout) {
+		t.Errorf("posted into a full outbox: %v", err)
+	}
+	eventually(t, "the hub holds nothing", func() bool { return h.bridge.Counters().Queued == 0 })
+	if n := bob.Stats().Delivery.Unacknowledged; n != window {
+		t.Errorf("the peer holds %d messages, the window is %d", n, window)
+	}
+	serve(t, bob, nil)
+	eventually(t, "all taken", func() bool { n, _ := o.Pending(); return n == 0 })
+}

@@ -78,7 +78,8 @@ type healSim struct {
 	acked   map[uint64]bool      // guarded by mu: as alice's program was told
 	slowest time.Duration
 
-	restored atomic.Bool // since a test has asked
+	restored atomic.Bool  // since a test has asked
+	poison   atomic.Int64 // packets of more bytes end their connection; 0: none
 }
 
 func (s *healSim) logf(format string, args ...any) {
@@ -276,6 +277,10 @@ func (l *simLink) send(p *packet) error {
 	}
 	class, token := p.class, p.token
 	for _, payload := range packets {
+		if most := int(l.w.s.poison.Load()); most > 0 && len(payload) > most {
+			time.AfterFunc(10*time.Millisecond, func() { l.end(errLinkDown) })
+			return nil
+		}
 		l.up.put(func() {
 			l.toHub.Lock()
 			defer l.toHub.Unlock()
@@ -907,6 +912,43 @@ func TestPeerLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMessageThatKills: a message that ends each connection on which it is sent is given
+// up, its sender hears of that, and those behind it go on.
+func TestMessageThatKills(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHealSim(t, 2)
+		s.faults, s.stream, s.dials = false, false, false
+		defer s.close()
+		s.startHub(nil)
+		s.start(bob)
+		<-s.forwarder
+		s.start(alice)
+		s.post()
+		s.until(time.Minute, "before")
+		s.poison.Store(20 << 10)
+		before := s.run[alice].node.Stats().Connects
+		r, err := s.box.Post(t.Context(), make([]byte, 50<<10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.post()
+		select {
+		case <-r.Done():
+		case <-time.After(10 * time.Minute):
+			t.Fatal("nobody is told")
+		}
+		if !errors.Is(r.Err(), ErrFrameKills) {
+			t.Errorf("told %v", r.Err())
+		}
+		s.until(10*time.Minute, "behind it")
+		time.Sleep(10 * time.Minute)
+		if n := s.run[alice].node.Stats().Connects - before; n < 4 || n > 8 {
+			t.Errorf("%d connections were ended", n)
+		}
+		s.poison.Store(0)
+	})
 }
 
 // TestClosedAsThePathGoes: a channel that its program closes in the moment that its path

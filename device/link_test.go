@@ -701,3 +701,28 @@ func TestBrokerWithoutHub(t *testing.T) {
 		_ = c.Close()
 	})
 }
+
+// Flush does not take a connection that ended for an acknowledgement.
+func TestFlushOutlivesConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		n, c := online(t, h, h.config(), 1024)
+		send(t, n, "x", 1)
+		c.publish()
+		flushed := make(chan error, 1)
+		go func() { flushed <- n.Flush(t.Context()) }()
+		synctest.Wait()
+		_ = c.Close()
+		c = h.ready(1024)
+		p := c.publish()
+		time.Sleep(time.Second)
+		if len(flushed) > 0 {
+			t.Fatalf("Flush returned %v before the PUBACK", <-flushed)
+		}
+		c.puback(p.MessageID)
+		if err := <-flushed; err != nil {
+			t.Error(err)
+		}
+		finish(n, c)
+	})
+}

@@ -319,7 +319,7 @@ func (n *Node) sendUp(ctx context.Context, f route.Frame, c route.Class) error {
 	if limit := int(n.link.frameLimit.Load()); size > limit {
 		return fmt.Errorf("%w: the frame has %d bytes, the limit is %d; send it in pieces", ErrTooLarge, size, limit)
 	}
-	if c := callOf(ctx); c != nil {
+	if c := callOf(ctx); c != nil && c.lost == nil {
 		last, _ := f.Return.Last()
 		c.expect(first, last)
 	}

@@ -87,7 +87,12 @@ func (o *outbox) failLocked(f *flow, e *entry) {
 			i--
 		}
 	}
-	if e.call != nil {
+	switch {
+	case e.call == nil:
+	case e.call.lost != nil:
+		go e.call.lost(err)
+		told = true
+	default:
 		e.call.cancel(err)
 		told = true
 	}

@@ -591,6 +591,47 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 	}
 }
 
+// What a power cut leaves: with SyncAlways everything that was committed, with
+// SyncInterval what was committed an interval and a sync ago.
+func TestPowerCut(t *testing.T) {
+	for _, mode := range []Mode{SyncAlways, SyncInterval} {
+		fl := &faults{hit: make(chan struct{}, 1)}
+		var disks []*disk
+		opts := Options[note]{Mode: mode, Interval: 5 * time.Millisecond, SegmentSize: 4 << 10}
+		opts.create = func(path string) (file, error) {
+			f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+			disks = append(disks, &disk{file: f, faults: fl, dirty: make(map[int64][]byte)})
+			return disks[len(disks)-1], err
+		}
+		l, _, _ := open(t, t.TempDir(), opts)
+		for i := range 100 {
+			w := make(waiter, 1)
+			body := append([]byte(fmt.Sprint("record ", i, " ")), make([]byte, 100)...)
+			if _, err := add(l, 1, true, w, 0, body); err != nil {
+				t.Fatal(err)
+			}
+			w.next(t)
+			synced := func() (found bool) {
+				for _, d := range disks {
+					d.mu.Lock()
+					found = found || bytes.Contains(d.image, body)
+					d.mu.Unlock()
+				}
+				return found
+			}
+			for begun := time.Now(); !synced(); runtime.Gosched() {
+				if mode == SyncAlways {
+					t.Fatalf("record %d was committed before it was synced", i)
+				}
+				if time.Since(begun) > 10*time.Second {
+					t.Fatalf("record %d is never synced", i)
+				}
+			}
+		}
+		l.Close()
+	}
+}
+
 // What the file system has let go of cannot be made good: nothing is committed any
 // more, and the reason is named.
 func TestFailedSyncThatLost(t *testing.T) {
