@@ -349,3 +349,20 @@ func TestLoginFlood(t *testing.T) {
 		t.Errorf("%d still count as waiting", n)
 	}
 }
+
+// Outside the root ordinary clients may do anything but write to $ topics, devices and
+// guests nothing.
+func TestOutside(t *testing.T) {
+	for role, may := range map[bridge.Role]bool{
+		bridge.RoleUser: true, bridge.RoleObserver: true, bridge.RoleDevice: false, bridge.RoleGuest: false,
+	} {
+		for _, topic := range []string{"plant/1", "$SYS/broker/uptime", "$share/g/plant"} {
+			for _, write := range []bool{false, true} {
+				want := may && !(write && topic[0] == '$')
+				if got := outside(bridge.Principal{Role: role}, topic, write); got != want {
+					t.Errorf("%v, %s, write %t: %t", role, topic, write, got)
+				}
+			}
+		}
+	}
+}

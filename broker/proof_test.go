@@ -424,7 +424,16 @@ func TestProofPolicies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// An authority of an hour ago.
+	late, err := identity.Create(identity.WithClock(func() time.Time { return time.Now().Add(-time.Hour) }))
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir := t.TempDir()
+	lateFile := filepath.Join(dir, "late.authority")
+	if err := os.WriteFile(lateFile, []byte(hex.EncodeToString(late.Identity().ChangeHistory())+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(dir, "plant.authority")
 	text := "# the plant's authority\n" + hex.EncodeToString(authority.Identity().ChangeHistory()) + "\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -435,7 +444,7 @@ func TestProofPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := start(t, Config{Devices: Devices{
-		AllowFile: list, Authorities: []string{file}, Attributes: map[string]string{"role": "pump"},
+		AllowFile: list, Authorities: []string{file, lateFile}, Attributes: map[string]string{"role": "pump"},
 	}})
 	issue := func(by, to *identity.Private, attrs map[string]string, ttl time.Duration) []byte {
 		t.Helper()
@@ -447,10 +456,6 @@ func TestProofPolicies(t *testing.T) {
 	}
 	pump := map[string]string{"role": "pump", "site": "7"}
 	d, e := newDevice(t, h), newDevice(t, h)
-	late, err := identity.Create(identity.WithClock(func() time.Time { return time.Now().Add(-time.Hour) }))
-	if err != nil {
-		t.Fatal(err)
-	}
 	want(t, "no credential", d.fresh(), refused3)
 	want(t, "with one", d.fresh(issue(authority, d.id, pump, time.Hour)), accepted)
 	want(t, "among others", d.fresh(issue(stranger, d.id, pump, time.Hour), issue(authority, d.id, pump, time.Hour)), accepted)
@@ -459,7 +464,8 @@ func TestProofPolicies(t *testing.T) {
 	want(t, "a self-made one", d.fresh(issue(d.id, d.id, pump, time.Hour)), refused3)
 	want(t, "about somebody else", d.fresh(issue(authority, e.id, pump, time.Hour)), refused3)
 	want(t, "rubbish", d.fresh([]byte{1}), refused3)
-	want(t, "of an authority not configured", d.fresh(issue(late, d.id, pump, time.Minute)), refused3)
+	want(t, "one that has ended", d.fresh(issue(late, d.id, pump, time.Minute)), refused3)
+	want(t, "of the same authority, in time", d.fresh(issue(late, d.id, pump, 2*time.Hour)), accepted)
 	counted(t, h, proofNotAllowed, 7)
 
 	// The list is read again on demand, and a broken one changes nothing.

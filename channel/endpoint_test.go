@@ -511,3 +511,35 @@ func TestListenerAliasAndClose(t *testing.T) {
 		t.Errorf("alias of a closed listener: %v", err)
 	}
 }
+
+// A listener shows its credential, unless it is told not to.
+func TestListenerHidesCredential(t *testing.T) {
+	authority := newIdentity(t)
+	n := newTestNet()
+	var shown []byte
+	b := n.party(t, "bob", func(c *Config) { c.Credential = func() ([]byte, error) { return shown, nil } })
+	var err error
+	if shown, err = authority.IssueCredential(b.id.Identity(), map[string]string{"role": "pump"}, 1, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	for addr, hide := range map[string]bool{"shows": false, "hides": true} {
+		if _, err := b.ep.Listen(addr, TrustEveryone, ListenOptions{HideCredential: hide}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := n.party(t, "alice")
+	pump := TrustCredential(authority.Identity(), map[string]string{"role": "pump"})
+	ch, err := a.ep.Dial(t.Context(), route.To("bob", "shows"), pump, DialOptions{Timeout: wait})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := ch.Peer().Credentials; len(c) != 1 || c[0].Attributes["role"] != "pump" {
+		t.Errorf("shown: %v", c)
+	}
+	if _, err := a.ep.Dial(t.Context(), route.To("bob", "hides"), pump, DialOptions{Timeout: wait}); err == nil {
+		t.Error("a hidden credential was seen")
+	}
+	if _, err = a.ep.Dial(t.Context(), route.To("bob", "hides"), TrustEveryone, DialOptions{Timeout: wait}); err != nil {
+		t.Error(err)
+	}
+}

@@ -248,6 +248,14 @@ func TestLyingHub(t *testing.T) {
 		t.Fatal(err)
 	}
 	honest := h.Bridge().Forwarder(f.Address())
+	past, err := hubproto.MakeClaim(bobID, f.Address(), 9, time.Now().Add(-time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, err := past.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
 	forged := slices.Clone(honest.Claim)
 	forged[len(forged)-1] ^= 1
 	for _, tt := range []struct {
@@ -258,6 +266,7 @@ func TestLyingHub(t *testing.T) {
 	}{
 		{"the honest record", honest.Owner, honest.Claim, nil},
 		{"no claim", honest.Owner, nil, nil},
+		{"a claim that has ended", honest.Owner, ended, nil}, // and proves nothing, see below
 		{"a forged claim", honest.Owner, forged, device.ErrBadClaim},
 		{"rubbish", honest.Owner, []byte{1, 2, 3}, device.ErrBadClaim},
 		{"another address's claim", honest.Owner, claim(bobID, "FWD_00", 9), device.ErrBadClaim},
@@ -269,6 +278,9 @@ func TestLyingHub(t *testing.T) {
 		r := *honest
 		r.Owner, r.Claim = tt.owner, tt.claim
 		shown.Store(&r)
+		if o, err := alice.Lookup(within(t), f.Address()); err == nil && o.Signed != (tt.name == "the honest record") && tt.err == nil {
+			t.Errorf("%s counts as signed: %t", tt.name, o.Signed)
+		}
 		ch, err := alice.Dial(within(t), route.To(f.Address()), channel.TrustIdentifiers(bob.Identifier()))
 		if !errors.Is(err, tt.err) {
 			t.Errorf("%s: %v, want %v", tt.name, err, tt.err)
