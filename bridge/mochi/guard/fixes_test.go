@@ -296,8 +296,13 @@ func TestPropertiesAreCharged(t *testing.T) {
 	}
 	_ = away.Close()
 	eventually(t, "it is away", func() bool { return cl.Closed() })
-	send(t, c, publish(2, "queue", 2))
-	expect(t, c, rawmqtt.PUBACK)
+	id := uint16(2)
+	eventually(t, "it is queued for", func() bool { // mochi may not have seen to the end yet
+		send(t, c, publish(2, "queue", id))
+		expect(t, c, rawmqtt.PUBACK)
+		id++
+		return b.c.Count(QueuedFull) > 0
+	})
 	if b.fixes.Queued() != 0 || b.c.Count(QueuedFull) != 1 {
 		t.Errorf("%d bytes queued, counted %d", b.fixes.Queued(), b.c.Count(QueuedFull))
 	}
