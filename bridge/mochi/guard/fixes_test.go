@@ -303,8 +303,8 @@ func TestPropertiesAreCharged(t *testing.T) {
 		id++
 		return b.c.Count(QueuedFull) > 0
 	})
-	if b.fixes.Queued() != 0 || b.c.Count(QueuedFull) != 1 {
-		t.Errorf("%d bytes queued, counted %d", b.fixes.Queued(), b.c.Count(QueuedFull))
+	if n := b.fixes.Queued(); n != 0 {
+		t.Errorf("%d bytes queued", n)
 	}
 }
 
