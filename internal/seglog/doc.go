@@ -33,7 +33,8 @@
 // is written at once, and at the end of a log that was closed. Then, and in any other
 // segment, it is damage, as is a header that does not fit the records behind it, and
 // Open refuses the log, changes nothing, and names file and offset; so it does when
-// a segment is missing. Replay can show a
+// a segment is missing. Zeros at the end of the newest segment are the rest of one that
+// was made ahead, and nothing is reported. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.
 //

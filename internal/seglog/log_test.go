@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -181,7 +182,7 @@ func TestTornTail(t *testing.T) {
 		if len(got) < least || len(got) > most {
 			t.Fatalf("%d records", len(got))
 		}
-		if len(got) < len(bodies) && len(b) > headerLen && rep.TornReason == "" && int64(len(b)) != rep.Bytes {
+		if len(b) > headerLen && rep.TornReason == "" && len(bytes.Trim(b[rep.Bytes:], "\x00")) > 0 {
 			t.Fatalf("nothing reported: %+v", rep)
 		}
 		// The log goes on behind what was kept.
@@ -234,6 +235,15 @@ func TestTornTail(t *testing.T) {
 			check(t, flip(whole[:sealed], n), 2, 2)
 		}
 	}
+	// In a segment that was made ahead, where either end of the last write is missing.
+	zeros := make([]byte, 1000)
+	check(t, append(bytes.Clone(whole[:sealed]), zeros...), 3, 3)
+	for n := last; n < sealed; n += 5 {
+		check(t, append(bytes.Clone(whole[:n]), zeros...), 2, 2)
+		check(t, slices.Concat(whole[:last], zeros[:n-last], whole[n:sealed], zeros), 2, 3)
+	}
+	// Zeros where something had been synced are damage.
+	damaged(t, slices.Concat(whole[:headerLen], zeros[:last-headerLen], whole[last:sealed], zeros), headerLen)
 }
 
 func TestDamageInOldSegment(t *testing.T) {
@@ -306,7 +316,7 @@ func TestReleaseBeforeWrite(t *testing.T) {
 	fl := &faults{hit: make(chan struct{}, 1)}
 	opts := Options[note]{SegmentSize: 64}
 	opts.create = func(path string) (file, error) {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		return &faulty{f, fl}, err
 	}
 	l, _, _ := open(t, dir, opts)
@@ -444,6 +454,8 @@ func (f *faulty) Write(b []byte) (int, error) {
 	return f.file.Write(b)
 }
 
+func (f *faulty) Datasync() error { return f.Sync() }
+
 func (f *faulty) Sync() error {
 	if f.faults.fail(&f.faults.sync) {
 		return syscall.EIO
@@ -463,7 +475,7 @@ func TestDiskRefuses(t *testing.T) {
 			fl := &faults{hit: make(chan struct{}, 1)}
 			opts := Options[note]{}
 			opts.create = func(path string) (file, error) {
-				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+				f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 				return &faulty{f, fl}, err
 			}
 			l, _, _ := open(t, dir, opts)
@@ -500,6 +512,7 @@ type disk struct {
 	mu    sync.Mutex
 	dirty map[int64][]byte
 	off   int64
+	cut   *int64 // length that Truncate gave it
 	image []byte
 }
 
@@ -520,7 +533,28 @@ func (d *disk) WriteAt(b []byte, at int64) (int, error) {
 	return d.file.WriteAt(b, at)
 }
 
+func (d *disk) Truncate(size int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cut = &size
+	return d.file.Truncate(size)
+}
+
+// Sync brings a truncation to the disk as well.
 func (d *disk) Sync() error {
+	if err := d.Datasync(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cut != nil {
+		d.image = d.image[:min(int64(len(d.image)), *d.cut)]
+	}
+	d.cut = nil
+	return nil
+}
+
+func (d *disk) Datasync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer clear(d.dirty)
@@ -546,7 +580,7 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 			var disks []*disk
 			opts := Options[note]{Mode: SyncInterval, Interval: time.Hour, SegmentSize: 1 << 10}
 			opts.create = func(path string) (file, error) {
-				f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+				f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 				d := &disk{file: f, faults: fl, dirty: make(map[int64][]byte)}
 				disks = append(disks, d)
 				return d, err
@@ -594,41 +628,135 @@ func TestFailedSyncIsMadeGood(t *testing.T) {
 // What a power cut leaves: with SyncAlways everything that was committed, with
 // SyncInterval what was committed an interval and a sync ago.
 func TestPowerCut(t *testing.T) {
-	for _, mode := range []Mode{SyncAlways, SyncInterval} {
-		fl := &faults{hit: make(chan struct{}, 1)}
-		var disks []*disk
-		opts := Options[note]{Mode: mode, Interval: 5 * time.Millisecond, SegmentSize: 4 << 10}
-		opts.create = func(path string) (file, error) {
-			f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-			disks = append(disks, &disk{file: f, faults: fl, dirty: make(map[int64][]byte)})
-			return disks[len(disks)-1], err
+	for _, c := range []struct {
+		mode  Mode
+		ahead bool
+	}{{SyncAlways, false}, {SyncAlways, true}, {SyncInterval, false}, {SyncInterval, true}} {
+		t.Run(fmt.Sprintf("%v ahead %v", c.mode, c.ahead), func(t *testing.T) {
+			fl := &faults{hit: make(chan struct{}, 1)}
+			var disks []*disk
+			begun := 0 // segments that were made ahead
+			opts := Options[note]{Mode: c.mode, Interval: 5 * time.Millisecond, SegmentSize: 4 << 10, Ahead: c.ahead}
+			opts.create = func(path string) (file, error) {
+				f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+				disks = append(disks, &disk{file: f, faults: fl, dirty: make(map[int64][]byte)})
+				return disks[len(disks)-1], err
+			}
+			opts.reopen = func(path string) (file, error) {
+				image, err := os.ReadFile(path)
+				if err != nil {
+					return nil, err
+				}
+				begun++
+				f, err := openFile(path, os.O_RDWR)
+				disks = append(disks, &disk{file: f, faults: fl, dirty: make(map[int64][]byte), image: image})
+				return disks[len(disks)-1], err
+			}
+			l, _, _ := open(t, t.TempDir(), opts)
+			const records = 100
+			for i := range records {
+				w := make(waiter, 1)
+				body := append([]byte(fmt.Sprint("record ", i, " ")), make([]byte, 100)...)
+				if _, err := add(l, 1, true, w, 0, body); err != nil {
+					t.Fatal(err)
+				}
+				w.next(t)
+				synced := func() (found bool) {
+					for _, d := range disks {
+						d.mu.Lock()
+						found = found || bytes.Contains(d.image, body)
+						d.mu.Unlock()
+					}
+					return found
+				}
+				for begun := time.Now(); !synced(); runtime.Gosched() {
+					if c.mode == SyncAlways {
+						t.Fatalf("record %d was committed before it was synced", i)
+					}
+					if time.Since(begun) > 10*time.Second {
+						t.Fatalf("record %d is never synced", i)
+					}
+				}
+				if c.ahead && i == records/2 {
+					for wait := time.Now(); !l.ahead.ready.Load() && begun == 0; runtime.Gosched() {
+						if time.Since(wait) > 10*time.Second {
+							t.Fatal("no segment is made ahead")
+						}
+					}
+				}
+			}
+			// Here the power goes.
+			after := t.TempDir()
+			for i, d := range disks {
+				d.mu.Lock()
+				if err := os.WriteFile(filepath.Join(after, segmentName(uint64(i+1))), d.image, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				d.mu.Unlock()
+			}
+			l.Close()
+			if (begun > 0) != c.ahead {
+				t.Errorf("%d segments were made ahead", begun)
+			}
+			if _, rep, got := open(t, after, Options[note]{}); len(got) != records || rep.TornBytes != 0 {
+				t.Errorf("%d records, %+v", len(got), rep)
+			}
+		})
+	}
+}
+
+// A segment is made ahead of a busy log, on a disk that has room to spare, and goes
+// when that is needed and when the log is closed.
+func TestAhead(t *testing.T) {
+	free := int64(1 << 20)
+	dir := t.TempDir()
+	opts := Options[note]{SegmentSize: 8 << 10, Reserve: 1 << 10, Ahead: true}
+	opts.allocate, opts.free = allocate, func(string) (int64, bool) { return free, true }
+	l, _, _ := open(t, dir, opts)
+	there := func() bool {
+		_, err := os.Stat(filepath.Join(dir, aheadName))
+		return err == nil
+	}
+	ready := func() {
+		t.Helper()
+		for begun := time.Now(); !l.ahead.ready.Load(); runtime.Gosched() {
+			if time.Since(begun) > 10*time.Second {
+				t.Fatal("no segment is made ahead")
+			}
 		}
-		l, _, _ := open(t, t.TempDir(), opts)
-		for i := range 100 {
-			w := make(waiter, 1)
-			body := append([]byte(fmt.Sprint("record ", i, " ")), make([]byte, 100)...)
-			if _, err := add(l, 1, true, w, 0, body); err != nil {
-				t.Fatal(err)
-			}
-			w.next(t)
-			synced := func() (found bool) {
-				for _, d := range disks {
-					d.mu.Lock()
-					found = found || bytes.Contains(d.image, body)
-					d.mu.Unlock()
-				}
-				return found
-			}
-			for begun := time.Now(); !synced(); runtime.Gosched() {
-				if mode == SyncAlways {
-					t.Fatalf("record %d was committed before it was synced", i)
-				}
-				if time.Since(begun) > 10*time.Second {
-					t.Fatalf("record %d is never synced", i)
-				}
-			}
-		}
-		l.Close()
+	}
+	appendAll(t, l, "too little")
+	if there() {
+		t.Fatal("made for a log that has little to write")
+	}
+	body := string(make([]byte, 200))
+	appendAll(t, l, body)
+	ready()
+	appendAll(t, l, body) // the writer sees it
+	seg := appendAll(t, l, body)[0]
+	if st, err := os.Stat(filepath.Join(dir, segmentName(2))); seg != 2 || err != nil || st.Size() != opts.SegmentSize {
+		t.Fatalf("segment %d: %v", seg, err)
+	}
+	appendAll(t, l, body)
+	ready()
+	l.dropAhead() // as when the disk is full
+	if there() {
+		t.Fatal("still there")
+	}
+	for seg < 4 { // goes on without
+		seg = appendAll(t, l, body)[0]
+	}
+	ready()
+	if err := l.Close(); err != nil || there() {
+		t.Fatalf("there after the end: %v, %v", there(), err)
+	}
+	free = 4*opts.SegmentSize - 1
+	l, rep, got := open(t, dir, opts)
+	if rep.TornBytes != 0 || rep.Segments != 4 {
+		t.Fatalf("%d records, %+v", len(got), rep)
+	}
+	if err := l.makeAhead(); !errors.Is(err, errNoRoom) || there() {
+		t.Fatalf("on a disk that is nearly full: %v", err)
 	}
 }
 
@@ -639,7 +767,7 @@ func TestFailedSyncThatLost(t *testing.T) {
 	fl := &faults{hit: make(chan struct{}, 1)}
 	opts := Options[note]{Mode: SyncInterval, Interval: time.Hour}
 	opts.create = func(path string) (file, error) {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		return &faulty{f, fl}, err
 	}
 	l, _, _ := open(t, dir, opts)
@@ -691,7 +819,7 @@ func (q *quota) free() int64 {
 
 func (q *quota) options(o Options[note]) Options[note] {
 	o.create = func(path string) (file, error) {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		return &limited{f, q}, err
 	}
 	o.free = func(string) (int64, bool) { return q.free(), true }
@@ -793,7 +921,7 @@ func TestCloseWhileDiskRefuses(t *testing.T) {
 	fl := &faults{hit: make(chan struct{}, 1)}
 	opts := Options[note]{}
 	opts.create = func(path string) (file, error) {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		return &faulty{f, fl}, err
 	}
 	l, _, _ := open(t, t.TempDir(), opts)
@@ -815,7 +943,7 @@ func crashWriter(dir string) {
 	if os.Getenv("SEGLOG_CRASH_MODE") == "interval" {
 		mode = SyncInterval
 	}
-	l, _, err := Open(dir, noting(Options[note]{Mode: mode, SegmentSize: 8 << 10}), func(uint64, byte, []byte) error { return nil })
+	l, _, err := Open(dir, noting(Options[note]{Mode: mode, SegmentSize: 8 << 10, Ahead: os.Getenv("SEGLOG_CRASH_AHEAD") != ""}), func(uint64, byte, []byte) error { return nil })
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -835,11 +963,11 @@ func crashWriter(dir string) {
 
 // What was committed before a kill -9 is there afterwards, in order.
 func TestKill(t *testing.T) {
-	for _, mode := range []string{"always", "interval"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, c := range []struct{ mode, ahead string }{{"always", ""}, {"always", "ahead"}, {"interval", ""}, {"interval", "ahead"}} {
+		t.Run(c.mode+c.ahead, func(t *testing.T) {
 			dir := t.TempDir()
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), "SEGLOG_CRASH_DIR="+dir, "SEGLOG_CRASH_MODE="+mode)
+			cmd.Env = append(os.Environ(), "SEGLOG_CRASH_DIR="+dir, "SEGLOG_CRASH_MODE="+c.mode, "SEGLOG_CRASH_AHEAD="+c.ahead)
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)

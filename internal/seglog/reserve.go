@@ -69,6 +69,7 @@ func (l *Log[T]) spend(why error) bool {
 	if err := os.Remove(filepath.Join(l.dir, reserveName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
+	l.dropAhead()
 	r.spent, r.tried = true, time.Now()
 	if l.refusal.Swap(&why) == nil {
 		l.opts.Logger.Error("the disk is full; acknowledgements wait until there is room again", "dir", l.dir, "err", why)

@@ -27,3 +27,13 @@ func allocate(path string, size int64) error {
 	}
 	return errors.Join(err, f.Close())
 }
+
+// datasync brings what was written of a file to stable storage, and of what the file
+// system notes about it what is needed to read it.
+func datasync(f *os.File) error {
+	for {
+		if err := syscall.Fdatasync(int(f.Fd())); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}

@@ -18,3 +18,6 @@ func allocate(path string, size int64) error {
 	}
 	return errors.Join(fill(f, size), f.Close())
 }
+
+// datasync brings what was written of a file to stable storage.
+func datasync(f *os.File) error { return f.Sync() }

@@ -163,7 +163,8 @@ func syncedBeyond(f *os.File, id [8]byte, from int64) (bool, error) {
 type badRecord struct {
 	offset int64
 	reason string
-	damage bool // no crash leaves this behind
+	damage bool  // no crash leaves this behind
+	end    int64 // behind it there are zeros, if anything
 }
 
 // scanSegment reads the segment at path from front to back and hands each record
@@ -176,12 +177,34 @@ func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) er
 	}
 	defer f.Close()
 	good, bad, err = scanRecords(f, path, id, visit)
-	if err == nil && bad != nil && !bad.damage && good >= headerLen {
+	if err != nil || bad == nil || bad.damage {
+		return good, bad, err
+	}
+	if bad.end, err = contentEnd(f, good); err == nil && good >= headerLen && bad.end > good {
 		if bad.damage, err = syncedBeyond(f, *id, good); bad.damage {
 			bad.reason += ", where it had been synced"
 		}
 	}
 	return good, bad, err
+}
+
+// contentEnd returns the end of f without the zeros that it ends in behind from.
+func contentEnd(f *os.File, from int64) (int64, error) {
+	buf := make([]byte, 256<<10)
+	end := from
+	for at := from; ; {
+		n, err := f.ReadAt(buf, at)
+		if k := len(bytes.TrimRight(buf[:n], "\x00")); k > 0 {
+			end = at + int64(k)
+		}
+		at += int64(n)
+		if err == io.EOF {
+			return end, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 }
 
 func scanRecords(f *os.File, path string, id *[8]byte, visit func(kind byte, body []byte) error) (good int64, bad *badRecord, err error) {

@@ -17,6 +17,10 @@ func (l *Log[T]) run() {
 	if l.opts.Mode == SyncInterval {
 		wg.Go(l.syncLoop)
 	}
+	if l.opts.Ahead {
+		l.ahead.wanted = make(chan struct{}, 1)
+		wg.Go(l.aheadLoop)
+	}
 	defer wg.Wait()
 	defer func() {
 		if l.reserve.tick != nil {
@@ -171,7 +175,7 @@ func (l *Log[T]) write(b *batch[T]) error {
 	l.mark(b)
 	_, err := l.f.Write(b.buf)
 	if err == nil && l.opts.Mode == SyncAlways {
-		err = l.f.Sync()
+		err = l.f.Datasync()
 		l.stats.syncs.Add(1)
 	}
 	if err != nil {
@@ -181,6 +185,7 @@ func (l *Log[T]) write(b *batch[T]) error {
 		return errors.Join(err, l.f.Truncate(l.written), serr)
 	}
 	l.written += int64(len(b.buf))
+	l.lookAhead()
 	if l.opts.Mode == SyncInterval {
 		l.syncMu.Lock()
 		l.dirty, l.curWritten = true, l.written
@@ -219,7 +224,7 @@ func (l *Log[T]) rotate(seg uint64) error {
 	}
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
-	if err := l.syncLocked(); err != nil {
+	if err := l.syncLocked(file.Sync); err != nil {
 		return err
 	}
 	old := l.f
@@ -259,11 +264,11 @@ func (l *Log[T]) syncLoop() {
 func (l *Log[T]) sync() error {
 	l.syncing.Lock()
 	defer l.syncing.Unlock()
-	return l.syncLocked()
+	return l.syncLocked(file.Datasync)
 }
 
-// syncLocked is sync for who holds syncing.
-func (l *Log[T]) syncLocked() error {
+// syncLocked is sync for who holds syncing; bring is how the file is synced.
+func (l *Log[T]) syncLocked(bring func(file) error) error {
 	l.syncMu.Lock()
 	f, from, to := l.cur, l.synced, l.curWritten
 	l.dirty = false
@@ -274,7 +279,7 @@ func (l *Log[T]) syncLocked() error {
 	}
 	if err == nil {
 		l.stats.syncs.Add(1)
-		err = f.Sync()
+		err = bring(f)
 	}
 	l.suspect.Store(err != nil)
 	l.syncMu.Lock()

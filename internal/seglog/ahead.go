@@ -1,0 +1,147 @@
+package seglog
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+)
+
+// A write that makes a file longer is on stable storage only once the file system has
+// noted the new length and where the bytes are, which takes as long as the bytes. So a
+// busy log makes its next segment ahead, header and zeros, beside what it does, and
+// overwrites the zeros then.
+
+const (
+	// aheadName is the segment made ahead, aheadNew the one being made.
+	aheadName = "ahead"
+	aheadNew  = "ahead.new"
+	// aheadAfter is the part of a segment that is written before the next one is made: a
+	// log that has little to write does without.
+	aheadAfter = 64
+	// aheadPiece is how much is made at once, for the writes and syncs in between.
+	aheadPiece = 1 << 20
+)
+
+// ahead is the segment made ahead. The writing goroutine alone uses all but ready.
+type ahead struct {
+	wanted chan struct{} // asks for one; nil: none is made
+	ready  atomic.Bool   // it is there
+	inside bool          // the segment being written was made ahead
+	asked  uint64        // segment during which one was last asked for
+	turned uint64        // segment that was last ended early
+}
+
+// lookAhead asks for the next segment once enough has been written to this one, and
+// ends this one for it if it was not made ahead itself.
+func (l *Log[T]) lookAhead() {
+	a := &l.ahead
+	switch {
+	case a.wanted == nil || l.written < l.opts.SegmentSize/aheadAfter:
+	case a.ready.Load():
+		if a.inside || a.turned == l.fseg {
+			return
+		}
+		a.turned = l.fseg
+		l.mu.Lock()
+		if l.seg == l.fseg {
+			l.end = 0 // the next record begins a segment
+		}
+		l.mu.Unlock()
+	case a.asked != l.fseg && !l.reserve.spent:
+		a.asked = l.fseg
+		select {
+		case a.wanted <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// aheadLoop makes segments ahead. Where none can be made, the log goes on without.
+func (l *Log[T]) aheadLoop() {
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-l.ahead.wanted:
+		}
+		if l.makeAhead() == nil {
+			l.ahead.ready.Store(true)
+		} else {
+			l.dropAhead()
+		}
+	}
+}
+
+var errNoRoom = errors.New("seglog: no room to spare")
+
+// makeAhead makes a segment ahead, durably, unless the disk has few more.
+func (l *Log[T]) makeAhead() error {
+	if free, ok := l.opts.free(l.dir); ok && free/4 < l.opts.SegmentSize {
+		return errNoRoom
+	}
+	path := filepath.Join(l.dir, aheadNew)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	piece := make([]byte, aheadPiece)
+	copy(piece, appendHeader(nil, l.id))
+	for size := l.opts.SegmentSize; size > 0 && err == nil; {
+		select {
+		case <-l.stop:
+			err = ErrClosed
+			continue
+		default:
+		}
+		n, werr := f.Write(piece[:min(size, aheadPiece)])
+		err = errors.Join(werr, datasync(f))
+		size -= int64(n)
+		clear(piece[:headerLen])
+	}
+	// Its length is not noted again once it is in use.
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path, filepath.Join(l.dir, aheadName))
+}
+
+// takeAhead gives the segment made ahead its name and opens it; nil when there is none.
+func (l *Log[T]) takeAhead(path string) (file, error) {
+	l.ahead.inside = false
+	if !l.ahead.ready.Swap(false) {
+		return nil, nil
+	}
+	switch err := os.Rename(filepath.Join(l.dir, aheadName), path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	f, err := l.opts.reopen(path)
+	l.ahead.inside = err == nil
+	return f, err
+}
+
+// dropAhead removes what was made ahead.
+func (l *Log[T]) dropAhead() {
+	l.ahead.ready.Store(false)
+	for _, name := range []string{aheadName, aheadNew} {
+		_ = os.Remove(filepath.Join(l.dir, name))
+	}
+}
+
+// osFile is a file of the operating system.
+type osFile struct{ *os.File }
+
+func openFile(path string, flag int) (file, error) {
+	f, err := os.OpenFile(path, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+// Datasync is fdatasync(2), where there is one.
+func (f osFile) Datasync() error { return datasync(f.File) }
