@@ -123,8 +123,8 @@ func (s *stock) dialAs(trust []identity.Identifier, authority []byte, timeout ti
 }
 
 // listenFor makes the stock node reachable for those whom it trusts, and shows where
-// its listener is to its end.
-func (s *stock) listenFor(t *testing.T, trust []identity.Identifier, authority []byte) {
+// its listener is to its end. It returns the way there.
+func (s *stock) listenFor(t *testing.T, trust []identity.Identifier, authority []byte) route.Route {
 	t.Helper()
 	c := rustpeer.ListenerConfig{Address: "listener", Identity: "me", Open: []string{"hub"}, Authority: authority}
 	for _, id := range append(trust, s.ours.id.Identifier()) {
@@ -136,7 +136,9 @@ func (s *stock) listenFor(t *testing.T, trust []identity.Identifier, authority [
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.dialled(t, route.To(relay.Address, "listener"))
+	to := route.To(relay.Address, "listener")
+	s.dialled(t, to)
+	return to
 }
 
 // TestStockImposters shows a stock node identities that are not what they seem, as its
