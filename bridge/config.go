@@ -39,7 +39,8 @@ type Config struct {
 	// OutboxFrames and OutboxBytes bound one target's outbox: it is full once
 	// either is reached. Defaults 16,384 and 16 MiB.
 	OutboxFrames, OutboxBytes int
-	// TotalFrames and TotalBytes bound all outboxes together. Defaults
+	// TotalFrames and TotalBytes bound all outboxes together. The last 16th is for
+	// devices that have taken everything so far, a packet at a time. Defaults
 	// 4,194,304 and 1 GiB.
 	TotalFrames, TotalBytes int64
 	// MaxAge ends a queued frame. Default 7 days.

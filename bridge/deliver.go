@@ -20,14 +20,29 @@ const (
 	// has any room at all.
 	fairFrames = 64
 	fairBytes  = 64 << 10
+	// liveShare is the part of the hub's room (a 16th) that no backlog gets: it is
+	// for devices that have taken everything so far. livePart is what one packet may
+	// take of what is left of it (a 64th of the bytes).
+	liveShare = 16
+	livePart  = 64
 )
 
 var batches = sync.Pool{New: func() any { return new([pumpBatch]Entry) }}
 
-// full reports whether the outbox may take no further packet. p.mu is held.
-func (p *Port) full() bool {
-	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes || p.b.totalFull() || p.crowded() ||
+// full reports whether the outbox may not take a packet, of so many bytes. p.mu is
+// held.
+func (p *Port) full(bytes int) bool {
+	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes ||
+		p.b.totalFull() && !p.keepsUp(bytes) || p.crowded() ||
 		p.kind == portDevice && !p.oneShot && p.b.storingFull()
+}
+
+// keepsUp reports whether a packet of so many bytes may go where no backlog may: its
+// target is attached and owes no acknowledgement. So those who read go on, a packet at
+// a time, while the queues of those who don't have filled the hub. p.mu is held.
+func (p *Port) keepsUp(bytes int) bool {
+	b := p.b
+	return p.attached && p.frames == 0 && b.hasRoom() && livePart*int64(bytes) <= b.cfg.TotalBytes-b.queued.bytes.Load()
 }
 
 // storingFull reports whether there is no room for more that a store has not
@@ -52,8 +67,15 @@ func (p *Port) mayAnswer() bool {
 	return p.frames < cfg.OutboxFrames+hubSlack && p.bytes < cfg.OutboxBytes+cfg.Limits.Frame && !p.b.totalFull() && !p.crowded()
 }
 
+// hasRoom reports whether the hub has room, be it for those who keep up only.
+func (b *Bridge) hasRoom() bool {
+	return b.queued.frames.Load() < b.cfg.TotalFrames && b.queued.bytes.Load() < b.cfg.TotalBytes
+}
+
+// totalFull reports whether the hub has no room for more of a backlog.
 func (b *Bridge) totalFull() bool {
-	return b.queued.frames.Load() >= b.cfg.TotalFrames || b.queued.bytes.Load() >= b.cfg.TotalBytes
+	frames, bytes := b.cfg.TotalFrames, b.cfg.TotalBytes
+	return b.queued.frames.Load() >= frames-frames/liveShare || b.queued.bytes.Load() >= bytes-bytes/liveShare
 }
 
 // inbound is where a packet came from and who hears of its fate.
@@ -88,7 +110,7 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 	case pk.First && !p.attached:
 		p.hold(in, pk, n)
 		return
-	case len(p.parked) > 0 || p.full():
+	case len(p.parked) > 0 || p.full(in.ticket.bytes):
 		if in.hub && pk.Class == route.Stored && p.mayAnswer() {
 			break
 		}
@@ -285,7 +307,7 @@ func (p *Port) admit(w *waiting) {
 // unpark stores waiting packets while there is room; p.mu is held.
 func (p *Port) unpark() {
 	i := 0
-	for ; i < len(p.parked) && !p.full(); i++ {
+	for ; i < len(p.parked) && !p.full(p.parked[i].ticket.bytes); i++ {
 		w := p.parked[i]
 		p.parked[i] = nil
 		p.parkedFrames -= w.frames

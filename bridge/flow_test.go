@@ -3,6 +3,7 @@ package bridge
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -97,6 +98,64 @@ func TestTotalBytes(t *testing.T) {
 	}
 	equal(t, "acknowledged once there is room", len(a.conn.acked())-before, 20)
 	equal(t, "delivered", len(d1.frames())+len(d2.frames()), 20)
+}
+
+// TestFullHubServesWhoReads: when the backlogs of those who don't read have filled the
+// hub, in frames or in bytes, those who read go on, and get no backlog of their own.
+func TestFullHubServesWhoReads(t *testing.T) {
+	for name, payload := range map[string]int{"frames": 4, "bytes": 1000} {
+		t.Run(name, func(t *testing.T) {
+			b := newTestBridge(t, func(c *Config) { c.TotalFrames, c.TotalBytes = 640, 1<<20; c.Window, c.WindowBytes = 4096, 16<<20 })
+			a, reader := attach(t, b, "alice", true), attach(t, b, "bob", true)
+			m := attach(t, b, "mallory", true)
+			var deaf []*peer
+			for i := range 20 {
+				deaf = append(deaf, attach(t, b, fmt.Sprint("deaf", i), false))
+				for range 100 {
+					m.send(route.To(deaf[i].Port().Address(), "x"), nil, make([]byte, payload))
+				}
+			}
+			full := b.Counters()
+			equal(t, "full", b.totalFull(), true)
+			acks := len(m.conn.acked())
+			if full.Queued > 600+64 && payload < 100 || full.Waiting == 0 {
+				t.Errorf("%d queued, %d wait", full.Queued, full.Waiting)
+			}
+			for i := range 200 {
+				a.number(reader.Port().Address(), i)
+			}
+			equal(t, "who reads has", reader.numbers(), seq(0, 200))
+			equal(t, "acknowledged", len(a.conn.acked()), 201)
+			equal(t, "of the others' backlog", b.Counters().Queued, full.Queued)
+			// Who stops reading gets one packet of what is left.
+			reader.conn.limit(0)
+			reader.conn.mu.Lock()
+			reader.conn.auto = false
+			reader.conn.mu.Unlock()
+			a.number(reader.Port().Address(), 200)
+			a.number(reader.Port().Address(), 201)
+			equal(t, "acknowledged", len(a.conn.acked()), 202)
+			// Too large a part of it is nobody's.
+			large := attach(t, b, "carol", true)
+			a.send(route.To(large.Port().Address(), "x"), nil, make([]byte, 20_000))
+			equal(t, "large ones", len(large.conn.entries()), 0)
+			reader.conn.limit(1 << 30)
+			reader.Ready()
+			reader.conn.ack()
+			equal(t, "who reads again has", reader.numbers(), seq(0, 202))
+			reader.conn.ack()
+			equal(t, "acknowledged, but for the large one", len(a.conn.acked()), 203)
+			equal(t, "of the backlog's senders", len(m.conn.acked()), acks)
+			for range 10 { // each queue has at most two fills left to come
+				for _, d := range deaf {
+					d.conn.ack()
+				}
+			}
+			equal(t, "everything comes", len(large.conn.entries()), 1)
+			c := b.Counters()
+			equal(t, "left", []int64{c.Queued, c.Waiting}, []int64{0, 0})
+		})
+	}
 }
 
 func TestWindowExceeded(t *testing.T) {
