@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/internal/testpipe"
 )
 
 func TestFitFiles(t *testing.T) {
@@ -41,38 +42,23 @@ func TestFitFiles(t *testing.T) {
 	}
 }
 
-// pipePort is a listener in memory.
-type pipePort struct {
-	conns chan net.Conn
-	done  chan struct{}
-}
-
-func (p *pipePort) Accept() (net.Conn, error) {
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-func (p *pipePort) Close() error   { close(p.done); return nil }
-func (p *pipePort) Addr() net.Addr { return &net.UnixAddr{} }
-
 // TestStatusPort: idle connections to the status pages are few, and make room.
 func TestStatusPort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var counts statusCounts
 		pages := newStatusServer(func() error { return nil }, func() Status { return Status{} }, nil, &counts)
-		port := &pipePort{conns: make(chan net.Conn), done: make(chan struct{})}
+		port := testpipe.Listen()
 		go func() {
 			if err := pages.serve(port); err != nil {
 				t.Error(err)
 			}
 		}()
 		dial := func() net.Conn {
-			ours, theirs := net.Pipe()
-			port.conns <- theirs
-			return ours
+			c, err := port.Dial()
+			if err != nil {
+				t.Error(err)
+			}
+			return c
 		}
 		const most = httpConnections - httpConnections/4 // of one address
 		var idle []net.Conn

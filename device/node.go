@@ -54,8 +54,8 @@ type Node struct {
 	// graves are the addresses of channels that have ended. Without, what is sent along an
 	// old return route would leave in plain towards the hub, since the first hop is no
 	// worker of this node any more.
-	graves    addresses
-	plain     addresses     // that Send has sent to
+	graves    *addresses
+	plain     *addresses    // that Send has sent to
 	numbers   *pinfile.File // of claims seen; in memory
 	renewing  sync.Once     // starts renewClaims
 	unclaimed chan struct{} // the hub did not take a claim
@@ -137,6 +137,8 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 		lineages:      make(map[[16]byte]struct{}),
 		lineageSecret: cfg.Identity.Secret,
 		numbers:       pinfile.Open(""),
+		graves:        newAddresses(),
+		plain:         newAddresses(),
 		unclaimed:     make(chan struct{}, 1),
 	}
 	n.stopped, n.stop = context.WithCancelCause(context.Background())

@@ -84,7 +84,7 @@ func (n *Node) guard(addr string) {
 func (n *Node) ended(addr string) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.graves.has(addr)
+	return n.graves.Has(addr)
 }
 
 // resolve finds the worker that f is for. Aliases are followed and taken out of the

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/sealmq/sealmq/channel"
@@ -54,17 +53,6 @@ func TestEndedChannelNeverFallsToUplink(t *testing.T) {
 				t.Errorf("send: %v", err)
 			}
 		})
-	}
-}
-
-func TestGravesAreBounded(t *testing.T) {
-	var g graves
-	for i := range maxGraves + 10 {
-		g.add(fmt.Sprint(i))
-		g.add(fmt.Sprint(i))
-	}
-	if len(g.set) != maxGraves || len(g.ring) != maxGraves || g.has("9") || !g.has("10") || !g.has(fmt.Sprint(maxGraves+9)) {
-		t.Errorf("%d in the set, %d in the ring", len(g.set), len(g.ring))
 	}
 }
 

@@ -45,6 +45,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/sealmq/sealmq/internal/recent"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -110,6 +111,9 @@ var (
 	ErrFull = errors.New("node: worker's queue is full")
 )
 
+// maxGraves bounds the addresses remembered as once those of channels.
+const maxGraves = 16 << 10
+
 // Node is a set of workers. Make one with New.
 type Node struct {
 	cfg   Config
@@ -120,7 +124,10 @@ type Node struct {
 	workers map[string]*worker // guarded by mu
 	uplink  Uplink             // guarded by mu
 	closed  bool               // guarded by mu
-	graves  graves             // guarded by mu
+	// graves are the addresses of channels that have ended. What is sent along an old
+	// return route would leave in plain towards the hub, since its first hop is no worker
+	// of the node any more.
+	graves *recent.Set // guarded by mu
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -152,6 +159,7 @@ func New(cfg Config) (*Node, error) {
 		log:     cfg.Logger,
 		workers: make(map[string]*worker),
 		uplink:  cfg.Uplink,
+		graves:  recent.New(maxGraves),
 		done:    make(chan struct{}),
 	}
 	rand.Read(n.epoch[:]) // never fails (crypto/rand)
@@ -272,7 +280,7 @@ func (n *Node) remove(addr string, only *worker) bool {
 	}
 	w.leaving = true
 	if w.channel {
-		n.graves.add(addr)
+		n.graves.Add(addr)
 	}
 	n.mu.Unlock()
 	// A later worker at the address must not be handed anything before a delivery layer

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/internal/testpipe"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -460,7 +461,7 @@ func TestShutdown(t *testing.T) {
 		got++
 	}
 	<-stopped
-	if err := h.s.Serve(&pipes{conns: make(chan net.Conn), done: make(chan struct{})}); !errors.Is(err, net.ErrClosed) {
+	if err := h.s.Serve(testpipe.Listen()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("serving again: %v", err)
 	}
 	t.Logf("%d frames arrived", got)

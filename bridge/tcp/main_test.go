@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/bare"
+	"github.com/sealmq/sealmq/internal/testpipe"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -76,8 +76,9 @@ func newHub(t testing.TB, o options) *hub {
 	}
 	var ln net.Listener
 	if o.pipes {
-		p := &pipes{conns: make(chan net.Conn), done: make(chan struct{}), fails: o.fails}
-		ln, h.dial = p, p.dial
+		p := testpipe.Listen()
+		p.Fails = o.fails
+		ln, h.dial = p, p.Dial
 	} else {
 		if ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
@@ -112,40 +113,6 @@ func newHub(t testing.TB, o options) *hub {
 	t.Cleanup(h.stop)
 	return h
 }
-
-// pipes is a listener in memory.
-type pipes struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-	fails int
-}
-
-func (p *pipes) dial() (net.Conn, error) {
-	ours, theirs := net.Pipe()
-	select {
-	case p.conns <- theirs:
-		return ours, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	if p.fails > 0 {
-		p.fails--
-		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
-	}
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (p *pipes) Close() error { p.once.Do(func() { close(p.done) }); return nil }
-func (*pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 
 // peer is a client that does only what it is told.
 type peer struct {

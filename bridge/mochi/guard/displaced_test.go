@@ -6,10 +6,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,39 +17,18 @@ import (
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/internal/testcert"
+	"github.com/sealmq/sealmq/internal/testpipe"
 )
 
-// pipes is a listener in memory, for synctest. Its peers share one address.
-type pipes struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
-	fails int // how often accept fails first
-}
-
-func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), done: make(chan struct{})} }
-
-func (p *pipes) dial() net.Conn {
-	ours, theirs := net.Pipe()
-	p.conns <- theirs
-	return ours
-}
-
-func (p *pipes) Accept() (net.Conn, error) {
-	if p.fails > 0 {
-		p.fails--
-		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+// knock connects to a listener in memory, all of whose peers share one address.
+func knock(t *testing.T, l *testpipe.Listener) net.Conn {
+	t.Helper()
+	c, err := l.Dial()
+	if err != nil {
+		t.Fatal(err)
 	}
-	select {
-	case c := <-p.conns:
-		return c, nil
-	case <-p.done:
-		return nil, net.ErrClosed
-	}
+	return c
 }
-
-func (p *pipes) Close() error   { p.once.Do(func() { close(p.done) }); return nil }
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 
 // slowLogin lets nobody in before it is told to.
 type slowLogin struct {
@@ -90,7 +66,7 @@ func TestNewcomerTakesASilentPlace(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p, limits := newPipes(), &Limits{Pending: 4} // three of one address
+				p, limits := testpipe.Listen(), &Limits{Pending: 4} // three of one address
 				login := &slowLogin{let: make(chan struct{})}
 				b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) {
 					c.Inherited, c.Limits, c.WebSocket = p, limits, tt.web
@@ -99,7 +75,7 @@ func TestNewcomerTakesASilentPlace(t *testing.T) {
 					}
 				}, login)
 				dial := func() *rawmqtt.Client {
-					c := p.dial()
+					c := knock(t, p)
 					if tt.secure {
 						c = tls.Client(c, client)
 					}
@@ -114,7 +90,7 @@ func TestNewcomerTakesASilentPlace(t *testing.T) {
 					return rawmqtt.New(c, false)
 				}
 				silent := func() net.Conn {
-					c := p.dial()
+					c := knock(t, p)
 					if _, err := c.Write(tt.first); err != nil {
 						t.Fatal(err)
 					}
@@ -169,7 +145,7 @@ func TestBusyServerEndsNobody(t *testing.T) {
 	for name, web := range map[string]bool{"tls": false, "websocket tls": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p, limits, busy := newPipes(), &Limits{Pending: 1}, make(chan struct{})
+				p, limits, busy := testpipe.Listen(), &Limits{Pending: 1}, make(chan struct{})
 				b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) {
 					c.Inherited, c.Limits, c.WebSocket = p, limits, web
 					c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -177,12 +153,12 @@ func TestBusyServerEndsNobody(t *testing.T) {
 						return nil, nil
 					}}
 				})
-				secure := tls.Client(p.dial(), &tls.Config{InsecureSkipVerify: true}) // no certificate is valid in synthetic time
+				secure := tls.Client(knock(t, p), &tls.Config{InsecureSkipVerify: true}) // no certificate is valid in synthetic time
 				defer secure.Close()
 				shaken := make(chan error, 1)
 				go func() { shaken <- secure.HandshakeContext(context.Background()) }()
 				time.Sleep(5 * time.Second) // synthetic
-				if _, err := p.dial().Read(make([]byte, 1)); err == nil {
+				if _, err := knock(t, p).Read(make([]byte, 1)); err == nil {
 					t.Error("a newcomer is let in")
 				}
 				close(busy)
@@ -190,7 +166,7 @@ func TestBusyServerEndsNobody(t *testing.T) {
 					t.Errorf("who had to wait for the server: %v", err)
 				}
 				time.Sleep(2 * time.Second) // synthetic
-				_ = p.dial().Close()        // now it is the peer who is silent
+				_ = knock(t, p).Close()     // now it is the peer who is silent
 				synctest.Wait()
 				if n := b.c.Count(Displaced); n != 1 {
 					t.Errorf("%d had to go", n)
@@ -237,13 +213,13 @@ func TestAcceptFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				p := newPipes()
-				p.fails = 10
+				p := testpipe.Listen()
+				p.Fails = 10
 				begin := time.Now()
 				b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) {
 					c.Inherited, c.WebSocket, c.Logger = p, web, slog.New(slog.NewTextHandler(&log, nil))
 				})
-				_ = p.dial().Close()
+				_ = knock(t, p).Close()
 				if d, want := time.Since(begin), (2*1000+5+10+20+40+80+160+320+640)*time.Millisecond; d != want {
 					t.Errorf("let in after %v, want %v", d, want)
 				}
