@@ -3,6 +3,7 @@ package hostile
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"path/filepath"
 	"runtime"
@@ -330,37 +331,94 @@ func TestHeldHello(t *testing.T) {
 	}
 }
 
-// TestHugeFrames answers with the largest frames that links take, and larger ones.
+// TestHugeFrames sends the largest frames that links take, and larger ones, into both
+// ends of an open channel and to the address of one that has ended: to devices that
+// take 256 KiB, as they do by default, and to those that take all of it, where each
+// frame gets as far as the channel's key. The channel goes on.
 func TestHugeFrames(t *testing.T) {
-	for name, overTCP := range map[string]bool{"MQTT": false, "TCP": true} {
+	for name, tt := range map[string]struct {
+		overTCP bool
+		limit   int
+	}{
+		"MQTT": {false, 0}, "MQTT, large frames allowed": {false, route.MaxFrame},
+		"TCP": {true, 0}, "TCP, large frames allowed": {true, route.MaxFrame},
+	} {
 		t.Run(name, func(t *testing.T) {
 			h := theHub(t)
 			target := h.mqtt
-			if overTCP {
+			if tt.overTCP {
 				if target = h.tcp; target == "" {
 					return // the hub that was given has no such port
 				}
 			}
-			alice := joinAt(t, newEnd(t, target, overTCP), device.Config{})
-			bob := join(t, device.Config{}).listen(alice.trust())
+			limits := route.Limits{Frame: tt.limit}
+			alice := joinAt(t, newEnd(t, target, tt.overTCP), device.Config{Limits: limits})
+			bob := join(t, device.Config{Limits: limits}).listen(alice.trust())
 			works(t, alice, bob)
-			to := alice.end.frames(up)[0].Return
-			runtime.GC()
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			for _, size := range []int{256<<10 - 100, 256 << 10, 1 << 20, 4 << 20, 16<<20 - 100} {
-				for range 2 {
-					alice.end.send(down, route.Frame{Onward: to, Return: liarRoute, Payload: make([]byte, size)})
+			over := alice.end.last(up).Return
+			ch := alice.dial(bob, device.NoHeal())
+			acc := bob.accepted(t)
+			sent, spoken := 0, 0
+			speak := func() {
+				t.Helper()
+				if err := acc.Send(within(t), plain, []byte(text("bob", spoken))); err != nil {
+					t.Fatalf("bob, after %d messages: %v", spoken, err)
 				}
-				works(t, alice, bob)
+				spoken++
 			}
-			runtime.GC()
-			runtime.ReadMemStats(&after)
-			if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
-				t.Errorf("the heap has grown by %d bytes", grown)
+			goesOn := func() {
+				t.Helper()
+				if err := ch.Deliver(within(t), sure, []byte(text("alice", sent))); err != nil {
+					t.Fatalf("alice, after %d frames: %v", sent, err)
+				}
+				speak()
+				sent++
+				alice.awaits(t, plain, spoken)
 			}
-			if err := alice.node.Err(); err != nil {
-				t.Errorf("the device gave up: %v", err)
+			goesOn()
+			huge := make([]byte, 16<<20-1024)
+			forged := func() uint64 {
+				return alice.node.Stats().Channels.Dropped[channel.DropForged] + bob.node.Stats().Channels.Dropped[channel.DropForged]
+			}
+			before, fed := forged(), 0
+			most, after := peakOf(func() {
+				for _, size := range []int{256<<10 - 1024, 512 << 10, len(huge)} {
+					for _, p := range []*person{alice, bob} {
+						f := p.end.last(down)
+						// A nonce that has not come, so that the frame is worth a look.
+						nonce := binary.BigEndian.AppendUint64(nil, binary.BigEndian.Uint64(f.Payload)+2)
+						f.Payload = append(nonce, huge[:size-len(nonce)]...)
+						p.end.send(down, f)
+						fed += size
+					}
+					goesOn()
+				}
+				if tt.limit != 0 {
+					alice.end.send(down, route.Frame{Onward: over, Return: liarRoute, Payload: huge})
+					goesOn()
+				}
+				for range 100 { // a reader gives up its large buffer
+					speak()
+				}
+				goesOn()
+			})
+			runtime.KeepAlive(huge)
+			t.Logf("after %d MiB in frames to open channels the heap had grown by %.1f MiB at most, and by %.1f MiB in the end",
+				fed>>20, float64(most)/(1<<20), float64(after)/(1<<20))
+			if most > 16*route.MaxFrame || after > route.MaxFrame/4 { // the switchboard's copies included
+				t.Errorf("the heap has grown by %d bytes, and by %d in the end", most, after)
+			}
+			want := uint64(2) // of the first size
+			if tt.limit != 0 {
+				want = 6
+			}
+			if n := forged() - before; n != want {
+				t.Errorf("%d frames were dropped as forged, want %d", n, want)
+			}
+			part(t, "bob", texts("alice", sent), bob.received(sure)[1:], true)
+			part(t, "alice", texts("bob", spoken), alice.received(plain), true)
+			if err := errors.Join(alice.node.Err(), bob.node.Err()); err != nil {
+				t.Errorf("a device gave up: %v", err)
 			}
 		})
 	}

@@ -182,6 +182,15 @@ func (e *end) frames(w way) []route.Frame {
 	return slices.Clone(e.tape[w])
 }
 
+// last returns what a peer has sent one way at last.
+func (e *end) last(w way) route.Frame {
+	all := e.frames(w)
+	if len(all) == 0 {
+		e.t.Fatal("nothing has passed")
+	}
+	return all[len(all)-1]
+}
+
 // await waits until f finds what it looks for among the frames seen.
 func (e *end) await(what string, f func(tape, told [2][]route.Frame) bool) {
 	e.t.Helper()
