@@ -30,8 +30,8 @@ type call struct {
 
 	abandoned atomic.Bool // its frames that are not sent yet need not be
 
-	// lost, unless nil, is all that the call is for: it is told on a goroutine of its own
-	// that a frame sent with it was given up.
+	// lost, unless nil, is all that the call is for: it is told that a frame sent with it
+	// was given up. The link waits for it.
 	lost func(error)
 
 	keys   []frameKey // guarded by calls.mu

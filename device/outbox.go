@@ -112,6 +112,7 @@ type outbox struct {
 	aloneTimer *time.Timer
 	failed     error       // of a frame that was given up, for the next flush
 	onFail     func(error) // told of each; must not block; may be nil
+	lost       []func()    // tell calls of such frames; to be called without mu
 
 	wake chan struct{} // something may be ready to send
 
@@ -282,12 +283,20 @@ func (o *outbox) attach(window, bundle int) (gen uint64) {
 }
 
 // detach ends the connection of that generation. What it left unacknowledged
-// counts as unsent; transient frames are dropped.
+// counts as unsent; transient frames are dropped. The calls of frames that are given up
+// have heard of it when it returns.
 func (o *outbox) detach(gen uint64) {
+	for _, tell := range o.detached(gen) {
+		tell()
+	}
+}
+
+// detached is detach, and returns what is left to be done without the lock.
+func (o *outbox) detached(gen uint64) (lost []func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.gen != gen {
-		return
+		return nil
 	}
 	o.gen = 0
 	o.strikeLocked(time.Now())
@@ -316,6 +325,8 @@ func (o *outbox) detach(gen uint64) {
 		o.dropFlowLocked(f)
 	}
 	o.grantLocked()
+	lost, o.lost = o.lost, nil
+	return lost
 }
 
 // leaveLocked accounts for an entry that leaves the outbox.

@@ -74,7 +74,7 @@ func (o *outbox) strikeLocked(now time.Time) {
 	}
 }
 
-// failLocked gives a frame up.
+// failLocked gives a frame up. Whom o.lost is for is told by detach.
 func (o *outbox) failLocked(f *flow, e *entry) {
 	err := fmt.Errorf("%w: %d bytes for %s", ErrFrameKills, len(e.body), route.Local(f.key))
 	o.dropped[dropKills]++
@@ -90,7 +90,8 @@ func (o *outbox) failLocked(f *flow, e *entry) {
 	switch {
 	case e.call == nil:
 	case e.call.lost != nil:
-		go e.call.lost(err)
+		lost := e.call.lost
+		o.lost = append(o.lost, func() { lost(err) })
 		told = true
 	default:
 		e.call.cancel(err)

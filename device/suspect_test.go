@@ -90,6 +90,43 @@ func TestFrameThatKillsConnections(t *testing.T) {
 	})
 }
 
+// Whoever a call's frame is given up for has heard of it before the link goes on, and so
+// before Close is done; and may use the outbox meanwhile.
+func TestKillerToldToItsCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOutbox(64, 1<<20)
+		heard := make(chan error)
+		ctx := withLost(context.Background(), func(err error) {
+			_, _ = o.take(0)
+			heard <- err
+		})
+		if err := o.put(ctx, "a", []byte("killer"), route.Stored); err != nil {
+			t.Fatal(err)
+		}
+		over := false
+		go func() {
+			for range maxStrikes + 1 {
+				gen := o.attach(8, bundleBytes)
+				takeAll(o, gen)
+				o.detach(gen)
+			}
+			over = true
+		}()
+		synctest.Wait()
+		if over {
+			t.Error("the link goes on")
+		}
+		if err := <-heard; !errors.Is(err, ErrFrameKills) {
+			t.Errorf("told %v", err)
+		}
+		synctest.Wait()
+		if !over {
+			t.Error("the link does not go on")
+		}
+		o.close(ErrClosed)
+	})
+}
+
 // With nobody waiting the next flush tells.
 func TestKillerToldByNextFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
