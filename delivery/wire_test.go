@@ -48,6 +48,7 @@ func samples() map[string]Message {
 		"ask":                      &Ask{Header: h, Last: 50},
 		"ask, all acknowledged":    &Ask{Header: h, Last: 39},
 		"state":                    &State{Header: h, Next: 44, Acked: []byte{0b1010}, Held: []byte{0, 1}, Messages: 512, Bytes: 2 << 20},
+		"state, refused otherwise": &State{Header: h, Next: 40, Messages: 512, Bytes: 2 << 20, Refusal: 255},
 		"state, refused":           &State{Header: h, Next: 40, Messages: 512, Bytes: 2 << 20, Refusal: RefusalUnknown},
 		"settle":                   &Settle{Header: h},
 	}
@@ -82,6 +83,7 @@ func refused() map[string][]byte {
 		"state, next before base":    raw(func(w *wire) { w.Kind, w.Next = uint64(KindState), 39 }),
 		"state, next beyond window":  raw(func(w *wire) { w.Kind, w.Next = uint64(KindState), 41+MaxWindow }),
 		"state, bitmap too long":     raw(func(w *wire) { w.Kind, w.Next, w.Acked = uint64(KindState), 40, make([]byte, maxBitmap+1) }),
+		"state, refusal beyond 255":  raw(func(w *wire) { w.Kind, w.Next, w.Refusal = uint64(KindState), 40, 256+uint64(RefusalFull) }),
 		"control longer than 4 KiB":  raw(func(w *wire) { w.Kind, w.Payload = uint64(KindSettle), make([]byte, maxControl) }),
 		"array instead of map":       {0x80},
 		"indefinite length":          {0xbf, 0xff},
