@@ -123,9 +123,15 @@ func (c *fakeConn) answer(a *hubproto.HelloAnswer) {
 // deliver sends a frame to the device's inbox and takes its PUBACK.
 func (c *fakeConn) deliver(f route.Frame) {
 	c.t.Helper()
+	c.deliverBody(route.AppendFrame(nil, &f))
+}
+
+// deliverBody is deliver for the payload of a packet.
+func (c *fakeConn) deliverBody(body []byte) {
+	c.t.Helper()
 	c.nextID++
 	id := c.nextID
-	c.write(inboxPublish(c.device, id, route.AppendFrame(nil, &f)))
+	c.write(inboxPublish(c.device, id, body))
 	// What the frame sets off may come before its acknowledgement.
 	for {
 		p := c.receive()

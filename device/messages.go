@@ -96,11 +96,25 @@ func (n *Node) sendJoined(ctx context.Context, f route.Frame, c route.Class) err
 // Errors: ErrUnknownAddress, ErrPeerOffline, ErrTooLarge, ErrTimeout, or that of
 // ctx.
 func (n *Node) Request(ctx context.Context, to route.Route, payload []byte) (*Message, error) {
+	return n.requested(ctx, to, func(ctx context.Context) (*Message, error) {
+		return n.local.Request(ctx, to, payload, route.Stored)
+	})
+}
+
+// requestHub is Request for a service of the hub itself; what anybody else sends is no
+// answer.
+func (n *Node) requestHub(ctx context.Context, service string, payload []byte) (*Message, error) {
+	return n.requested(ctx, route.To(service), func(ctx context.Context) (*Message, error) {
+		return n.local.RequestService(ctx, service, payload, route.Stored)
+	})
+}
+
+func (n *Node) requested(ctx context.Context, to route.Route, ask func(context.Context) (*Message, error)) (*Message, error) {
 	ctx, leave := n.join(ctx)
 	defer leave(nil)
 	ctx, c := n.calls.begin(ctx, false, nil)
 	defer c.end()
-	m, err := n.local.Request(ctx, to, payload, route.Stored)
+	m, err := ask(ctx)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && n.Err() == nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
 			return nil, callError("request to", to, cause, "")

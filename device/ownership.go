@@ -151,12 +151,9 @@ func (n *Node) record(ctx context.Context, body func() ([]byte, error), service 
 	if err != nil {
 		return nil, err
 	}
-	m, err := n.Request(ctx, route.To(service), b)
+	m, err := n.requestHub(ctx, service, b)
 	if err != nil {
 		return nil, err
-	}
-	if !m.Origin.FromHub || len(m.ReturnRoute) != 1 || m.ReturnRoute[0].Value != service {
-		return nil, fmt.Errorf("%w: the answer is not from the hub's %s", ErrBadClaim, service)
 	}
 	a, err := hubproto.ParseLookupAnswer(m.Payload)
 	if err != nil {

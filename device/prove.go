@@ -234,20 +234,25 @@ func (d *provingDialer) visit(ctx context.Context) (*hubproto.HelloAnswer, error
 	return a, nil
 }
 
-// answer returns the answer to hello in a message of the hub, if it is one.
+// answer returns the answer to hello in a message of the hub, if there is one.
 func (d *provingDialer) answer(payload []byte, g *greeting) *hubproto.HelloAnswer {
-	v, _, err := route.NextView(payload, d.limits)
-	if err != nil || v.FirstHop().Transport != route.LocalTransport || string(v.FirstHop().Value) != g.address {
-		return nil
-	}
-	if from, ok := fromHub(&v); !ok || from != helloService {
-		return nil
-	}
-	a, err := hubproto.ParseHelloAnswer(v.Payload())
+	views, err := route.ParseBundle(payload, d.limits, nil)
 	if err != nil {
 		return nil
 	}
-	return a
+	for i := range views {
+		v := &views[i]
+		if v.FirstHop().Transport != route.LocalTransport || string(v.FirstHop().Value) != g.address {
+			continue
+		}
+		if from, ok := fromHub(v); !ok || from != helloService {
+			continue
+		}
+		if a, err := hubproto.ParseHelloAnswer(v.Payload()); err == nil {
+			return a
+		}
+	}
+	return nil
 }
 
 // expected is who the hub has to be; zero: not known.

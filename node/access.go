@@ -21,6 +21,9 @@ type Access struct {
 	// Encryptors opens the address to the peers of single channels, named by their
 	// encryptor addresses on this node.
 	Encryptors []string
+
+	// service opens the address to what the hub's service of that name says itself.
+	service string
 }
 
 func (a Access) clone() Access {
@@ -30,7 +33,7 @@ func (a Access) clone() Access {
 
 // closed reports whether only local code may pass.
 func (a *Access) closed() bool {
-	return !a.Forwarders && !a.Channels && len(a.Listeners) == 0 && len(a.Encryptors) == 0
+	return !a.Forwarders && !a.Channels && len(a.Listeners) == 0 && len(a.Encryptors) == 0 && a.service == ""
 }
 
 // admits reports whether a frame of the given origin may pass.
@@ -39,7 +42,7 @@ func (a *Access) admits(o *Origin) bool {
 	case Local:
 		return true
 	case Forwarded:
-		return a.Forwarders
+		return a.Forwarders || a.service != "" && o.FromHub && o.Source == a.service
 	case Channel:
 		return a.Channels ||
 			o.Listener != "" && slices.Contains(a.Listeners, o.Listener) ||

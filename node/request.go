@@ -20,6 +20,16 @@ func (n *Node) Request(ctx context.Context, to route.Route, payload []byte, c ro
 	if w, _ := n.lookup(first.Value); w != nil && first.IsLocal() {
 		access = Access{Encryptors: []string{first.Value}}
 	}
+	return n.request(ctx, to, payload, c, access)
+}
+
+// RequestService is Request for a service of the hub, and takes the answer from nobody
+// else: what others send to the address is refused, counted, and ends no wait.
+func (n *Node) RequestService(ctx context.Context, service string, payload []byte, c route.Class) (*Message, error) {
+	return n.request(ctx, route.To(service), payload, c, Access{service: service})
+}
+
+func (n *Node) request(ctx context.Context, to route.Route, payload []byte, c route.Class, access Access) (*Message, error) {
 	addr := RandomAddress()
 	w := &worker{addr: addr, access: access, box: newMailbox(&n.cfg, &n.stats)}
 	if err := n.add(w); err != nil {

@@ -510,6 +510,40 @@ func TestReplyStaysOnItsWay(t *testing.T) {
 	}
 }
 
+// TestRequestService: what is not the service's own word ends no wait, and leaves room
+// for the answer.
+func TestRequestService(t *testing.T) {
+	up := &uplink{frames: make(chan route.Frame, 1)}
+	n := newNode(t, Config{Uplink: up, MailboxMessages: 1})
+	result := make(chan string, 1)
+	go func() {
+		m, err := n.RequestService(t.Context(), "lookup", []byte("q"), 0)
+		if err != nil {
+			result <- err.Error()
+			return
+		}
+		result <- string(m.Payload)
+	}()
+	f := <-up.frames
+	if !f.Onward.Equal(route.To("lookup")) {
+		t.Errorf("a frame for %v", f.Onward)
+	}
+	for _, o := range []Origin{
+		fromForwarder, fromChannel, {}, {Via: Forwarded, Source: "lookup"}, {Via: Forwarded, FromHub: true},
+		{Via: Forwarded, FromHub: true, Source: "hello"}, {Via: Channel, FromHub: true, Source: "lookup"},
+	} {
+		if d := n.Inject(o, route.Frame{Onward: f.Return, Payload: []byte("forged")}, 0); d != DropRefused {
+			t.Errorf("%+v: %v", o, d)
+		}
+	}
+	if d := n.Inject(Origin{Via: Forwarded, FromHub: true, Source: "lookup"}, route.Frame{Onward: f.Return, Payload: []byte("right")}, 0); d != 0 {
+		t.Error(d)
+	}
+	if got := <-result; got != "right" {
+		t.Errorf("answer %q", got)
+	}
+}
+
 func TestRouter(t *testing.T) {
 	n := newNode(t, Config{})
 	var got []channel.Inbound
