@@ -31,110 +31,112 @@ func (h *held) letGo(e *end) func() {
 	}
 }
 
+// dataAttacks are those on the frames of a channel in use. Each makes the attack, and
+// what lets go of all that it holds back.
+var dataAttacks = map[string]func(e *end) (a attack, ended func()){
+	"drop": func(*end) (attack, func()) {
+		r := dice()
+		return func(p *passage) [][]byte {
+			if r.IntN(4) == 0 {
+				return nil
+			}
+			return asIs(p)
+		}, nil
+	},
+	"drop all": func(*end) (attack, func()) {
+		return func(*passage) [][]byte { return nil }, nil
+	},
+	"delay": func(e *end) (attack, func()) {
+		var h held
+		return func(p *passage) [][]byte {
+			if p.n%5 == 4 {
+				h[p.way] = append(h[p.way], p.body)
+				return nil
+			}
+			out := asIs(p)
+			if len(h[p.way]) > 3 {
+				out, h[p.way] = append(out, h[p.way]...), nil
+			}
+			return out
+		}, h.letGo(e)
+	},
+	"delay all": func(e *end) (attack, func()) {
+		var h held
+		return func(p *passage) [][]byte {
+			h[p.way] = append(h[p.way], p.body)
+			return nil
+		}, h.letGo(e)
+	},
+	"duplicate": func(*end) (attack, func()) {
+		return func(p *passage) [][]byte { return [][]byte{p.body, p.body} }, nil
+	},
+	"replay old frames": func(*end) (attack, func()) {
+		r := dice()
+		return func(p *passage) [][]byte {
+			old := p.at.tape[p.way]
+			return [][]byte{encode(old[r.IntN(len(old))]), p.body, encode(old[r.IntN(len(old))])}
+		}, nil
+	},
+	"reorder within the window":   reorder(8),
+	"reorder beyond the window":   reorder(80),
+	"reorder around whole window": reorder(33),
+	"truncate": func(*end) (attack, func()) {
+		r := dice()
+		return func(p *passage) [][]byte {
+			out := [][]byte{p.with(p.Payload[:r.IntN(len(p.Payload)+1)])}
+			if p.way == down {
+				out = append(out, p.body[:1+r.IntN(len(p.body)-1)]) // a length of 0 would end a TCP link
+			}
+			if p.n == 0 {
+				for n := range p.Payload {
+					out = append(out, p.with(p.Payload[:n]))
+				}
+			}
+			if p.n%3 != 2 {
+				out = append(out, p.body)
+			}
+			return out
+		}, nil
+	},
+	"flip each byte": func(*end) (attack, func()) {
+		return func(p *passage) [][]byte {
+			if p.n != 1 {
+				return asIs(p)
+			}
+			var out [][]byte
+			for i := range p.Payload {
+				b := bytes.Clone(p.Payload)
+				b[i] ^= 1 << (i % 8)
+				out = append(out, p.with(b))
+			}
+			if p.way == down { // the frame around it too
+				for i := range p.body {
+					b := bytes.Clone(p.body)
+					b[i] ^= 1 << (i % 8)
+					out = append(out, b)
+				}
+			}
+			return append(out, p.body)
+		}, nil
+	},
+	"forge": forge,
+	"reflect": func(*end) (attack, func()) {
+		return func(p *passage) [][]byte {
+			back := p.at.tape[p.way.other()]
+			if len(back) > 0 { // the way that frames of the other direction take
+				to := back[len(back)-1]
+				p.at.sendLocked(p.way.other(), encode(route.Frame{Onward: to.Onward, Return: to.Return, Payload: p.Payload}))
+			}
+			return asIs(p)
+		}, nil
+	},
+	"forged return routes": forgeReturns,
+}
+
 // TestData attacks the frames of a channel in use, as the initiator and as the
 // responder sees them, with Send both ways and with Deliver.
 func TestData(t *testing.T) {
-	type made func(e *end) (a attack, ended func())
-	attacks := map[string]made{
-		"drop": func(*end) (attack, func()) {
-			r := dice()
-			return func(p *passage) [][]byte {
-				if r.IntN(4) == 0 {
-					return nil
-				}
-				return asIs(p)
-			}, nil
-		},
-		"drop all": func(*end) (attack, func()) {
-			return func(*passage) [][]byte { return nil }, nil
-		},
-		"delay": func(e *end) (attack, func()) {
-			var h held
-			return func(p *passage) [][]byte {
-				if p.n%5 == 4 {
-					h[p.way] = append(h[p.way], p.body)
-					return nil
-				}
-				out := asIs(p)
-				if len(h[p.way]) > 3 {
-					out, h[p.way] = append(out, h[p.way]...), nil
-				}
-				return out
-			}, h.letGo(e)
-		},
-		"delay all": func(e *end) (attack, func()) {
-			var h held
-			return func(p *passage) [][]byte {
-				h[p.way] = append(h[p.way], p.body)
-				return nil
-			}, h.letGo(e)
-		},
-		"duplicate": func(*end) (attack, func()) {
-			return func(p *passage) [][]byte { return [][]byte{p.body, p.body} }, nil
-		},
-		"replay old frames": func(*end) (attack, func()) {
-			r := dice()
-			return func(p *passage) [][]byte {
-				old := p.at.tape[p.way]
-				return [][]byte{encode(old[r.IntN(len(old))]), p.body, encode(old[r.IntN(len(old))])}
-			}, nil
-		},
-		"reorder within the window":   reorder(8),
-		"reorder beyond the window":   reorder(80),
-		"reorder around whole window": reorder(33),
-		"truncate": func(*end) (attack, func()) {
-			r := dice()
-			return func(p *passage) [][]byte {
-				out := [][]byte{p.with(p.Payload[:r.IntN(len(p.Payload)+1)])}
-				if p.way == down {
-					out = append(out, p.body[:1+r.IntN(len(p.body)-1)]) // a length of 0 would end a TCP link
-				}
-				if p.n == 0 {
-					for n := range p.Payload {
-						out = append(out, p.with(p.Payload[:n]))
-					}
-				}
-				if p.n%3 != 2 {
-					out = append(out, p.body)
-				}
-				return out
-			}, nil
-		},
-		"flip each byte": func(*end) (attack, func()) {
-			return func(p *passage) [][]byte {
-				if p.n != 1 {
-					return asIs(p)
-				}
-				var out [][]byte
-				for i := range p.Payload {
-					b := bytes.Clone(p.Payload)
-					b[i] ^= 1 << (i % 8)
-					out = append(out, p.with(b))
-				}
-				if p.way == down { // the frame around it too
-					for i := range p.body {
-						b := bytes.Clone(p.body)
-						b[i] ^= 1 << (i % 8)
-						out = append(out, b)
-					}
-				}
-				return append(out, p.body)
-			}, nil
-		},
-		"forge": forge,
-		"reflect": func(*end) (attack, func()) {
-			return func(p *passage) [][]byte {
-				back := p.at.tape[p.way.other()]
-				if len(back) > 0 { // the way that frames of the other direction take
-					to := back[len(back)-1]
-					p.at.sendLocked(p.way.other(), encode(route.Frame{Onward: to.Onward, Return: to.Return, Payload: p.Payload}))
-				}
-				return asIs(p)
-			}, nil
-		},
-		"forged return routes": forgeReturns,
-	}
-	for name, a := range attacks {
+	for name, a := range dataAttacks {
 		t.Run(name, func(t *testing.T) {
 			for side, at := range map[string]func(*conversation) *end{
 				"of the initiator":       func(c *conversation) *end { return c.alice.end },

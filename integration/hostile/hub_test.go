@@ -354,6 +354,7 @@ func TestHugeFrames(t *testing.T) {
 			limits := route.Limits{Frame: tt.limit}
 			alice := joinAt(t, newEnd(t, target, tt.overTCP), device.Config{Limits: limits})
 			bob := join(t, device.Config{Limits: limits}).listen(alice.trust())
+			allowHeap(t, 16*route.MaxFrame)
 			works(t, alice, bob)
 			over := alice.end.last(up).Return
 			ch := alice.dial(bob, device.NoHeal())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"runtime/pprof"
 	"sync"
 	"testing"
 	"time"
@@ -48,7 +49,9 @@ func theHub(t *testing.T) hubs {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := h.Start(ctx); err != nil {
+		// Its goroutines are no test's, see watchGrowth.
+		pprof.Do(context.Background(), pprof.Labels(), func(context.Context) { err = h.Start(ctx) })
+		if err != nil {
 			t.Fatal(err)
 		}
 		shared.hub = h
@@ -58,7 +61,14 @@ func theHub(t *testing.T) hubs {
 
 func TestMain(m *testing.M) {
 	fmt.Println("seed:", seed)
+	growth.of = make(map[*testing.T]*watch)
+	stop := make(chan struct{})
+	var sampler sync.WaitGroup
+	sampler.Go(func() { sampleHeap(stop) })
 	code := m.Run()
+	close(stop)
+	sampler.Wait()
+	fmt.Printf("largest heap in use: %.1f MiB\n", float64(growth.most)/(1<<20))
 	if shared.hub != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		if err := shared.hub.Shutdown(ctx); err != nil {

@@ -79,7 +79,10 @@ func joinAt(t *testing.T, e *end, cfg device.Config) *person {
 	if p.node, err = device.Connect(within(t), scheme+e.addr(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.node.Close() })
+	t.Cleanup(func() {
+		checkGoroutines(t)
+		_ = p.node.Close()
+	})
 	for _, addr := range []string{plain, sure} {
 		p.must(p.node.HandleFunc(addr, func(_ context.Context, m *device.Message) {
 			p.mu.Lock()

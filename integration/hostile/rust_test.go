@@ -34,6 +34,7 @@ func meetStock(t *testing.T) *stock {
 	}
 	s := &stock{n: rustpeer.Start(t), ours: join(t, device.Config{})}
 	s.end = newEnd(t, h.tcp, true)
+	t.Cleanup(func() { checkStockMemory(t, s.n) })
 	s.id = s.n.Identity("me")
 	s.n.Connect("hub", s.end.addr())
 	s.n.Worker("echo", "settle", "hub")
@@ -505,6 +506,7 @@ func TestStockHistories(t *testing.T) {
 func TestStockFlood(t *testing.T) {
 	t.Parallel()
 	s := meetStock(t)
+	allowHeap(t, 8*route.MaxFrame)
 	to := s.listen(t)
 	ch := s.dialled(t, to)
 	frames := s.end.frames(down)

@@ -58,6 +58,7 @@ type end struct {
 	closed  bool
 	cur     *link
 	count   [2]int
+	bytes   int // in frames that have come or were sent on
 	attack  attack
 	service attack // the same for frames to and from the hub itself
 	puback  func(id uint16) (times int)
@@ -82,6 +83,7 @@ type lane struct {
 
 func newEnd(t *testing.T, target string, overTCP bool) *end {
 	t.Helper()
+	watchGrowth(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -139,8 +141,12 @@ func (e *end) cutLocked() {
 	}
 }
 
-// set starts an attack on what peers send each other through this end.
+// set starts an attack on what peers send each other through this end, or ends it with
+// nil.
 func (e *end) set(a attack) {
+	if a == nil {
+		checkGoroutines(e.t)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.attack, e.count = a, [2]int{}
@@ -230,6 +236,7 @@ func ofHub(w way, f *route.Frame) bool {
 
 // through puts one frame through the attack.
 func (e *end) throughLocked(w way, body []byte) [][]byte {
+	e.bytes += len(body)
 	f, err := route.ParseFrame(bytes.Clone(body), everything)
 	if err != nil {
 		return [][]byte{body}
@@ -324,6 +331,9 @@ func (l *link) publish(w way, p rawmqtt.Packet) {
 // emitLocked writes frames. The sender's packet identifier goes with the last of
 // them; where nothing is left the hub lies that it has taken it.
 func (l *link) emitLocked(w way, bodies [][]byte, qos byte, id uint16) {
+	for _, b := range bodies {
+		l.e.bytes += len(b)
+	}
 	if l.e.tcp {
 		for _, b := range bodies {
 			l.conns[w].write(append(route.AppendFrameHeader(nil, len(b)), b...))

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -157,6 +158,22 @@ func (p *Process) Wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for %s to end: %w", p.name, ctx.Err())
 	}
+}
+
+// PeakMemory returns the most memory, in bytes, that the process has had resident so
+// far, as Linux counts it.
+func (p *Process) PeakMemory() (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+			return kib << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("%s: the system does not say how much memory it had", p.name)
 }
 
 // Stderr returns the last 64 KiB that the process wrote to its stderr.
