@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"golang.org/x/time/rate"
+
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/internal/sources"
@@ -61,6 +63,9 @@ type Bridge struct {
 	guests *sources.Limiter[netip.Prefix] // hellos of guests
 	hub    Link                           // the sender of what services answer
 
+	lines    *rate.Limiter // in the log, of what peers can cause as often as they like
+	unlogged atomic.Uint64 // left out since the last such line
+
 	done chan struct{}
 	wg   sync.WaitGroup
 }
@@ -82,7 +87,8 @@ func New(cfg Config) (*Bridge, error) {
 			Each: cfg.GuestRate, EachBurst: cfg.GuestBurst,
 			Total: cfg.GuestTotalRate, TotalBurst: cfg.GuestTotalBurst, Known: guestNetworks,
 		}),
-		done: make(chan struct{}),
+		lines: rate.NewLimiter(logLines, 10*logLines),
+		done:  make(chan struct{}),
 	}
 	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
 	b.clock.init(cfg.Now, cfg.mono)
@@ -96,6 +102,19 @@ func New(cfg Config) (*Bridge, error) {
 	b.registerServices()
 	b.wg.Go(b.runTimers)
 	return b, nil
+}
+
+// logLines is how many lines a second there may be in the log of what peers cause.
+const logLines = 10
+
+// mayLog reports whether something that peers can cause as often as they like, and that
+// is counted besides, gets a line in the log, and how many got none since the last line.
+func (b *Bridge) mayLog() (unlogged uint64, ok bool) {
+	if !b.lines.Allow() {
+		b.unlogged.Add(1)
+		return 0, false
+	}
+	return b.unlogged.Swap(0), true
 }
 
 // Close kicks every connection, forgets every queue in memory and waits for the

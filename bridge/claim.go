@@ -78,7 +78,9 @@ func (c *claims) serveClaim(r *Request) {
 		return
 	}
 	if err := c.keep(r, claim); err != nil {
-		c.b.cfg.Logger.Info("claim refused", "device", r.From.ClientID, "address", claim.Address, "err", err)
+		if unlogged, ok := c.b.mayLog(); ok {
+			c.b.cfg.Logger.Info("claim refused", "device", r.From.ClientID, "address", claim.Address, "err", err, "unlogged", unlogged)
+		}
 		r.Drop(DropRefused)
 		return
 	}

@@ -126,7 +126,9 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 	stored, err := p.store(pk, in.ticket, n)
 	if err != nil {
 		p.mu.Unlock()
-		p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err)
+		if unlogged, ok := p.b.mayLog(); ok {
+			p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err, "unlogged", unlogged)
+		}
 		p.b.undeliverable(in, pk, DropStorage)
 		return
 	}

@@ -147,7 +147,9 @@ func (b *Bridge) serveRegistration(r *Request, static bool) {
 	}
 	addr, err := b.registry.register(r.link.port, g)
 	if err != nil {
-		b.cfg.Logger.Info("registration refused", "device", r.From.ClientID, "alias", g.Alias, "err", err)
+		if unlogged, ok := b.mayLog(); ok {
+			b.cfg.Logger.Info("registration refused", "device", r.From.ClientID, "alias", g.Alias, "err", err, "unlogged", unlogged)
+		}
 		switch {
 		case errors.Is(err, ErrAlias):
 			r.Drop(DropAlias)

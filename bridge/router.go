@@ -94,7 +94,9 @@ func (l *Link) Admits(bytes int) bool { return !l.overWindow(bytes) }
 func (l *Link) overrun() {
 	b := l.port.b
 	b.kicked[KickWindow].Add(1)
-	b.cfg.Logger.Warn("peer ignores its window", "device", l.port.clientID, "address", l.port.addr)
+	if unlogged, ok := b.mayLog(); ok {
+		b.cfg.Logger.Warn("peer ignores its window", "device", l.port.clientID, "address", l.port.addr, "unlogged", unlogged)
+	}
 	l.end()
 	l.conn.Kick(KickWindow)
 }

@@ -1,12 +1,17 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/route"
 )
@@ -64,7 +69,9 @@ func (brokenOutbox) Append(*Packet, Ticket) (int, bool, error) { return 0, false
 
 func TestOutboxThatFails(t *testing.T) {
 	memory := newMemoryOutboxes()
+	var log bytes.Buffer
 	b := newTestBridge(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		c.Outboxes = func(name string, durable bool) (Outbox, error) {
 			box, err := memory(name, durable)
 			switch name {
@@ -84,6 +91,23 @@ func TestOutboxThatFails(t *testing.T) {
 		t.Error(err)
 	}
 	equal(t, "ports", b.Counters().Ports, 2)
+
+	// A flood of such frames is no flood of lines.
+	b.lines.SetLimit(0)
+	b.lines.SetBurst(0)
+	for range 20 {
+		a.number(d.Port().Address(), 1)
+	}
+	equal(t, "counted", b.Counters().Dropped[DropStorage], 21)
+	b.lines.SetLimit(rate.Inf)
+	a.number(d.Port().Address(), 1)
+	var unlogged []string
+	for line := range strings.Lines(log.String()) {
+		if _, n, ok := strings.Cut(strings.TrimSpace(line), " unlogged="); ok && strings.Contains(line, "cannot store") {
+			unlogged = append(unlogged, n)
+		}
+	}
+	equal(t, "lines", unlogged, []string{"0", "20"})
 }
 
 // TestStress has devices and streams come, go, register, flood, read slowly and
