@@ -186,7 +186,7 @@ func (n *network) cut(down bool) {
 }
 
 // limit bounds every step of a test.
-const limit = 20 * time.Second
+const limit = time.Minute
 
 func within(t testing.TB) context.Context {
 	t.Helper()

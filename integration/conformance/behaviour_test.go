@@ -153,8 +153,8 @@ func willDelay(t *testing.T, s *server, v5 bool) {
 	c.subscribe(1, topic)
 	o := rawmqtt.Options{ID: named(t, "w"), Keep: true, Will: topic, WillPayload: "late words", WillProps: seconds(24, 2), Props: seconds(17, 100)}
 	w, _ := s.login(t, v5, o)
-	_ = w.Close()
 	begin := time.Now()
+	_ = w.Close()
 	c.Timeout = 10 * time.Second
 	c.want(topic, "late words")
 	if d := time.Since(begin); d < 900*time.Millisecond {

@@ -233,8 +233,9 @@ func (c *client) nothing() {
 // silent checks that nothing comes for a while.
 func (c *client) silent(d time.Duration) {
 	c.t.Helper()
+	usual := c.Timeout
 	c.Timeout = d
-	defer func() { c.Timeout = 5 * time.Second }()
+	defer func() { c.Timeout = usual }()
 	p, err := c.ReadPacket()
 	var ne net.Error
 	if err == nil || !errors.As(err, &ne) || !ne.Timeout() {

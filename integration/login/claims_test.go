@@ -60,13 +60,9 @@ func TestClaims(t *testing.T) {
 	if _, err := alice.Lookup(within(t), "FWD_0123"); !errors.Is(err, device.ErrUnknownAddress) {
 		t.Errorf("unknown: %v", err)
 	}
-	begun := time.Now()
 	_, err = alice.Dial(within(t), route.To(static.Address()), channel.TrustIdentifiers(identity.Identifier{1}))
 	if !errors.Is(err, device.ErrWrongIdentity) {
 		t.Errorf("claimed by somebody else: %v", err)
-	}
-	if d := time.Since(begun); d > 5*time.Second {
-		t.Errorf("took %v", d)
 	}
 
 	// A rotated key signs them again by itself, with a newer number; and they survive

@@ -16,7 +16,7 @@ import (
 
 // atOnce is how long Deliver may take to say that a stock node acknowledges nothing.
 // Waiting for a hello would take it 10 s.
-const atOnce = 2 * time.Second
+const atOnce = 8 * time.Second
 
 // TestDeliverToRust: a stock node cannot acknowledge messages. The API says so before
 // anything is sent, and plain messages arrive.

@@ -212,7 +212,7 @@ func talk(t *testing.T, p party) (stop func() int) {
 				t.Errorf("round %d: %v", n, err)
 				return
 			}
-			if took := time.Since(begin); took > 5*time.Second {
+			if took := time.Since(begin); took > 20*time.Second { // even on a machine with much else to do
 				t.Errorf("round %d took %v", n, took)
 			}
 		}

@@ -76,13 +76,13 @@ type Client struct {
 	net.Conn
 	R  *bufio.Reader
 	V5 bool
-	// Timeout bounds each Read; 5 s unless set.
+	// Timeout bounds each Read; 20 s unless set.
 	Timeout time.Duration
 }
 
 // New makes a client of an open connection.
 func New(c net.Conn, v5 bool) *Client {
-	return &Client{Conn: c, R: bufio.NewReaderSize(c, 64<<10), V5: v5, Timeout: 5 * time.Second}
+	return &Client{Conn: c, R: bufio.NewReaderSize(c, 64<<10), V5: v5, Timeout: 20 * time.Second}
 }
 
 // Dial opens a TCP connection.
