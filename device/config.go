@@ -171,9 +171,6 @@ func (c Config) resolved(u hubURL) (Config, error) {
 	bad := func(format string, args ...any) (Config, error) {
 		return Config{}, fmt.Errorf("device: configuration: "+format, args...)
 	}
-	if c.Identity == nil {
-		return bad("Identity is missing")
-	}
 	if err := c.Limits.Validate(); err != nil {
 		return Config{}, err
 	}
@@ -184,6 +181,9 @@ func (c Config) resolved(u hubURL) (Config, error) {
 	}
 	if c.Username == "" && c.Password == "" && u.hasUser {
 		c.Username, c.Password = u.user, u.password
+	}
+	if c.Password != "" && u.scheme != "tcp" && !u.secure() && !u.loopback() && !c.InsecurePasswordWithoutTLS {
+		return Config{}, fmt.Errorf("%w: %s has no TLS; use mqtts:// or wss://", ErrClearPassword, u)
 	}
 	switch {
 	case !c.Hub.IsZero() && !u.pin.IsZero() && c.Hub != u.pin:
@@ -253,7 +253,11 @@ func (c Config) resolved(u hubURL) (Config, error) {
 
 // clientID is the MQTT client id, which is also the device's name in topics.
 func (c *Config) clientID() string {
-	id := c.Identity.Identifier().String()
+	var own identity.Identifier
+	if c.Identity != nil { // else it is a check
+		own = c.Identity.Identifier()
+	}
+	id := own.String()
 	if c.Suffix == "" {
 		return id
 	}

@@ -102,6 +102,9 @@ func Connect(ctx context.Context, hub string, config Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Identity == nil {
+		return nil, errors.New("device: configuration: Identity is missing")
+	}
 	n, err := newNode(u, cfg)
 	if err != nil {
 		return nil, err
@@ -119,6 +122,21 @@ func Connect(ctx context.Context, hub string, config Config) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// Check returns what [Connect] would refuse before it connects: the URL of the hub,
+// settings, a file of known hubs that cannot be read. The identity may still be missing.
+func Check(hub string, config Config) error {
+	u, err := parseURL(hub)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.resolved(u)
+	if err != nil {
+		return err
+	}
+	_, err = cfg.hubMemory(u).pinned()
+	return err
 }
 
 // newNode puts the parts together; nothing runs but idle goroutines yet.
@@ -205,9 +223,6 @@ func (n *Node) cancelUnstarted() {
 
 func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	maxPacket := n.cfg.Limits.Frame + packetHeadroom
-	if n.cfg.Password != "" && u.scheme != "tcp" && !u.secure() && !u.loopback() && !n.cfg.InsecurePasswordWithoutTLS {
-		return uplinkConfig{}, fmt.Errorf("%w: %s has no TLS; use mqtts:// or wss://", ErrClearPassword, u)
-	}
 	limits := n.cfg.Limits
 	limits.Frame = min(limits.Frame+packetHeadroom, route.MaxFrame) // the hub adds to return routes
 	memory := n.cfg.hubMemory(u)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -260,6 +262,35 @@ func (c *fakeConn) post(a *hubproto.HelloAnswer) {
 func (c *fakeConn) forge(hub *identity.Private) {
 	c.hello.Nonce[0] ^= 1
 	c.sign(hub, time.Now())
+}
+
+// Check says what Connect would without connecting, and before there is an identity.
+func TestCheck(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "known_hubs")
+	if err := os.WriteFile(bad, []byte("nonsense\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		url  string
+		cfg  Config
+		good bool
+		is   error
+	}{
+		{url: "mqtt://192.0.2.1", good: true},
+		{url: "192.0.2.1", is: ErrURL},
+		{url: "mqtt://192.0.2.1", cfg: Config{Password: "secret"}, is: ErrClearPassword},
+		{url: "mqtts://u:secret@192.0.2.1", good: true},
+		{url: "mqtt://u:secret@192.0.2.1", is: ErrClearPassword},
+		{url: "mqtt://192.0.2.1", cfg: Config{KeepAlive: time.Second}},
+		{url: "mqtt://192.0.2.1", cfg: Config{KnownHubs: bad}},
+	} {
+		if err := Check(c.url, c.cfg); (err == nil) != c.good || c.is != nil && !errors.Is(err, c.is) {
+			t.Errorf("%s, %+v: %v", c.url, c.cfg, err)
+		}
+	}
+	if _, err := Connect(t.Context(), "mqtt://127.0.0.1:1", Config{}); err == nil || errors.Is(err, ErrHubAway) {
+		t.Errorf("without an identity: %v", err)
+	}
 }
 
 func TestClockError(t *testing.T) {

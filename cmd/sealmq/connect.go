@@ -90,19 +90,23 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 	if cfg.TLS, err = p.tlsConfig(); err != nil {
 		return nil, err
 	}
-	if cfg.Identity, err = a.useIdentity(p.identity); err != nil {
-		return nil, err
-	}
-	if err := p.apply(a, &cfg); err != nil {
+	mine, err := p.apply(a, &cfg)
+	if err != nil {
 		return nil, err
 	}
 	cfg.Logger = a.quiet()
 	url := p.hubURL(a)
-	node, err := device.Connect(ctx, url, cfg)
-	if err != nil {
+	// Before an identity is made that nobody asked for.
+	if err := device.Check(url, cfg); err != nil {
 		return nil, err
 	}
-	return node, nil
+	if cfg.Identity, err = a.useIdentity(p.identity, mine == nil); err != nil {
+		return nil, err
+	}
+	if err := mine.about(cfg.Identity.Identifier()); err != nil {
+		return nil, err
+	}
+	return device.Connect(ctx, url, cfg)
 }
 
 // apiHint says what --api needs.

@@ -110,14 +110,14 @@ func (a *app) loadIdentity(name string) (*identity.Private, error) {
 }
 
 // useIdentity loads an identity for a command that needs one. The default one
-// is created at first use.
-func (a *app) useIdentity(name string) (*identity.Private, error) {
+// is created at first use, where create allows it: nobody has a credential for a new one.
+func (a *app) useIdentity(name string, create bool) (*identity.Private, error) {
 	v, err := a.vault()
 	if err != nil {
 		return nil, err
 	}
 	p, err := v.Load(name)
-	if errors.Is(err, identity.ErrNotFound) && name == defaultIdentity {
+	if errors.Is(err, identity.ErrNotFound) && name == defaultIdentity && create {
 		if p, err = v.Create(name); err == nil {
 			a.note("created the identity %q: %v", name, p.Identifier())
 		} else if errors.Is(err, identity.ErrExists) { // another sealmq was faster

@@ -182,27 +182,28 @@ func (a *app) seen() (identity.Registry, error) {
 	return r, nil
 }
 
-// apply puts what is said about hub and credentials into a configuration.
-func (t *trustFlags) apply(a *app, cfg *device.Config) (err error) {
+// apply puts what is said about hub and credentials into a configuration. The
+// credential, nil for none, is of no use before it is told whose it has to be.
+func (t *trustFlags) apply(a *app, cfg *device.Config) (mine *credentialFile, err error) {
 	if cfg.Registry, err = a.seen(); err != nil {
-		return err
+		return nil, err
 	}
 	if cfg.KnownHubs, err = t.hubs(a); err != nil {
-		return err
+		return nil, err
 	}
 	cfg.KnownPeers = t.peers
 	cfg.InsecureProofWithoutTLS = t.insecure
 	if t.credential == "" {
-		return nil
+		return nil, nil
 	}
-	source := &credentialFile{name: t.credential, subject: cfg.Identity.Identifier(), warn: func(err error) {
+	mine = &credentialFile{name: t.credential, warn: func(err error) {
 		a.note("warning: %s; going on with the last one", printable(message(err)))
 	}}
-	if _, err := source.load(); err != nil {
-		return err
+	if _, _, err := mine.read(); err != nil {
+		return nil, err
 	}
-	cfg.Credential, cfg.HubCredential = source.get, source.get
-	return nil
+	cfg.Credential, cfg.HubCredential = mine.get, mine.get
+	return mine, nil
 }
 
 // credentialFile is our credential as its file holds it now: whoever issues a newer
@@ -216,6 +217,18 @@ type credentialFile struct {
 	seen fs.FileInfo
 	last []byte
 	bad  string // the last warning
+}
+
+// about says whose the credential has to be, and reports whether it is. f may be nil.
+func (f *credentialFile) about(subject identity.Identifier) error {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.subject = subject
+	_, err := f.load()
+	return err
 }
 
 // get returns the credential in the file, or the last good one, with a warning, where
@@ -240,19 +253,28 @@ func (f *credentialFile) load() ([]byte, error) {
 	if err == nil && f.seen != nil && os.SameFile(info, f.seen) && info.Size() == f.seen.Size() && info.ModTime().Equal(f.seen.ModTime()) {
 		return f.last, nil
 	}
-	c, err := readHex(f.name, "the credential")
+	c, in, err := f.read()
 	if err != nil {
 		return nil, err
-	}
-	in, err := identity.InspectCredential(c)
-	if err != nil {
-		return nil, coded(exitData, fmt.Errorf("%s: %w", f.name, err), "make one with: sealmq authority issue")
 	}
 	if in.Subject != f.subject {
 		return nil, coded(exitData, fmt.Errorf("the credential in %s is about %v, and this is %v", f.name, in.Subject, f.subject), "choose another --identity or --credential")
 	}
 	f.seen, f.last = info, c
 	return c, nil
+}
+
+// read reads the file, whomever the credential is about.
+func (f *credentialFile) read() ([]byte, *identity.Inspection, error) {
+	c, err := readHex(f.name, "the credential")
+	if err != nil {
+		return nil, nil, err
+	}
+	in, err := identity.InspectCredential(c)
+	if err != nil {
+		return nil, nil, coded(exitData, fmt.Errorf("%s: %w", f.name, err), "make one with: sealmq authority issue")
+	}
+	return c, in, nil
 }
 
 // readHex reads a file of hexadecimal digits; lines that begin with # are
