@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -205,11 +206,12 @@ func (c *crasher) content(name string) (list []modelEntry) {
 	return list
 }
 
-// snapshot copies a folder in which somebody writes, as it was at one moment.
+// snapshot copies a folder in which somebody writes, as it was at one moment: between
+// two copies that are the same.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
+	var last map[string][32]byte
 	for {
-		before := sizes(t, dir)
 		to := filepath.Join(t.TempDir(), "copy")
 		err := os.CopyFS(to, os.DirFS(dir))
 		switch {
@@ -217,23 +219,28 @@ func snapshot(t *testing.T, dir string) string {
 			continue
 		case err != nil:
 			t.Fatal(err)
-		case maps.Equal(before, sizes(t, dir)) && maps.Equal(before, sizes(t, to)):
+		}
+		sums := sums(t, to)
+		if maps.Equal(sums, last) {
 			return to
 		}
+		last = sums
 	}
 }
 
-func sizes(t *testing.T, dir string) map[string]int64 {
+func sums(t *testing.T, dir string) map[string][32]byte {
 	t.Helper()
 	list, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := make(map[string]int64)
+	out := make(map[string][32]byte)
 	for _, e := range list {
-		if info, err := e.Info(); err == nil {
-			out[e.Name()] = info.Size()
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
 		}
+		out[e.Name()] = sha256.Sum256(b)
 	}
 	return out
 }

@@ -118,7 +118,7 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered), now: time.Now().UnixNano()}
 	log, lrep, err := seglog.Open(dir, seglog.Options[bridge.Ticket]{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
-		Relocate: s.relocate, Committed: bridge.DoneAll, Early: moved, Ahead: true, Logger: opts.Logger,
+		Relocate: s.relocate, Committed: bridge.DoneAll, Early: moved, Ahead: opts.Mode == seglog.SyncAlways, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %w", err)

@@ -2,6 +2,7 @@ package seglog
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,16 +11,21 @@ import (
 
 // A write that makes a file longer is on stable storage only once the file system has
 // noted the new length and where the bytes are, which takes as long as the bytes. So a
-// busy log makes its next segment ahead, header and zeros, beside what it does, and
-// overwrites the zeros then.
+// busy log makes its next segment ahead, beside what it does, and writes over what is
+// there: an old segment's file, made longer with zeros, or zeros alone. Salts tell what
+// it has written from what stood there before, and an endMark where that begins.
 
 const (
-	// aheadName is the segment made ahead, aheadNew the one being made.
+	// aheadName is the segment made ahead, aheadNew the one being made, aheadOld a
+	// segment that nobody needs any more, to make it of.
 	aheadName = "ahead"
 	aheadNew  = "ahead.new"
-	// aheadAfter is the part of a segment that is written before the next one is made: a
-	// log that has little to write does without.
-	aheadAfter = 64
+	aheadOld  = "ahead.old"
+	// aheadFirst is the part of a segment that is written before another is made, for a
+	// log that has little to write does without. aheadAfter is the part if the segment
+	// was made ahead itself: the one before may have become free until then.
+	aheadFirst = 64
+	aheadAfter = 4
 	// aheadPiece is how much is made at once, for the writes and syncs in between.
 	aheadPiece = 1 << 20
 )
@@ -28,6 +34,7 @@ const (
 type ahead struct {
 	wanted chan struct{} // asks for one; nil: none is made
 	ready  atomic.Bool   // it is there
+	old    bool          // there is an old one to make it of
 	inside bool          // the segment being written was made ahead
 	asked  uint64        // segment during which one was last asked for
 	turned uint64        // segment that was last ended early
@@ -38,7 +45,7 @@ type ahead struct {
 func (l *Log[T]) lookAhead() {
 	a := &l.ahead
 	switch {
-	case a.wanted == nil || l.written < l.opts.SegmentSize/aheadAfter:
+	case a.wanted == nil || l.written < l.opts.SegmentSize/aheadFirst:
 	case a.ready.Load():
 		if a.inside || a.turned == l.fseg {
 			return
@@ -49,13 +56,25 @@ func (l *Log[T]) lookAhead() {
 			l.end = 0 // the next record begins a segment
 		}
 		l.mu.Unlock()
-	case a.asked != l.fseg && !l.reserve.spent:
-		a.asked = l.fseg
+	case a.asked != l.fseg && !l.reserve.spent && (a.old || !a.inside || l.written >= l.opts.SegmentSize/aheadAfter):
+		a.asked, a.old = l.fseg, false
 		select {
 		case a.wanted <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// removeSegment removes a segment that nobody needs, or keeps it to make one ahead of.
+func (l *Log[T]) removeSegment(n uint64) error {
+	path := filepath.Join(l.dir, segmentName(n))
+	if a := &l.ahead; a.wanted != nil && !l.reserve.spent && !a.ready.Load() {
+		if err := os.Rename(path, filepath.Join(l.dir, aheadOld)); err == nil {
+			a.old = true
+			return nil
+		}
+	}
+	return os.Remove(path)
 }
 
 // aheadLoop makes segments ahead. Where none can be made, the log goes on without.
@@ -82,23 +101,25 @@ func (l *Log[T]) makeAhead() error {
 		return errNoRoom
 	}
 	path := filepath.Join(l.dir, aheadNew)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := os.Rename(filepath.Join(l.dir, aheadOld), path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	piece := make([]byte, aheadPiece)
-	copy(piece, appendHeader(nil, l.id))
-	for size := l.opts.SegmentSize; size > 0 && err == nil; {
+	_, err = f.WriteAt(append(appendHeader(nil, l.id), endMark...), 0)
+	size, serr := f.Seek(0, io.SeekEnd)
+	err = errors.Join(err, serr)
+	for zeros := make([]byte, aheadPiece); size < l.opts.SegmentSize && err == nil; {
 		select {
 		case <-l.stop:
 			err = ErrClosed
-			continue
 		default:
+			n, werr := f.Write(zeros[:min(l.opts.SegmentSize-size, aheadPiece)])
+			err = errors.Join(werr, datasync(f))
+			size += int64(n)
 		}
-		n, werr := f.Write(piece[:min(size, aheadPiece)])
-		err = errors.Join(werr, datasync(f))
-		size -= int64(n)
-		clear(piece[:headerLen])
 	}
 	// Its length is not noted again once it is in use.
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
@@ -127,7 +148,7 @@ func (l *Log[T]) takeAhead(path string) (file, error) {
 // dropAhead removes what was made ahead.
 func (l *Log[T]) dropAhead() {
 	l.ahead.ready.Store(false)
-	for _, name := range []string{aheadName, aheadNew} {
+	for _, name := range []string{aheadName, aheadNew, aheadOld} {
 		_ = os.Remove(filepath.Join(l.dir, name))
 	}
 }

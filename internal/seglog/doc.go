@@ -21,9 +21,11 @@
 //	record   length u32 | crc u32 | kind u8 | body
 //
 // Integers are big endian. length counts kind and body; crc is CRC-32C over the
-// length field, the kind and the body. Kind 255 is the log's own. A segment's file
-// name is its number in 16 hexadecimal digits and ".seg"; numbers rise by one. The
-// file ".newest" has the number of the newest, in the same digits and a line feed.
+// length field, the kind and the body, xor the segment's salt: the lower 32 bits of
+// its number times 0x9e3779b1. (In version 1 there was no salt.) Eight zeros in place of
+// a record's header end the segment. Kind 255 is the log's own. A segment's file name
+// is its number in 16 hexadecimal digits and ".seg"; numbers rise by one. The file
+// ".newest" has the number of the newest, in the same digits and a line feed.
 //
 // # Recovery
 //
@@ -33,8 +35,8 @@
 // is written at once, and at the end of a log that was closed. Then, and in any other
 // segment, it is damage, as is a header that does not fit the records behind it, and
 // Open refuses the log, changes nothing, and names file and offset; so it does when
-// a segment is missing. Zeros at the end of the newest segment are the rest of one that
-// was made ahead, and nothing is reported. Replay can show a
+// a segment is missing. Behind eight zeros there is the rest of a segment that was made
+// ahead, which is cut off without a report. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.
 //

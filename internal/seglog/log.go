@@ -60,10 +60,10 @@ type Options[T any] struct {
 	// in when it is full; at most a quarter of what is free. It has to hold what is
 	// appended without a commit, and a segment. 0 keeps none.
 	Reserve int64
-	// Ahead makes each segment before it is needed, full of zeros, once a 64th of the
-	// one before has been written: what overwrites them is on stable storage in about
-	// half the time, for the file system has nothing to note. It costs the room of a
-	// segment, and that a busy log writes every byte twice.
+	// Ahead makes each segment before it is needed, of an old one's file or of zeros:
+	// what is written over them is on stable storage in about half the time, for the
+	// file system has nothing to note. It costs the room of two segments, and of the
+	// processor's time what pays only in SyncAlways.
 	Ahead bool
 	// Logger takes what goes wrong with the disk; nil discards it.
 	Logger *slog.Logger
@@ -77,10 +77,8 @@ type Options[T any] struct {
 
 // file is what the log needs of an open segment.
 type file interface {
-	Write(b []byte) (int, error)
 	ReadAt(b []byte, offset int64) (int, error)
 	WriteAt(b []byte, offset int64) (int, error)
-	Seek(offset int64, whence int) (int64, error)
 	Truncate(size int64) error
 	Sync() error
 	Datasync() error // as Sync, but for times and the like
@@ -130,7 +128,8 @@ type Log[T any] struct {
 	queue   []*batch[T] // to be written, oldest first
 	seg     uint64      // where the next record goes
 	off     int64
-	end     int64       // length at which the segment that is appended to ends
+	salt    uint32 // of seg
+	end     int64  // length at which the segment that is appended to ends
 	closed  bool
 	sweep   bool              // segments may have become free
 	sizes   map[uint64]int64  // bytes of each segment that has ended
@@ -161,6 +160,7 @@ type Log[T any] struct {
 	syncMu     sync.Mutex
 	cur        file
 	dirty      bool
+	curSalt    uint32
 	curWritten int64
 	synced     int64
 }
@@ -173,6 +173,7 @@ type holds struct {
 // batch is what is written to one segment at once.
 type batch[T any] struct {
 	seg   uint64
+	salt  uint32
 	buf   []byte
 	waits []T
 }
@@ -233,7 +234,7 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 	for i, n := range segs {
 		path := filepath.Join(l.dir, segmentName(n))
 		newest := i == len(segs)-1
-		good, bad, err := scanSegment(path, &l.id, func(kind byte, body []byte) error {
+		found, err := scanSegment(path, n, &l.id, func(kind byte, body []byte) error {
 			if kind == kindMark {
 				return nil
 			}
@@ -243,25 +244,26 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 		if err != nil {
 			return nil, fmt.Errorf("seglog: %s: %w", path, err)
 		}
-		if bad != nil {
+		if bad := found.bad; bad != nil {
 			if !newest || bad.damage {
 				return nil, &CorruptError{File: path, Offset: bad.offset, Reason: bad.reason}
 			}
-			if rep.TornBytes = bad.end - good; rep.TornBytes > 0 { // else the segment was made ahead
-				rep.TornFile, rep.TornReason = path, bad.reason
+			if !bad.end && bad.rest > 0 {
+				rep.TornFile, rep.TornReason, rep.TornBytes = path, bad.reason, bad.rest
 				l.opts.Logger.Warn("log ends in a torn record; the rest is cut off",
 					"file", path, "offset", bad.offset, "bytes", rep.TornBytes, "reason", bad.reason)
 			}
 		}
-		if good < headerLen { // crashed while it was being made
+		if found.good < headerLen { // crashed while it was being made
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("seglog: %w", err)
 			}
 			segs = segs[:i]
 			break
 		}
-		l.sizes[n] = good
-		rep.Bytes += good
+		l.sizes[n] = found.good
+		rep.Bytes += found.good
+		l.salt = found.salt // of the newest, in the end
 	}
 	for l.id == ([8]byte{}) {
 		_, _ = rand.Read(l.id[:]) // crypto/rand never fails
@@ -269,6 +271,7 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 	rep.Segments = len(segs)
 	if len(segs) == 0 {
 		l.oldest, l.seg, l.off = 1, 1, headerLen
+		l.salt = salt(1)
 		l.sizes[1] = headerLen
 		return rep, l.startSegment(1)
 	}
@@ -282,11 +285,7 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 		_ = f.Close()
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
-	if _, err := f.Seek(l.off, 0); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("seglog: %w", err)
-	}
-	l.setFile(f, l.seg, l.off)
+	l.setFile(f, l.seg, l.salt, l.off)
 	return rep, nil
 }
 
@@ -304,22 +303,22 @@ func (l *Log[T]) startSegment(n uint64) error {
 	if err != nil {
 		return fmt.Errorf("seglog: %w", err)
 	}
-	_, werr := f.Write(appendHeader(nil, l.id))
+	_, werr := f.WriteAt(appendHeader(nil, l.id), 0)
 	if err := errors.Join(werr, f.Sync(), syncDir(l.dir)); err != nil {
 		_ = f.Close()
 		return fmt.Errorf("seglog: %w", err)
 	}
-	l.setFile(f, n, headerLen)
+	l.setFile(f, n, salt(n), headerLen)
 	if err := writeNewest(l.dir, n); err != nil {
 		l.opts.Logger.Warn("cannot note the number of the newest segment; its loss would not be noticed", "dir", l.dir, "err", err)
 	}
 	return nil
 }
 
-func (l *Log[T]) setFile(f file, seg uint64, written int64) {
+func (l *Log[T]) setFile(f file, seg uint64, salt uint32, written int64) {
 	l.f, l.fseg, l.written = f, seg, written
 	l.syncMu.Lock()
-	l.cur, l.curWritten, l.synced = f, written, written // what is there has been synced
+	l.cur, l.curSalt, l.curWritten, l.synced = f, salt, written, written // what is there has been synced
 	l.syncMu.Unlock()
 }
 
@@ -347,15 +346,19 @@ func (l *Log[T]) Append(kind byte, hold bool, record []byte, wait *T) (seg uint6
 		l.sizes[l.seg] = l.off
 		l.seg++
 		l.off, l.end = headerLen, l.opts.SegmentSize
+		l.salt = salt(l.seg)
 		l.here = nil
 		l.sweep = true
 	}
 	b, fresh := l.tail()
 	if fresh {
+		b.salt = l.salt
 		b.buf = append(b.buf, make([]byte, markLen)...) // write fills it in
 		l.off += markLen
 	}
+	at := len(b.buf)
 	b.buf = append(b.buf, record...)
+	mix(b.buf[at:], l.salt)
 	if wait != nil {
 		b.waits = append(b.waits, *wait)
 	}
@@ -508,7 +511,7 @@ func (l *Log[T]) seal(mark bool) error {
 	if err := errors.Join(l.f.Truncate(l.written), l.sync()); err != nil || !mark || l.stats.batches.Load() == 0 {
 		return err
 	}
-	if _, err := l.f.Write(appendMark(nil, l.id, l.written)); err != nil {
+	if _, err := l.f.WriteAt(appendMark(nil, l.curSalt, l.id, l.written), l.written); err != nil {
 		return err
 	}
 	return l.f.Sync()

@@ -182,7 +182,8 @@ func TestTornTail(t *testing.T) {
 		if len(got) < least || len(got) > most {
 			t.Fatalf("%d records", len(got))
 		}
-		if len(b) > headerLen && rep.TornReason == "" && len(bytes.Trim(b[rep.Bytes:], "\x00")) > 0 {
+		if len(b) > headerLen && rep.TornReason == "" && len(bytes.Trim(b[rep.Bytes:], "\x00")) > 0 &&
+			!bytes.HasPrefix(b[rep.Bytes:], []byte(endMark)) {
 			t.Fatalf("nothing reported: %+v", rep)
 		}
 		// The log goes on behind what was kept.
@@ -235,7 +236,7 @@ func TestTornTail(t *testing.T) {
 			check(t, flip(whole[:sealed], n), 2, 2)
 		}
 	}
-	// In a segment that was made ahead, where either end of the last write is missing.
+	// In a segment that was made ahead of zeros, where either end of the last write is missing.
 	zeros := make([]byte, 1000)
 	check(t, append(bytes.Clone(whole[:sealed]), zeros...), 3, 3)
 	for n := last; n < sealed; n += 5 {
@@ -307,6 +308,49 @@ func TestVersion(t *testing.T) {
 	}
 	if _, _, err := Open(dir, Options[note]{}, nil); !errors.Is(err, ErrNewer) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// A folder of version 1 is read, and goes on with what is new.
+func TestVersion1(t *testing.T) {
+	dir := t.TempDir()
+	b := appendHeader(nil, [8]byte{1})
+	binary.BigEndian.PutUint16(b[len(magic):], 1)
+	b = appendRecord(appendMark(b, 0, [8]byte{1}, headerLen), 0, 3, []byte("old"))
+	if err := os.WriteFile(filepath.Join(dir, segmentName(1)), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"old", "same file", string(make([]byte, 80)), "new file"}
+	l, _, _ := open(t, dir, Options[note]{SegmentSize: 200})
+	if segs := appendAll(t, l, want[1:]...); segs[0] != 1 || segs[2] != 2 {
+		t.Fatalf("segments %v", segs)
+	}
+	l.Close()
+	_, rep, got := open(t, dir, Options[note]{})
+	for i, r := range got {
+		if len(got) != len(want) || r.body != want[i] || rep.TornBytes != 0 {
+			t.Fatalf("%v, %+v", got, rep)
+		}
+	}
+}
+
+// A segment that was not whole when the process died is made again, and the one before
+// goes on.
+func TestDiedMakingSegment(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options[note]{})
+	appendAll(t, l, "before")
+	l.Close()
+	if err := os.WriteFile(filepath.Join(dir, segmentName(2)), []byte(magic), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, _, _ = open(t, dir, Options[note]{})
+	if segs := appendAll(t, l, "after"); segs[0] != 1 {
+		t.Fatalf("in segment %d", segs[0])
+	}
+	l.Close()
+	if _, _, got := open(t, dir, Options[note]{}); len(got) != 2 || got[1].body != "after" {
+		t.Fatal(got)
 	}
 }
 
@@ -446,12 +490,12 @@ func (f *faults) fail(which *bool) bool {
 	return *which
 }
 
-func (f *faulty) Write(b []byte) (int, error) {
+func (f *faulty) WriteAt(b []byte, at int64) (int, error) {
 	if f.faults.fail(&f.faults.write) {
-		n, _ := f.file.Write(b[:len(b)/2])
+		n, _ := f.file.WriteAt(b[:len(b)/2], at)
 		return n, syscall.ENOSPC
 	}
-	return f.file.Write(b)
+	return f.file.WriteAt(b, at)
 }
 
 func (f *faulty) Datasync() error { return f.Sync() }
@@ -511,7 +555,6 @@ type disk struct {
 
 	mu    sync.Mutex
 	dirty map[int64][]byte
-	off   int64
 	cut   *int64 // length that Truncate gave it
 	image []byte
 }
@@ -520,12 +563,6 @@ func (d *disk) note(b []byte, at int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.dirty[at] = bytes.Clone(b)
-}
-
-func (d *disk) Write(b []byte) (int, error) {
-	d.note(b, d.off)
-	d.off += int64(len(b))
-	return d.file.Write(b)
 }
 
 func (d *disk) WriteAt(b []byte, at int64) (int, error) {
@@ -737,16 +774,20 @@ func TestAhead(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, segmentName(2))); seg != 2 || err != nil || st.Size() != opts.SegmentSize {
 		t.Fatalf("segment %d: %v", seg, err)
 	}
-	appendAll(t, l, body)
+	for range 10 {
+		appendAll(t, l, body)
+	}
 	ready()
 	l.dropAhead() // as when the disk is full
 	if there() {
 		t.Fatal("still there")
 	}
-	for seg < 4 { // goes on without
+	for seg < 4 { // goes on without, and begins again
 		seg = appendAll(t, l, body)[0]
 	}
-	ready()
+	if st, err := os.Stat(filepath.Join(dir, segmentName(4))); err != nil || st.Size() != opts.SegmentSize {
+		t.Fatal(err)
+	}
 	if err := l.Close(); err != nil || there() {
 		t.Fatalf("there after the end: %v, %v", there(), err)
 	}
@@ -757,6 +798,106 @@ func TestAhead(t *testing.T) {
 	}
 	if err := l.makeAhead(); !errors.Is(err, errNoRoom) || there() {
 		t.Fatalf("on a disk that is nearly full: %v", err)
+	}
+}
+
+// A segment is made of an old one's file, and whatever part of a write the power leaves
+// there, no record of the old one is read.
+func TestAheadOfOldFile(t *testing.T) {
+	dir := t.TempDir()
+	opts := Options[note]{SegmentSize: 8 << 10, Ahead: true}
+	l, _, _ := open(t, dir, opts)
+	number := uint64(0)
+	write := func() (path string, st os.FileInfo) {
+		t.Helper()
+		w := make(waiter, 1)
+		seg, err := add(l, 1, false, w, 0, append(binary.BigEndian.AppendUint64(nil, number), make([]byte, 150)...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		number++
+		w.next(t)
+		path = filepath.Join(dir, segmentName(seg))
+		if st, err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+		return path, st
+	}
+	var files []os.FileInfo
+	used := false // the file was another segment's
+	var path string
+	for begun := time.Now(); !used; {
+		last := path
+		var st os.FileInfo
+		if path, st = write(); path != last {
+			used = len(files) > 2 && slices.ContainsFunc(files[2:], func(old os.FileInfo) bool { return os.SameFile(old, st) })
+			files = append(files, st)
+		}
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("no old file is used again")
+		}
+	}
+	for range 3 {
+		write()
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, _ := write(); at != path {
+		t.Fatal("the segment has ended")
+	}
+	after, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	const piece = 16
+	var changed []int
+	for i := 0; i < len(before); i += piece {
+		if !bytes.Equal(before[i:i+piece], after[i:i+piece]) {
+			changed = append(changed, i)
+		}
+	}
+	check := func(which uint) (found int) {
+		t.Helper()
+		image := bytes.Clone(before)
+		for k, i := range changed {
+			if which>>k&1 != 0 {
+				copy(image[i:i+piece], after[i:i+piece])
+			}
+		}
+		name := filepath.Join(t.TempDir(), filepath.Base(path))
+		if err := os.WriteFile(name, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seg, _ := segmentNumber(filepath.Base(path))
+		var id [8]byte
+		var got []uint64
+		if _, err := scanSegment(name, seg, &id, func(kind byte, body []byte) error {
+			if kind != kindMark {
+				got = append(got, binary.BigEndian.Uint64(body))
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for i, n := range got {
+			if n != number-uint64(len(got))+uint64(i) && n != number-1-uint64(len(got))+uint64(i) {
+				t.Fatalf("pieces %b: record %d is number %d, of %d", which, i, n, number)
+			}
+		}
+		return len(got)
+	}
+	all := uint(1)<<len(changed) - 1
+	whole := check(all)
+	for which := range all {
+		if got := check(which); got < whole-1 || got > whole {
+			t.Fatalf("pieces %b: %d records, %d were committed", which, got, whole-1)
+		}
+	}
+	if len(changed) < 3 {
+		t.Errorf("%d pieces", len(changed))
 	}
 }
 
@@ -837,12 +978,12 @@ type limited struct {
 	q *quota
 }
 
-func (f *limited) Write(b []byte) (int, error) {
+func (f *limited) WriteAt(b []byte, at int64) (int, error) {
 	if free := f.q.free(); int64(len(b)) > free {
-		n, _ := f.file.Write(b[:free])
+		n, _ := f.file.WriteAt(b[:free], at)
 		return n, syscall.ENOSPC
 	}
-	return f.file.Write(b)
+	return f.file.WriteAt(b, at)
 }
 
 // earlyWaiter is told while the reserve is in use, too.
@@ -1059,7 +1200,7 @@ func TestTooLarge(t *testing.T) {
 func FuzzScan(f *testing.F) {
 	good := appendHeader(nil, [8]byte{1})
 	f.Add(good)
-	good = appendRecord(appendRecord(good, 1, []byte("one")), 2, nil)
+	good = appendRecord(appendRecord(good, salt(1), 1, []byte("one")), salt(1), 2, nil)
 	f.Add(good)
 	f.Add(good[:len(good)-3])
 	path := filepath.Join(f.TempDir(), segmentName(1))
@@ -1069,15 +1210,19 @@ func FuzzScan(f *testing.F) {
 		}
 		var id [8]byte
 		again := []byte(nil)
-		n, bad, err := scanSegment(path, &id, func(kind byte, body []byte) error {
-			again = appendRecord(again, kind, body)
+		salted := salt(1)
+		if len(b) >= headerLen && binary.BigEndian.Uint16(b[len(magic):]) == 1 {
+			salted = 0
+		}
+		s, err := scanSegment(path, 1, &id, func(kind byte, body []byte) error {
+			again = appendRecord(again, salted, kind, body)
 			return nil
 		})
-		if err != nil || n < headerLen {
+		if err != nil || s.good < headerLen {
 			return
 		}
-		if !bytes.Equal(append(bytes.Clone(b[:headerLen]), again...), b[:n]) {
-			t.Fatalf("the good part does not encode again (%v)", bad)
+		if s.salt != salted || !bytes.Equal(append(bytes.Clone(b[:headerLen]), again...), b[:s.good]) {
+			t.Fatalf("the good part does not encode again (%v)", s.bad)
 		}
 	})
 }

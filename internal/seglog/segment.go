@@ -15,8 +15,9 @@ import (
 
 const (
 	magic = "SEALMQ"
-	// Version is the format that this package writes, and the newest it reads.
-	Version = 1
+	// Version is the format that this package writes, and the newest it reads. In
+	// version 1 checksums have no salt.
+	Version = 2
 
 	headerLen       = 16
 	recordHeaderLen = 8
@@ -29,6 +30,10 @@ const (
 	// that is written at once, and one at the end of a log that was closed.
 	kindMark = 0xff
 	markLen  = recordHeaderLen + 1 + 8 + 8
+
+	// endMark stands behind what is written of a segment that was made ahead, in place
+	// of a record's header: what follows it stood there before.
+	endMark = "\x00\x00\x00\x00\x00\x00\x00\x00"
 
 	// MaxRecord bounds kind and body of one record, in bytes: the largest frame
 	// and room for what stands around it.
@@ -85,15 +90,25 @@ func appendHeader(dst []byte, id [8]byte) []byte {
 	return append(dst, id[:]...)
 }
 
+// salt is what the checksums of a segment are mixed with, so that what stood in its
+// file when that was another segment does not pass for its own. It is 0 for none.
+func salt(segment uint64) uint32 { return uint32(segment) * 0x9e3779b1 }
+
 // appendRecord appends one record.
-func appendRecord(dst []byte, kind byte, body []byte) []byte {
+func appendRecord(dst []byte, salt uint32, kind byte, body []byte) []byte {
 	at := len(dst)
 	dst = append(append(dst, make([]byte, Room)...), body...)
 	fillHead(dst[at:], kind)
+	mix(dst[at:], salt)
 	return dst
 }
 
-// fillHead fills in what stands before a record's body.
+// mix mixes a record's checksum with the salt of its segment.
+func mix(record []byte, salt uint32) {
+	binary.BigEndian.PutUint32(record[4:], binary.BigEndian.Uint32(record[4:])^salt)
+}
+
+// fillHead fills in what stands before a record's body, without a salt.
 func fillHead(record []byte, kind byte) {
 	n := uint32(len(record) - recordHeaderLen)
 	record[recordHeaderLen] = kind
@@ -107,7 +122,7 @@ func fillHead(record []byte, kind byte) {
 
 // wholeRecord returns the length of the record that b begins with; false when it is
 // not there whole.
-func wholeRecord(b []byte) (int, bool) {
+func wholeRecord(b []byte, salt uint32) (int, bool) {
 	if len(b) < recordHeaderLen {
 		return 0, false
 	}
@@ -116,22 +131,22 @@ func wholeRecord(b []byte) (int, bool) {
 		return 0, false
 	}
 	sum := crc32.Update(crc32.Checksum(b[:4], castagnoli), castagnoli, b[recordHeaderLen:n])
-	return int(n), sum == binary.BigEndian.Uint32(b[4:])
+	return int(n), sum^salt == binary.BigEndian.Uint32(b[4:])
 }
 
 // appendMark appends a mark.
-func appendMark(dst []byte, id [8]byte, synced int64) []byte {
+func appendMark(dst []byte, salt uint32, id [8]byte, synced int64) []byte {
 	var body [16]byte
 	copy(body[:], id[:])
 	binary.BigEndian.PutUint64(body[8:], uint64(synced))
-	return appendRecord(dst, kindMark, body[:])
+	return appendRecord(dst, salt, kindMark, body[:])
 }
 
 // syncedBeyond looks for a mark behind offset from that tells that the segment had
 // been synced further than that. The folder's id is in it, which is random, so that
 // no body can pass for one.
-func syncedBeyond(f *os.File, id [8]byte, from int64) (bool, error) {
-	want := appendMark(nil, id, 0)
+func syncedBeyond(f *os.File, salt uint32, id [8]byte, from int64) (bool, error) {
+	want := appendMark(nil, salt, id, 0)
 	head := want[:4] // the length
 	buf := make([]byte, 256<<10)
 	for at, have := from, 0; ; {
@@ -146,7 +161,7 @@ func syncedBeyond(f *os.File, id [8]byte, from int64) (bool, error) {
 				break
 			}
 			synced := int64(binary.BigEndian.Uint64(b[i+markLen-8:]))
-			if synced > from && bytes.Equal(b[i:i+markLen], appendMark(want[:0:0], id, synced)) {
+			if synced > from && bytes.Equal(b[i:i+markLen], appendMark(want[:0:0], salt, id, synced)) {
 				return true, nil
 			}
 		}
@@ -164,28 +179,38 @@ type badRecord struct {
 	offset int64
 	reason string
 	damage bool  // no crash leaves this behind
-	end    int64 // behind it there are zeros, if anything
+	end    bool  // an endMark
+	rest   int64 // bytes from here, without the zeros at the end of the file
 }
 
-// scanSegment reads the segment at path from front to back and hands each record
-// on; body is valid during the call. It returns the length of the good part and,
-// if reading stopped before the end, why. An error is one of the file or of visit.
-func scanSegment(path string, id *[8]byte, visit func(kind byte, body []byte) error) (good int64, bad *badRecord, err error) {
+// scan is what reading a segment found.
+type scan struct {
+	good int64      // length of the good part
+	salt uint32     // of the checksums
+	bad  *badRecord // why reading stopped before the end of the file; nil: it did not
+}
+
+// scanSegment reads segment n at path from front to back and hands each record on; body
+// is valid during the call. An error is one of the file or of visit.
+func scanSegment(path string, n uint64, id *[8]byte, visit func(kind byte, body []byte) error) (scan, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, nil, err
+		return scan{}, err
 	}
 	defer f.Close()
-	good, bad, err = scanRecords(f, path, id, visit)
+	s := scan{salt: salt(n)}
+	err = s.records(f, path, id, visit)
+	bad := s.bad
 	if err != nil || bad == nil || bad.damage {
-		return good, bad, err
+		return s, err
 	}
-	if bad.end, err = contentEnd(f, good); err == nil && good >= headerLen && bad.end > good {
-		if bad.damage, err = syncedBeyond(f, *id, good); bad.damage {
+	end, err := contentEnd(f, s.good)
+	if bad.rest = end - s.good; err == nil && s.good >= headerLen && bad.rest > 0 {
+		if bad.damage, err = syncedBeyond(f, s.salt, *id, s.good); bad.damage {
 			bad.reason += ", where it had been synced"
 		}
 	}
-	return good, bad, err
+	return s, err
 }
 
 // contentEnd returns the end of f without the zeros that it ends in behind from.
@@ -207,60 +232,68 @@ func contentEnd(f *os.File, from int64) (int64, error) {
 	}
 }
 
-func scanRecords(f *os.File, path string, id *[8]byte, visit func(kind byte, body []byte) error) (good int64, bad *badRecord, err error) {
+func (s *scan) records(f *os.File, path string, id *[8]byte, visit func(kind byte, body []byte) error) error {
 	st, err := f.Stat()
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
 	r := newScanner(f, st.Size())
-	head, err := r.take(headerLen)
-	if err != nil {
-		return 0, nil, err
+	stop := func(damage bool, reason string) error {
+		s.bad = &badRecord{offset: s.good, reason: reason, damage: damage}
+		return nil
 	}
+	head, err := r.take(headerLen)
 	switch {
+	case err != nil:
+		return err
 	case len(head) < headerLen:
-		return 0, &badRecord{offset: 0, reason: "header is cut short"}, nil
+		return stop(false, "header is cut short")
 	case string(head[:len(magic)]) != magic:
 		// The header is on disk before the first record is written.
-		return 0, &badRecord{offset: 0, reason: "not a sealmq segment", damage: st.Size() > headerLen}, nil
+		return stop(st.Size() > headerLen, "not a sealmq segment")
 	}
-	if v := binary.BigEndian.Uint16(head[len(magic):]); v > Version {
-		return 0, nil, fmt.Errorf("%w: %s has format %d, this program reads up to %d (run the newer program)", ErrNewer, path, v, Version)
+	switch v := binary.BigEndian.Uint16(head[len(magic):]); {
+	case v > Version:
+		return fmt.Errorf("%w: %s has format %d, this program reads up to %d (run the newer program)", ErrNewer, path, v, Version)
+	case v == 1:
+		s.salt = 0
 	}
 	if *id == ([8]byte{}) {
 		copy(id[:], head[8:])
 	} else if [8]byte(head[8:]) != *id {
-		return 0, &badRecord{offset: 8, reason: "belongs to another folder", damage: true}, nil
+		s.good = 8
+		return stop(true, "belongs to another folder")
 	}
-	good = headerLen
+	s.good = headerLen
 	for {
 		head, err := r.take(recordHeaderLen)
 		switch {
-		case err != nil:
-			return good, nil, err
-		case len(head) == 0:
-			return good, nil, nil
+		case err != nil || len(head) == 0:
+			return err
 		case len(head) < recordHeaderLen:
-			return good, &badRecord{offset: good, reason: "record header is cut short"}, nil
+			return stop(false, "record header is cut short")
+		case string(head) == endMark:
+			s.bad = &badRecord{offset: s.good, reason: "ends before its end", end: true}
+			return nil
 		}
 		n, want := binary.BigEndian.Uint32(head), binary.BigEndian.Uint32(head[4:])
 		sum := crc32.Checksum(head[:4], castagnoli)
 		if n == 0 || n > MaxRecord {
-			return good, &badRecord{offset: good, reason: "impossible record length"}, nil
+			return stop(false, "impossible record length")
 		}
 		body, err := r.take(int(n))
 		switch {
 		case err != nil:
-			return good, nil, err
+			return err
 		case len(body) < int(n):
-			return good, &badRecord{offset: good, reason: "record is cut short"}, nil
-		case crc32.Update(sum, castagnoli, body) != want:
-			return good, &badRecord{offset: good, reason: "checksum does not match"}, nil
+			return stop(false, "record is cut short")
+		case crc32.Update(sum, castagnoli, body)^s.salt != want:
+			return stop(false, "checksum does not match")
 		}
 		if err := visit(body[0], body[1:]); err != nil {
-			return good, nil, err
+			return err
 		}
-		good += recordHeaderLen + int64(n)
+		s.good += recordHeaderLen + int64(n)
 	}
 }
 

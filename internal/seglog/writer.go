@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -173,7 +172,12 @@ func (l *Log[T]) write(b *batch[T]) error {
 		}
 	}
 	l.mark(b)
-	_, err := l.f.Write(b.buf)
+	n := len(b.buf)
+	if l.ahead.inside {
+		b.buf = append(b.buf, endMark...)
+	}
+	_, err := l.f.WriteAt(b.buf, l.written)
+	b.buf = b.buf[:n]
 	if err == nil && l.opts.Mode == SyncAlways {
 		err = l.f.Datasync()
 		l.stats.syncs.Add(1)
@@ -181,8 +185,7 @@ func (l *Log[T]) write(b *batch[T]) error {
 	if err != nil {
 		// After a failed sync the pages count as clean; writing them again is what
 		// makes the next sync try again.
-		_, serr := l.f.Seek(l.written, 0)
-		return errors.Join(err, l.f.Truncate(l.written), serr)
+		return errors.Join(err, l.f.Truncate(l.written))
 	}
 	l.written += int64(len(b.buf))
 	l.lookAhead()
@@ -210,7 +213,7 @@ func (l *Log[T]) mark(b *batch[T]) {
 		synced = l.synced
 		l.syncMu.Unlock()
 	}
-	appendMark(b.buf[:0], l.id, synced)
+	appendMark(b.buf[:0], b.salt, l.id, synced)
 }
 
 // syncBytes is how much is written before a sync that does not wait for the
@@ -270,12 +273,12 @@ func (l *Log[T]) sync() error {
 // syncLocked is sync for who holds syncing; bring is how the file is synced.
 func (l *Log[T]) syncLocked(bring func(file) error) error {
 	l.syncMu.Lock()
-	f, from, to := l.cur, l.synced, l.curWritten
+	f, salt, from, to := l.cur, l.curSalt, l.synced, l.curWritten
 	l.dirty = false
 	l.syncMu.Unlock()
 	err := error(nil)
 	if l.suspect.Load() {
-		err = rewrite(f, from, to)
+		err = rewrite(f, salt, from, to)
 	}
 	if err == nil {
 		l.stats.syncs.Add(1)
@@ -294,13 +297,13 @@ func (l *Log[T]) syncLocked(bring func(file) error) error {
 
 // rewrite writes a part of a file over itself. What is read must be the records that
 // were written, whole: a file system may have let go of them.
-func rewrite(f file, from, to int64) error {
+func rewrite(f file, salt uint32, from, to int64) error {
 	b := make([]byte, to-from)
 	if _, err := f.ReadAt(b, from); err != nil {
 		return err
 	}
 	for rest := b; len(rest) > 0; {
-		n, ok := wholeRecord(rest)
+		n, ok := wholeRecord(rest, salt)
 		if !ok {
 			return fmt.Errorf("%w at byte %d after a failed sync: the file system has lost what it took; "+
 				"stop, and see to the disk", ErrCorrupt, to-int64(len(rest)))
@@ -341,7 +344,7 @@ func (l *Log[T]) clean(needed uint64) {
 		}
 	}
 	for n := first; n < end; n++ {
-		if err := os.Remove(filepath.Join(l.dir, segmentName(n))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := l.removeSegment(n); err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.opts.Logger.Warn("cannot remove an old segment", "dir", l.dir, "segment", n, "err", err)
 			return
 		}
