@@ -115,7 +115,7 @@ type stripe struct {
 
 	dropped [NumDrops]atomic.Uint64
 
-	notices, noticesHeld, badAcks, throttled atomic.Uint64
+	notices, noticesHeld, badAcks, throttled, withheld atomic.Uint64
 
 	_ [64]byte
 }
@@ -147,6 +147,9 @@ type Counters struct {
 	// Throttled counts packets whose acknowledgement was withheld because of
 	// the sender's rate.
 	Throttled uint64
+	// Withheld counts packets whose acknowledgement waited for room in a full queue,
+	// or is waiting.
+	Withheld uint64
 	// Kicked counts connections ended by the bridge, by KickReason.
 	Kicked [KickClosing + 1]uint64
 	// Displaced counts devices that were away and forgotten before their time, to make
@@ -187,6 +190,7 @@ func (b *Bridge) Counters() Counters {
 		c.NoticesHeld += s.noticesHeld.Load()
 		c.BadAcks += s.badAcks.Load()
 		c.Throttled += s.throttled.Load()
+		c.Withheld += s.withheld.Load()
 	}
 	for k := range b.kicked {
 		c.Kicked[k] = b.kicked[k].Load()

@@ -215,6 +215,7 @@ func (p *Port) park(in *inbound, pk *Packet, n int) {
 	if !p.await(w) {
 		return
 	}
+	p.stripe.withheld.Add(1)
 	p.parked = append(p.parked, w)
 	p.parkedFrames += n
 	if w.deadline != 0 {

@@ -27,6 +27,7 @@ func TestFullOutboxWithholds(t *testing.T) {
 	equal(t, "acked", a.conn.acked(), []uint64{1, 2, 3, 4, 5})
 	equal(t, "delivered", d.numbers(), seq(0, 2))
 	equal(t, "waiting", b.Counters().Waiting, 6)
+	equal(t, "withheld", b.Counters().Withheld, 6)
 	// Another sender waits behind them; other targets are not stalled.
 	other.number(bob, 100)
 	other.number(a.Port().Address(), 7)
@@ -44,6 +45,7 @@ func TestFullOutboxWithholds(t *testing.T) {
 	equal(t, "all in order", d.numbers(), append(seq(0, 10), 100))
 	equal(t, "alice's acks", a.conn.acked(), []uint64{1, 2, 3, 4, 5, 12, 6, 7, 8, 9, 10, 11})
 	equal(t, "carol's acks", other.conn.acked(), []uint64{1, 3, 2})
+	equal(t, "withheld", b.Counters().Withheld, 7)
 }
 
 func TestBytesLimit(t *testing.T) {

@@ -43,6 +43,7 @@ func (h *Hub) samples() []sample {
 		{name: "sealmq_notices_total", help: "Notices written to senders.", n: float64(c.Notices)},
 		{name: "sealmq_notices_held_total", help: "Notices that were never written: too many different ones at once, or to peers that take none.", n: float64(c.NoticesHeld)},
 		{name: "sealmq_packets_throttled_total", help: "Packets whose acknowledgement was withheld because of their sender's rate.", n: float64(c.Throttled)},
+		{name: "sealmq_packets_withheld_total", help: "Packets whose acknowledgement waited for room in a full queue.", n: float64(c.Withheld)},
 		{name: "sealmq_bad_acknowledgements_total", help: "Acknowledgements of what was never sent.", n: float64(c.BadAcks)},
 		{name: "sealmq_observer_copies_total", help: "Copies and trace lines handed to observers.", n: float64(c.Copies)},
 		{name: "sealmq_observer_copies_dropped_total", help: "Copies and trace lines that observers missed.", n: float64(c.CopiesDropped)},

@@ -371,8 +371,8 @@ func everythingAtOnce(t *testing.T, mode Mode) {
 	time.Sleep(maxAge / 2)
 
 	// One target's limits, at one that is connected and at one that is away.
-	if n := fill("framer", "deaf", 20); n != outboxFrames {
-		t.Errorf("%d frames were acknowledged for a target that may have %d", n, outboxFrames)
+	if n := fill("framer", "deaf", 20); n != outboxFrames || h.Counters().Withheld != 5 {
+		t.Errorf("%d frames were acknowledged for a target that may have %d, %d withheld", n, outboxFrames, h.Counters().Withheld)
 	}
 	bystanders("with a queue at its limit in frames")
 	before := h.Counters()
