@@ -46,13 +46,15 @@ type account struct{ name, id string }
 type arena struct {
 	t     *testing.T
 	hub   *peer.Process
+	args  []string
 	addr  string // host:port
 	web   string // host:port of the WebSocket listener
 	pages string // URL of the status pages
 	names map[string]account
 }
 
-func newArena(t *testing.T) *arena {
+// newArena starts a hub, with more arguments if there are any.
+func newArena(t *testing.T, args ...string) *arena {
 	t.Helper()
 	a := &arena{t: t, names: make(map[string]account)}
 	dir := t.TempDir()
@@ -82,10 +84,18 @@ func newArena(t *testing.T) *arena {
 	write(passwords, file.String())
 	write(config, fmt.Sprintf("mqtt: ['127.0.0.1:0', 'ws://127.0.0.1:0']\nhttp: 127.0.0.1:0\npassword_file: %s\n"+
 		"devices:\n  anyone_proven: true\nlimits:\n  memory: %d\n  connections: 500\n  connections_per_address: 500\n  connect_timeout: 2s\n", passwords, ceiling))
+	a.args = append([]string{"hub", "--config", config, "--json"}, args...)
+	a.start()
+	return a
+}
+
+// start starts the hub.
+func (a *arena) start() {
+	t := a.t
+	t.Helper()
 	lines := make(chan []byte, 1)
 	var once sync.Once
-	a.hub = peer.Start(t, peer.Options{OnLine: func(l []byte) { once.Do(func() { lines <- l }) }},
-		peer.Sealmq(t), "hub", "--config", config, "--json")
+	a.hub = peer.Start(t, peer.Options{OnLine: func(l []byte) { once.Do(func() { lines <- l }) }}, peer.Sealmq(t), a.args...)
 	var info struct {
 		MQTT []string `json:"mqtt"`
 		HTTP string   `json:"http"`
@@ -102,7 +112,6 @@ func newArena(t *testing.T) *arena {
 	}
 	a.web = strings.TrimPrefix(info.MQTT[1], "ws://")
 	a.addr, a.pages = strings.TrimPrefix(info.MQTT[0], "mqtt://"), info.HTTP
-	return a
 }
 
 // alive fails the test when the hub has ended.
@@ -194,6 +203,8 @@ type device struct {
 	id   string
 	wmu  sync.Mutex
 	next uint16
+
+	acked func() // hears of each PUBACK; may be nil
 }
 
 // join connects a device and attaches it.
@@ -231,6 +242,9 @@ func (d *device) frames() ([]route.Frame, error) {
 		p, err := d.ReadPacket()
 		if err != nil {
 			return nil, err
+		}
+		if p.Type() == rawmqtt.PUBACK && d.acked != nil {
+			d.acked()
 		}
 		if p.Type() != rawmqtt.PUBLISH {
 			continue
@@ -290,9 +304,11 @@ type pair struct {
 	a          *arena
 	alice, bob *device
 	toBob      route.Route
-	window     chan struct{}
+	window     chan struct{} // messages that were not sent back
+	unanswered chan struct{} // publishes that were not acknowledged
 	wg         sync.WaitGroup
 	stop       atomic.Bool
+	stopped    chan struct{}
 	failed     atomic.Pointer[string]
 	answered   atomic.Uint64
 
@@ -300,17 +316,29 @@ type pair struct {
 	times []time.Duration
 }
 
-const inFlight = 16
+const (
+	inFlight = 16
+	// unanswered is how many publishes alice leaves unacknowledged: a frame is sent on
+	// before it is on disk.
+	unanswered = 128
+)
 
 func newPair(a *arena) *pair {
 	a.t.Helper()
-	p := &pair{a: a, alice: a.join("alice", ""), bob: a.join("bob", ""), window: make(chan struct{}, inFlight)}
+	p := &pair{a: a, alice: a.join("alice", ""), bob: a.join("bob", ""), stopped: make(chan struct{}),
+		window: make(chan struct{}, inFlight), unanswered: make(chan struct{}, unanswered)}
 	fwd, _ := p.bob.register("forwarding_service", "register")
 	p.alice.send(1, route.To(fwd), route.To("back"), []byte("first"))
 	first := p.bob.frame()
 	p.bob.send(1, first.Return, route.To("echo"), []byte("first"))
 	p.toBob = p.alice.frame().Return
 	p.alice.Timeout, p.bob.Timeout = time.Minute, time.Minute
+	p.alice.acked = func() {
+		select {
+		case <-p.unanswered:
+		default: // of what came before
+		}
+	}
 	p.wg.Go(p.echo)
 	p.wg.Go(p.write)
 	p.wg.Go(p.read)
@@ -339,7 +367,13 @@ func (p *pair) echo() {
 
 func (p *pair) write() {
 	for n := uint64(0); !p.stop.Load(); n++ {
-		p.window <- struct{}{}
+		for _, c := range []chan struct{}{p.window, p.unanswered} {
+			select {
+			case c <- struct{}{}:
+			case <-p.stopped:
+				return
+			}
+		}
 		b := binary.BigEndian.AppendUint64(nil, n)
 		p.alice.send(1, p.toBob, route.To("back"), binary.BigEndian.AppendUint64(b, uint64(time.Now().UnixNano())))
 	}
@@ -366,7 +400,7 @@ func (p *pair) read() {
 			p.times = append(p.times, time.Since(time.Unix(0, int64(binary.BigEndian.Uint64(f.Payload[8:])))))
 			p.mu.Unlock()
 			p.answered.Add(1)
-			<-p.window
+			<-p.window // its own place, taken when it was sent
 		}
 	}
 }
@@ -413,15 +447,8 @@ func (p *pair) end() {
 	p.stop.Store(true)
 	_ = p.alice.Close()
 	_ = p.bob.Close()
-	done := make(chan struct{})
-	go func() { p.wg.Wait(); close(done) }()
-	for {
-		select {
-		case <-p.window:
-		case <-done:
-			return
-		}
-	}
+	close(p.stopped)
+	p.wg.Wait()
 }
 
 func (a *arena) eventually(what string, f func() bool) {

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,6 +76,95 @@ func TestHostileDevice(t *testing.T) {
 	if n := a.metric(`sealmq_topic_events_total{event="hook-panicked"}`); n != 0 {
 		t.Errorf("%v panics in the hook", n)
 	}
+}
+
+// TestHostileDeviceAndStore runs the attacks on queues against hubs that keep them on
+// disk, too: the bystanders notice nothing, and what was acknowledged of the attacker's
+// own is there after a kill.
+func TestHostileDeviceAndStore(t *testing.T) {
+	for _, durability := range []string{"interval", "always"} {
+		t.Run(durability, func(t *testing.T) {
+			a := newArena(t, "--data", filepath.Join(t.TempDir(), "data"), "--durability", durability)
+			p := newPair(a)
+			quiet := func() figures { return p.during(func() { p.rounds(200) }) }
+			quiet()
+			before := quiet()
+			acked := 0
+			during := p.during(func() {
+				falseAcks(a)
+				windowIgnored(a)
+				acked = falseAcksOfABacklog(a)
+				p.rounds(200)
+			})
+			undisturbed(t, before, during)
+			p.end()
+			_ = a.hub.Signal(syscall.SIGKILL)
+			<-a.hub.Exited()
+			a.start()
+			carol := a.join("carol", "-b")
+			for n := 0; n < acked; {
+				all, err := carol.frames()
+				if err != nil {
+					t.Fatalf("%d of %d acknowledged frames came: %v", n, acked, err)
+				}
+				for _, f := range all {
+					if got := binary.BigEndian.Uint32(f.Payload); got != uint32(n) {
+						t.Fatalf("carol got %d, not %d", got, n)
+					}
+					n++
+				}
+			}
+		})
+	}
+}
+
+// falseAcksOfABacklog has a device acknowledge everything but what it was sent, while
+// another ignores its window. It returns how many frames the hub has acknowledged.
+func falseAcksOfABacklog(a *arena) (acked int) {
+	carol := a.join("carol", "-b")
+	mallory := a.join("mallory", "-b")
+	fwd, _ := carol.register("forwarding_service", "register")
+	mallory.send(1, route.To(fwd), route.To("x"), []byte("first"))
+	carol.send(1, carol.frame().Return, route.To("me"), []byte("carol's address"))
+	toCarol := mallory.frame().Return
+	mallory.Timeout = time.Minute
+	before := mallory.next // identifiers up to it
+	acks := make(chan struct{}, 3000)
+	go func() {
+		defer close(acks)
+		for {
+			p, err := mallory.ReadPacket()
+			if err != nil {
+				return
+			}
+			if p.Type() == rawmqtt.PUBACK && p.ID > before {
+				acks <- struct{}{}
+			}
+		}
+	}()
+	bad := a.metric(`sealmq_topic_events_total{event="bad-ack"}`)
+	for n := range uint32(3000) { // a queue takes 256 of them, the window 128
+		if !mallory.send(1, toCarol, route.To("x"), append(binary.BigEndian.AppendUint32(nil, n), make([]byte, 64<<10)...)) {
+			break
+		}
+		// The hub's own identifiers are in the upper half.
+		write(carol, rawmqtt.Ack(rawmqtt.PUBACK, uint16(n+1)))
+		if n < 20 { // the window is kept at first
+			<-acks
+			acked++
+		}
+	}
+	for range acks {
+		acked++
+	}
+	if acked >= 3000 {
+		a.t.Errorf("%d frames were acknowledged", acked)
+	}
+	if a.metric(`sealmq_topic_events_total{event="bad-ack"}`) == bad {
+		a.t.Error("no false acknowledgement was counted")
+	}
+	_ = carol.Close()
+	return acked
 }
 
 var attacks = []attack{
@@ -441,6 +532,8 @@ func halfPackets(a *arena) {
 // windowIgnored sends stored frames for a device that does not read, and does not
 // wait for acknowledgements.
 func windowIgnored(a *arena) {
+	const ended = `sealmq_connections_ended_total{reason="window-exceeded"}`
+	before := a.metric(ended)
 	deaf := a.join("carol", "")
 	fwd, _ := deaf.register("forwarding_service", "register")
 	d := a.join("mallory", "-wi")
@@ -453,6 +546,9 @@ func windowIgnored(a *arena) {
 	d.Timeout = 5 * time.Second
 	if !closed(d.Client) {
 		a.t.Error("a publisher that ignores its window stays connected")
+	}
+	if a.metric(ended) == before {
+		a.t.Error("its end is not counted")
 	}
 }
 
