@@ -26,6 +26,10 @@ const (
 	// ended; startup is how long a process may take to be ready.
 	patience = 90 * time.Second
 	startup  = 60 * time.Second
+	// queue is how many frames the hub keeps for a receiver, and enough how many messages
+	// of a sender fill that for certain.
+	queue  = 64
+	enough = 1000
 )
 
 // settings are what makes a run.
@@ -215,19 +219,21 @@ func (c *child) end(sig syscall.Signal) {
 type hub struct {
 	t       *testing.T
 	addr    string
+	pages   string // host:port of the status pages
 	args    []string
 	env     []string // set: the test binary plays the hub
 	process *peer.Process
 }
 
 func newHub(t *testing.T, set *settings) *hub {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &hub{t: t, addr: ln.Addr().String()}
-	if err := ln.Close(); err != nil {
-		t.Fatal(err)
+	h := &hub{t: t}
+	for _, addr := range []*string{&h.addr, &h.pages} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = ln.Close() }() // both are held until both are known
+		*addr = ln.Addr().String()
 	}
 	if set.plain {
 		text, err := json.Marshal(role{Name: "hub", Kind: "plain-hub", Hub: h.addr})
@@ -239,10 +245,10 @@ func newHub(t *testing.T, set *settings) *hub {
 	}
 	// Queues so small that they are full whenever a receiver is not there.
 	config := filepath.Join(t.TempDir(), "hub.yaml")
-	if err := os.WriteFile(config, []byte("limits:\n  outbox_frames: 64\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "limits:\n  outbox_frames: %d\n", queue), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h.args = []string{"hub", "--config", config, "--mqtt", h.addr, "--data", filepath.Join(t.TempDir(), "data"), "--durability", set.sync}
+	h.args = []string{"hub", "--config", config, "--mqtt", h.addr, "--http", h.pages, "--data", filepath.Join(t.TempDir(), "data"), "--durability", set.sync}
 	return h
 }
 
@@ -291,12 +297,14 @@ type chaos struct {
 	hub      *hub
 	children []*child
 	count    map[string]int
+	books    books
 }
 
 func (c *chaos) run(ctx context.Context) {
 	for _, d := range c.children {
 		d.proxy.setMangle(true)
 	}
+	c.fill(ctx)
 	for ctx.Err() == nil {
 		f := c.plan.next()
 		k, d := &kinds[f.kind], c.children[f.child]
@@ -313,7 +321,27 @@ func (c *chaos) run(ctx context.Context) {
 	}
 }
 
+// fill stops a receiver until its queue at the hub is full, which the faults that follow
+// may or may not bring about again. Plain sessions have no queue that withholds.
+func (c *chaos) fill(ctx context.Context) {
+	if c.hub.env != nil {
+		return
+	}
+	d := c.children[0]
+	_ = d.process.Signal(syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for c.hub.withheld() == 0 && ctx.Err() == nil {
+		pause(ctx, 10*time.Millisecond)
+	}
+	_ = d.process.Signal(syscall.SIGCONT)
+	c.count[d.role.part()+" stopped until its queue was full"]++
+}
+
 func (c *chaos) restartHub(ctx context.Context, sig syscall.Signal, lasts time.Duration) {
+	if n, err := c.hub.counters(); err == nil {
+		c.books.note(n)
+	}
 	c.hub.end(sig)
 	pause(ctx, lasts)
 	c.hub.start()
@@ -372,7 +400,8 @@ func chaosRun(t *testing.T, set settings) verdict {
 	t.Logf("%v: SEALMQ_CHAOS_SEED=%d repeats it", &set, set.seed)
 	h := newHub(t, &set)
 	h.start()
-	c := &chaos{plan: newSchedule(set.seed, senders+receivers, set.every), hub: h, count: make(map[string]int)}
+	c := &chaos{plan: newSchedule(set.seed, senders+receivers, set.every), hub: h, count: make(map[string]int),
+		books: books{dropped: make(map[string]float64)}}
 	as := func(kind string) string {
 		if set.plain {
 			return plainPrefix + kind
@@ -437,6 +466,9 @@ func chaosRun(t *testing.T, set settings) verdict {
 		}
 		d.proxy.mu.Unlock()
 		d.end(syscall.SIGTERM)
+	}
+	if !set.plain {
+		c.books.close(t, h, set.n*uint64(set.streams) >= enough)
 	}
 	var v verdict
 	for i, d := range takers {

@@ -2,7 +2,8 @@
 // messages while it kills hubs and devices, cuts and stalls connections, and
 // repeats and reorders MQTT packets. Afterwards every message must have arrived,
 // once, in order, unaltered. Each sender has several streams: messages of one outbox
-// to one address, each kept in order.
+// to one address, each kept in order. The hub's own counters must add up when all is
+// quiet, and must have seen full queues.
 //
 // The faults follow from a seed, which each run prints; SEALMQ_CHAOS_SEED repeats
 // them (the machine's timing is its own). SEALMQ_CHAOS_N is the number of messages
