@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,8 @@ type healSim struct {
 	hub    *bridge.Bridge // nil: down
 	key    byte
 	count  map[string]int
+
+	logger *slog.Logger // alice's; nil: none
 
 	run    [2]*process // nil: not running
 	lives  [2]int
@@ -442,7 +445,7 @@ func (s *healSim) start(who int) {
 	w := &simWay{s: s, who: who, rng: rand.New(rand.NewPCG(s.seed, uint64(10*s.lives[who]+who)))}
 	cfg := Config{Identity: s.names[who], KeepTrying: true}
 	if who == alice {
-		cfg.OutboxDir = s.dir
+		cfg.OutboxDir, cfg.Logger = s.dir, s.logger
 		cfg.OnEvent = func(e Event) {
 			s.logf("alice: %v %v", e.Kind, e.Err)
 			switch e.Kind {
@@ -912,6 +915,95 @@ func TestPeerLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// attempts is a slog.Handler that notes when a channel broke, and when each attempt to
+// make it again failed.
+type attempts struct {
+	slog.Handler
+	mu            sync.Mutex
+	broke, failed []time.Time
+}
+
+func (a *attempts) Enabled(context.Context, slog.Level) bool { return true }
+func (a *attempts) WithAttrs([]slog.Attr) slog.Handler       { return a }
+
+func (a *attempts) Handle(_ context.Context, r slog.Record) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch r.Message {
+	case "channel broke; making it again":
+		a.broke = append(a.broke, r.Time)
+	case "channel not yet made again":
+		a.failed = append(a.failed, r.Time)
+	}
+	return nil
+}
+
+// next returns when the channel broke last, and what has failed since.
+func (a *attempts) next() (broke time.Time, failed []time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	broke, failed = a.broke[len(a.broke)-1], a.failed
+	a.broke, a.failed = nil, nil
+	return broke, failed
+}
+
+// TestPausesBetweenAttempts: a channel that cannot be made again is tried after pauses of
+// 250 ms, then of twice as much each time, up to 10 s, all of them varied by half; and of
+// 250 ms again the next time that it breaks.
+func TestPausesBetweenAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const attempt = 100 * time.Millisecond // how long one takes, at most
+		log := new(attempts)
+		s := newHealSim(t, 2)
+		s.faults, s.stream, s.dials, s.asked, s.dir, s.logger = false, false, true, nil, "", slog.New(log)
+		defer s.close()
+		s.startHub(nil)
+		s.start(bob)
+		f := <-s.forwarder
+		s.to = route.To(f.Address())
+		s.start(alice)
+		s.post()
+		s.until(time.Second, "before")
+		for _, lasts := range []time.Duration{15 * time.Minute, time.Minute} {
+			s.restart(4, 0) // the hub's addresses change: nobody is at bob's
+			s.post()
+			time.Sleep(lasts)
+			s.key -= 2
+			s.restart(4, 0) // and change back
+			s.until(time.Minute, "at the old address")
+			last, failed := log.next()
+			if least := int(lasts / (15*time.Second + attempt)); len(failed) < max(least, 5) {
+				t.Fatalf("%d attempts in %v", len(failed), lasts)
+			}
+			var sum, low, high time.Duration
+			n := time.Duration(0)
+			for i, at := range failed {
+				mean := min(firstRedial<<min(i, 10), longRedial)
+				pause := at.Sub(last)
+				last = at
+				if pause < mean/2 || pause > mean+mean/2+attempt {
+					t.Errorf("pause %d is %v, of %v on average", i, pause, mean)
+				}
+				if mean == longRedial {
+					sum, n = sum+pause, n+1
+					high = max(high, pause)
+					if low == 0 || pause < low {
+						low = pause
+					}
+				}
+			}
+			t.Logf("%d attempts; the long pauses were %v to %v", len(failed), low, high)
+			if n < 50 {
+				continue
+			}
+			// Uniform between half and half as much again, so that devices don't come at once.
+			if mean := sum / n; mean < 17*longRedial/20 || mean > 23*longRedial/20 || low > 3*longRedial/4 || high < 5*longRedial/4 {
+				t.Errorf("pauses are %v to %v, %v on average", low, high, mean)
+			}
+		}
+	})
 }
 
 // TestMessageThatKills: a message that ends each connection on which it is sent is given
