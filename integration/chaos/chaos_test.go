@@ -328,12 +328,19 @@ func (c *chaos) fill(ctx context.Context) {
 		return
 	}
 	d := c.children[0]
-	_ = d.process.Signal(syscall.SIGSTOP)
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, startup)
 	defer cancel()
-	for c.hub.withheld() == 0 && ctx.Err() == nil {
-		pause(ctx, 10*time.Millisecond)
+	until := func(f func() bool) {
+		for !f() && ctx.Err() == nil {
+			pause(ctx, 10*time.Millisecond)
+		}
 	}
+	until(func() bool { // what is stopped before it has a channel gets nothing
+		info, err := os.Stat(d.taken())
+		return err == nil && info.Size() > 0
+	})
+	_ = d.process.Signal(syscall.SIGSTOP)
+	until(func() bool { return c.hub.withheld() > 0 })
 	_ = d.process.Signal(syscall.SIGCONT)
 	c.count[d.role.part()+" stopped until its queue was full"]++
 }
