@@ -21,6 +21,7 @@ import (
 // TestSlowLoris: whoever sends too slowly is cut, whoever waits between frames is
 // not.
 func TestSlowLoris(t *testing.T) {
+	const preamble, first, whole = 7 * time.Second, 3 * time.Minute, 20 * time.Second
 	frame := framed(route.AppendFrame(nil, &route.Frame{Onward: route.To("echo"), Return: route.To("r"), Payload: make([]byte, 1000)}))
 	for _, tt := range []struct {
 		name   string
@@ -29,17 +30,17 @@ func TestSlowLoris(t *testing.T) {
 		after  time.Duration // from the end of act
 		reason Event
 	}{
-		{"no preamble", nil, func(*peer) {}, DefaultPreambleTimeout, PreambleTimeout},
-		{"no frame", nil, func(p *peer) { p.write([]byte{1}) }, DefaultFirstFrame, FirstFrame},
-		{"part of the first frame with the preamble", nil, func(p *peer) { p.write(append([]byte{1}, frame[:7]...)) }, DefaultFrameTimeout, FrameTimeout},
-		{"part of a head", nil, func(p *peer) { p.write([]byte{1}); p.write(frame[:2]) }, DefaultFrameTimeout, FrameTimeout},
+		{"no preamble", nil, func(*peer) {}, preamble, PreambleTimeout},
+		{"no frame", nil, func(p *peer) { p.write([]byte{1}) }, first, FirstFrame},
+		{"part of the first frame with the preamble", nil, func(p *peer) { p.write(append([]byte{1}, frame[:7]...)) }, whole, FrameTimeout},
+		{"part of a head", nil, func(p *peer) { p.write([]byte{1}); p.write(frame[:2]) }, whole, FrameTimeout},
 		{"a byte a second", nil, func(p *peer) {
 			p.write(append([]byte{1}, frame...))
 			begin := time.Now()
 			p.SetWriteDeadline(time.Time{})
 			for _, b := range frame {
 				if _, err := p.Write([]byte{b}); err != nil {
-					if d := time.Since(begin); d < DefaultFrameTimeout || d > DefaultFrameTimeout+2*time.Second {
+					if d := time.Since(begin); d < whole || d > whole+2*time.Second {
 						t.Errorf("cut after %v", d)
 					}
 					return
@@ -50,7 +51,7 @@ func TestSlowLoris(t *testing.T) {
 		}, 0, FrameTimeout},
 		{"part of a frame with the end of another", nil, func(p *peer) {
 			p.write(append(append([]byte{1}, frame...), frame[:9]...))
-		}, DefaultFrameTimeout, FrameTimeout},
+		}, whole, FrameTimeout},
 		{"idle", func(c *Config) { c.IdleTimeout = time.Hour }, func(p *peer) {
 			p.write(append([]byte{1}, frame...))
 			for range 3 {
@@ -65,11 +66,16 @@ func TestSlowLoris(t *testing.T) {
 		{"inside an oversized frame", nil, func(p *peer) {
 			p.write(append([]byte{1}, frame...))
 			p.write(append(route.AppendFrameHeader(nil, 1<<20), make([]byte, 10)...))
-		}, DefaultFrameTimeout, FrameTimeout},
+		}, whole, FrameTimeout},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHub(t, options{pipes: true, server: tt.setup})
+				h := newHub(t, options{pipes: true, server: func(c *Config) {
+					c.PreambleTimeout, c.FirstFrame, c.FrameTimeout = preamble, first, whole
+					if tt.setup != nil {
+						tt.setup(c)
+					}
+				}})
 				p := h.raw()
 				p.t = t
 				read := make(chan time.Time, 1)
@@ -161,6 +167,9 @@ func TestNeverReads(t *testing.T) {
 			t.Errorf("queued %d (%d bytes), waiting %d", c.Queued, c.QueuedBytes, c.Waiting)
 		}
 		equal(t, "dropped at once", h.dropped(bridge.DropFull), 0)
+		if n := h.s.Buffered(); n < 48<<10 || n > 64<<10 {
+			t.Errorf("%d bytes of output", n)
+		}
 		// Others are undisturbed meanwhile.
 		third := connect()
 		third.send(route.To(toOther, "w"), nil, []byte("hello"))
@@ -175,7 +184,10 @@ func TestNeverReads(t *testing.T) {
 		if dropped < frames-40 || dropped > frames-outbox || took < 5*time.Second || took > 20*time.Second {
 			t.Errorf("%d of %d frames dropped within %v", dropped, frames, took)
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(4 * time.Minute)
+		synctest.Wait()
+		equal(t, "stalled after four minutes", h.counts.Count(Stalled), 0)
+		time.Sleep(7 * time.Minute)
 		synctest.Wait()
 		equal(t, "stalled", h.counts.Count(Stalled), 1)
 		equal(t, "connections", h.s.Conns(), 3)

@@ -223,7 +223,9 @@ func (s *sought) OnPublished(_ *mqtt.Client, pk packets.Packet) {
 // for them.
 func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 	var found sought
-	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) { f.Subscriptions = 10 }, &found)
+	b := start(t, func(_ *Config, f *FixesConfig, _ *mqtt.Options) {
+		f.Subscriptions, f.TopicBytes, f.TopicLevels = 10, 100, 5
+	}, &found)
 	c := b.login(t, false, rawmqtt.Options{ID: "c"})
 	for _, f := range []string{strings.Repeat("/", 65_000), strings.Repeat("x", 2000), "$share/g/" + strings.Repeat("+/", 40)} {
 		if p, err := c.Sub(1, 1, f); err != nil || p.Code() != 0x80 {
@@ -242,6 +244,14 @@ func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 	if p, err := c.Sub(1, 0, "f3"); err != nil || p.Code() != 0 {
 		t.Errorf("one that is held already: %v %v", p, err)
 	}
+	for _, limit := range []string{strings.Repeat("x", 100), "1/2/3/4/5"} {
+		if p, err := c.Sub(1, 1, limit); err != nil || p.Code() != 0x80 { // there are ten
+			t.Errorf("filter: %v %v", p, err)
+		}
+		if p, err := c.Sub(1, 1, limit+"/x"); err != nil || p.Code() != 0x80 {
+			t.Errorf("filter: %v %v", p, err)
+		}
+	}
 	send(t, c, rawmqtt.Publish(false, 2, "fine", 1, []byte("x")))
 	send(t, c, rawmqtt.Publish(false, 1, strings.Repeat("/", 65_000), 0, []byte("x")))
 	expect(t, c, rawmqtt.PUBACK)
@@ -256,7 +266,7 @@ func TestLimitsOfTopicsAndSubscriptions(t *testing.T) {
 		t.Errorf("%d topics were looked up", len(found.topics))
 	}
 	found.mu.Unlock()
-	for e, want := range map[Event]uint64{FilterRefused: 3, SubscriptionsFull: 2, TopicRefused: 2} {
+	for e, want := range map[Event]uint64{FilterRefused: 3 + 2, SubscriptionsFull: 2 + 2, TopicRefused: 2} {
 		if got := b.c.Count(e); got != want {
 			t.Errorf("%v: %d, want %d", e, got, want)
 		}

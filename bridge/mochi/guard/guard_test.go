@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -566,21 +567,71 @@ func TestNotifyDrained(t *testing.T) {
 
 // TestStalledPeerIsCut: a peer that takes no byte for too long is closed.
 func TestStalledPeerIsCut(t *testing.T) {
-	client, server := net.Pipe()
-	defer client.Close()
-	counters := new(Counters)
-	c, err := Wrap(server, Config{StallTimeout: 20 * time.Millisecond, Counters: counters})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Write(make([]byte, 1000)); err != nil {
-		t.Fatal(err)
-	}
-	<-c.Gone()
-	if !errors.Is(c.Cause(), ErrStalled) || counters.Count(WriteStalled) != 1 {
-		t.Errorf("cause %v, counted %d", c.Cause(), counters.Count(WriteStalled))
-	}
-	if _, err := c.Write([]byte{1}); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("write after that: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		counters := new(Counters)
+		const stall = 7 * time.Second
+		c, err := Wrap(server, Config{StallTimeout: stall, Counters: counters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if _, err := c.Write(make([]byte, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		<-c.Gone()
+		if d := time.Since(begin); d < stall || d > 2*stall {
+			t.Errorf("cut after %v", d)
+		}
+		if !errors.Is(c.Cause(), ErrStalled) || counters.Count(WriteStalled) != 1 {
+			t.Errorf("cause %v, counted %d", c.Cause(), counters.Count(WriteStalled))
+		}
+		if _, err := c.Write([]byte{1}); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write after that: %v", err)
+		}
+	})
+}
+
+// TestOutputOfOneConnectionIsBounded: what goes past the buffer ends the connection, and
+// what is in it has some time to leave then.
+func TestOutputOfOneConnectionIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		counters := new(Counters)
+		const most, linger = 100 << 10, 3 * time.Second
+		c, err := Wrap(server, Config{Buffer: most, Linger: linger, Counters: counters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 0; n+10<<10 <= most; n += 10 << 10 {
+			if _, err := c.Write(make([]byte, 10<<10)); err != nil {
+				t.Fatalf("after %d bytes: %v", n, err)
+			}
+		}
+		if _, err := c.Write(make([]byte, 20<<10)); err == nil {
+			t.Error("the buffer takes more than it may")
+		}
+		if n := counters.Count(SlowConsumer); n != 1 {
+			t.Errorf("counted %d times", n)
+		}
+		<-c.Gone()
+
+		client, server = net.Pipe()
+		defer client.Close()
+		c, err = Wrap(server, Config{Linger: linger, Counters: counters})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(make([]byte, 10<<10)); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		_ = c.Close()
+		<-c.Gone()
+		if d := time.Since(begin); d != linger {
+			t.Errorf("gone after %v", d)
+		}
+	})
 }
