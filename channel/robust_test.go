@@ -641,6 +641,56 @@ func TestManySources(t *testing.T) {
 	})
 }
 
+// TestOneSource: its handshakes are bounded, at once and over time, and each ends when its
+// time is over, on both sides.
+func TestOneSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newTestNet()
+		_, b := listen(t, n, func(c *Config) {
+			c.Limits = Limits{HalfOpenPerSource: 3, Burst: 5, Rate: 0.001, Handshake: 7 * time.Second}
+		})
+		first := func(source string) {
+			e, err := newEphemeral()
+			if err != nil {
+				t.Fatal(err)
+			}
+			pub := e.Public()
+			n.inject(packet{to: "bob", frame: route.Frame{
+				Onward: route.To("listener"), Return: route.To(source, "dr"), Payload: pub[:],
+			}})
+			synctest.Wait()
+		}
+		halfOpen := func(what string, want int) {
+			t.Helper()
+			synctest.Wait()
+			if s := b.ep.Stats(); s.HalfOpen != want {
+				t.Errorf("%s: %d half-open, want %d", what, s.HalfOpen, want)
+			}
+		}
+		for range 4 {
+			first("one")
+		}
+		halfOpen("four of one source", 3)
+		first("another")
+		halfOpen("one of another", 4)
+		time.Sleep(7*time.Second - time.Millisecond)
+		halfOpen("before their time is over", 4)
+		time.Sleep(time.Millisecond)
+		halfOpen("when it is", 0)
+		for range 3 {
+			first("one")
+		}
+		halfOpen("of the last of five", 1)
+
+		begin := time.Now()
+		c := n.party(t, "carol", func(c *Config) { c.Limits.Handshake = 9 * time.Second })
+		_, err := c.ep.Dial(t.Context(), route.To("nobody", "listener"), TrustEveryone, DialOptions{})
+		if d := time.Since(begin); !errors.Is(err, ErrTimeout) || d != 9*time.Second {
+			t.Errorf("%v after %v", err, d)
+		}
+	})
+}
+
 // TestIdleChannelGivesWay: with all places taken, or all of one source, a long idle
 // channel makes room for a new peer, and a busy one does not.
 func TestIdleChannelGivesWay(t *testing.T) {
