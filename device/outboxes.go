@@ -206,8 +206,9 @@ func (c *Channel) wanted() bool {
 }
 
 // Post adds a message and returns when it is in the outbox: with Config.OutboxDir on
-// disk, so that it is delivered whatever happens to this process. It waits for room
-// until ctx ends; then nothing is delivered. payload may be used again afterwards.
+// disk, so that it is delivered whatever happens to this process. It waits for room,
+// and for a disk that refuses writes, which the error names, until ctx ends; then
+// nothing is delivered. payload may be used again afterwards.
 //
 // Errors: ErrTooLarge, ErrOutboxBehind, ErrTimeout or that of ctx, what stopped the
 // node.

@@ -54,8 +54,8 @@ const (
 // flagVoid in recordAdd marks a message that was withdrawn.
 const flagVoid = 1
 
-// outboxSegment is the length of a file of the store, in bytes.
-const outboxSegment = 8 << 20
+// outboxSegment is the length of a file of the store, in bytes. Tests shorten it.
+var outboxSegment int64 = 8 << 20
 
 // outboxStore keeps outboxes in a segment log. What is live in it is in memory too.
 type outboxStore struct {
