@@ -284,6 +284,7 @@ func TestWhoMayConnect(t *testing.T) {
 
 // TestStolenBackup: a key that was rotated away opens nothing, whoever has it.
 func TestStolenBackup(t *testing.T) {
+	t.Parallel()
 	h := startHub(t, broker.Config{})
 	v, err := identity.OpenVault(filepath.Join(t.TempDir(), "vault"))
 	if err != nil {
@@ -318,6 +319,7 @@ func TestStolenBackup(t *testing.T) {
 // TestClockOff: the identity's clock makes proofs that are too old, and the device
 // says what the matter is as far as it can see.
 func TestClockOff(t *testing.T) {
+	t.Parallel()
 	h := startHub(t, broker.Config{})
 	slow := newIdentity(t, identity.WithClock(func() time.Time { return time.Now().Add(-time.Hour) }))
 	if _, err := tryConnect(t, h.MQTTURL(), device.Config{Identity: slow}); !errors.Is(err, device.ErrBadProof) {
