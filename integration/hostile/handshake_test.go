@@ -99,21 +99,26 @@ func TestHandshakeBytes(t *testing.T) {
 	}
 	alice.end.set(nil)
 	works(t, alice, bob)
-	part(t, "bob", append(sent, "all is well"), bob.received(sure), true)
+	part(t, "bob", append(sent, "all is well"), bob.received(sure), true, len(sent)+1)
 }
 
-// TestReplayedConversation plays a whole conversation again, to those who had it
-// and to them after a restart.
+// TestReplayedConversation plays a whole conversation, with messages both ways, again: to
+// those who had it, and to them after a restart.
 func TestReplayedConversation(t *testing.T) {
 	t.Parallel()
 	alice, bob := pair(t)
 	ch := alice.dial(bob)
-	sent := texts("alice", 40)
-	for _, m := range sent {
+	acc := bob.accepted(t)
+	sent, answers := texts("alice", 40), texts("bob", 40)
+	for i, m := range sent {
 		if err := ch.Deliver(within(t), sure, []byte(m)); err != nil {
 			t.Fatal(err)
 		}
+		if err := acc.Send(within(t), plain, []byte(answers[i])); err != nil {
+			t.Fatal(err)
+		}
 	}
+	alice.awaits(t, plain, len(answers))
 	if err := ch.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +136,8 @@ func TestReplayedConversation(t *testing.T) {
 		works(t, alice, bob)
 	}
 	replay(bob, alice)
-	part(t, "bob", append(sent, "all is well"), bob.received(sure), true)
+	part(t, "bob", append(sent, "all is well"), bob.received(sure), true, len(sent)+1)
+	part(t, "alice", answers, alice.received(plain), true, len(answers))
 	accepted := bob.node.Stats().Channels.Accepted
 	if accepted != 2 {
 		t.Errorf("bob has accepted %d channels, want 2", accepted)
@@ -142,6 +148,9 @@ func TestReplayedConversation(t *testing.T) {
 	replay(bobAgain, again)
 	if got := bobAgain.received(sure); len(got) != 1 {
 		t.Errorf("after the restart bob accepted %d messages, want 1", len(got))
+	}
+	if got := again.received(plain); len(got) != 0 {
+		t.Errorf("after the restart alice accepted %d messages", len(got))
 	}
 	if n := bobAgain.node.Stats().Channels.Accepted; n != 1 {
 		t.Errorf("after the restart bob has accepted %d channels, want 1", n)

@@ -5,8 +5,12 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,63 +21,106 @@ import (
 	"github.com/sealmq/sealmq/route"
 )
 
-// TestSwappedChannels gives the frames of one channel to another of the same
-// responder: of the same initiator, and of another one.
+// swapper gives the payloads of some frames towards an endpoint to another channel as
+// well, and those of the other to the first where both end at the same endpoint. The
+// genuine frames pass.
+type swapper struct {
+	mu    sync.Mutex
+	last  *passage
+	swaps int
+}
+
+func (s *swapper) attack(p *passage) [][]byte {
+	if p.way == up || p.n%3 == 0 {
+		return asIs(p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.last
+	if q == nil || q.at == p.at && q.Onward[0] == p.Onward[0] {
+		s.last = p
+		return asIs(p)
+	}
+	s.last = nil
+	s.swaps++
+	out := [][]byte{p.with(q.Payload)}
+	if q.at == p.at {
+		out = append(out, q.with(p.Payload))
+	}
+	return append(out, p.body)
+}
+
+func (s *swapper) check(t *testing.T, what string) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.swaps < 10 {
+		t.Errorf("%s: only %d swaps", what, s.swaps)
+	}
+}
+
+// TestSwappedChannels gives the frames of one channel to another: to the responder those
+// of two channels of the same initiator, and of another one; to the initiators those of
+// each other, and of two channels of one. What was sealed for one opens in no other.
 func TestSwappedChannels(t *testing.T) {
 	t.Parallel()
+	const messages = 100
 	alice, carol := join(t, device.Config{}), join(t, device.Config{})
 	bob := join(t, device.Config{}).listen(channel.Or(alice.trust(), carol.trust()))
-	chans := map[string]*device.Channel{"one": alice.dial(bob), "two": alice.dial(bob), "carol": carol.dial(bob)}
-	var last *passage
-	swaps := 0
-	bob.end.set(func(p *passage) [][]byte {
-		if p.way == up || p.n%3 == 0 {
-			return asIs(p)
-		}
-		if last == nil || last.Onward[0] == p.Onward[0] {
-			last = p
-			return asIs(p)
-		}
-		q := last
-		last = nil
-		swaps++
-		return [][]byte{p.with(q.Payload), q.with(p.Payload), p.body}
-	})
-	for i := range 100 {
-		for name, ch := range chans {
-			if err := ch.Send(within(t), plain, []byte(text(name, i))); err != nil {
-				t.Fatal(err)
+	owners := map[string]*person{"one": alice, "two": alice, "carol": carol}
+	chans := make(map[string]*device.Channel)
+	accepted := make(map[string]*device.Accepted)
+	for name, p := range owners {
+		chans[name] = p.dial(bob)
+		for _, a := range bob.node.Accepted() {
+			if !slices.ContainsFunc(slices.Collect(maps.Values(accepted)), func(b *device.Accepted) bool { return a.Address() == b.Address() }) {
+				accepted[name] = a
 			}
 		}
 	}
-	if err := errors.Join(alice.node.Flush(within(t)), carol.node.Flush(within(t))); err != nil {
-		t.Fatal(err)
-	}
-	bob.end.await("300 messages", func([2][]route.Frame, [2][]route.Frame) bool { return bob.end.count[down] >= 300 })
-	bob.end.set(nil)
-	for _, ch := range chans {
-		if err := ch.Deliver(within(t), sure, []byte(ch.Address())); err != nil {
-			t.Fatal(err)
+	var atBob, atInitiators swapper
+	bob.end.set(atBob.attack)
+	alice.end.set(atInitiators.attack)
+	carol.end.set(atInitiators.attack)
+	for i := range messages {
+		for name := range chans {
+			must(t, chans[name].Send(within(t), plain, []byte(text(name, i))))
+			must(t, accepted[name].Send(within(t), plain, []byte(text("to "+name, i))))
 		}
 	}
-	got := bob.received(plain)
-	for name, owner := range map[string]*person{"one": alice, "two": alice, "carol": carol} {
-		var his []string
-		for _, g := range got {
-			if bytes.HasPrefix([]byte(g), []byte(name+" ")) {
-				his = append(his, g)
-				if bob.from[g] != owner.id.Identifier() {
-					t.Errorf("a message of %s is said to be from %v", name, bob.from[g])
+	must(t, errors.Join(alice.node.Flush(within(t)), bob.node.Flush(within(t)), carol.node.Flush(within(t))))
+	bob.end.await("what is for bob", func([2][]route.Frame, [2][]route.Frame) bool { return bob.end.count[down] >= 3*messages })
+	alice.end.await("what is for alice", func([2][]route.Frame, [2][]route.Frame) bool { return alice.end.count[down] >= 2*messages })
+	carol.end.await("what is for carol", func([2][]route.Frame, [2][]route.Frame) bool { return carol.end.count[down] >= messages })
+	for _, p := range []*person{alice, bob, carol} {
+		p.end.set(nil)
+	}
+	for name, ch := range chans {
+		must(t, ch.Deliver(within(t), sure, []byte(ch.Address())))
+		must(t, accepted[name].Send(within(t), sure, []byte(ch.Address())))
+	}
+	alice.awaits(t, sure, 2)
+	carol.awaits(t, sure, 1)
+	his := func(to *person, prefix string, from *person) (got []string) {
+		for _, g := range to.received(plain) {
+			if strings.HasPrefix(g, prefix+" ") {
+				got = append(got, g)
+				if who := to.from[g]; who != from.id.Identifier() {
+					t.Errorf("a message of %s is said to be from %v", prefix, who)
 				}
 			}
 		}
-		part(t, name, texts(name, 100), his, true)
+		return got
 	}
-	bob.end.mu.Lock()
-	defer bob.end.mu.Unlock()
-	if swaps < 10 {
-		t.Errorf("only %d swaps", swaps)
+	for name, owner := range owners {
+		part(t, name, texts(name, messages), his(bob, name, owner), true, messages)
+		part(t, "to "+name, texts("to "+name, messages), his(owner, "to "+name, bob), true, messages)
 	}
+	if n := len(bob.received(plain)) + len(alice.received(plain)) + len(carol.received(plain)); n != 6*messages {
+		t.Errorf("%d messages were accepted, want %d", n, 6*messages)
+	}
+	atBob.check(t, "at bob's")
+	atInitiators.check(t, "at alice's and carol's")
 }
 
 // TestForgedNotices tells both ends of a conversation that everything they send
@@ -99,7 +146,7 @@ func TestForgedNotices(t *testing.T) {
 		return asIs(p)
 	}
 	c.bob.end.set(lie)
-	c.under(t, c.alice.end, lie, func() { c.bob.end.set(nil) })
+	c.under(t, c.alice.end, lie, func() { c.bob.end.set(nil) }, plainMessages)
 }
 
 // TestForgedRegistrations answers registrations that nobody asked for, as the hub
@@ -294,7 +341,7 @@ func TestLyingPubacks(t *testing.T) {
 	if err := ch.Deliver(within(t), sure, []byte("at last")); err != nil {
 		t.Error(err)
 	}
-	part(t, "bob", sent, bob.received(plain), true)
+	part(t, "bob", sent, bob.received(plain), true, 20)
 	if got := bob.received(plain); len(got) < 20 || got[len(got)-1] != sent[59] {
 		t.Errorf("what was sent on a connection without acknowledgements is lost: %d arrived", len(got))
 	}
@@ -416,8 +463,8 @@ func TestHugeFrames(t *testing.T) {
 			if n := forged() - before; n != want {
 				t.Errorf("%d frames were dropped as forged, want %d", n, want)
 			}
-			part(t, "bob", texts("alice", sent), bob.received(sure)[1:], true)
-			part(t, "alice", texts("bob", spoken), alice.received(plain), true)
+			part(t, "bob", texts("alice", sent), bob.received(sure)[1:], true, sent)
+			part(t, "alice", texts("bob", spoken), alice.received(plain), true, spoken)
 			if err := errors.Join(alice.node.Err(), bob.node.Err()); err != nil {
 				t.Errorf("a device gave up: %v", err)
 			}

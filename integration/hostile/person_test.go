@@ -98,8 +98,13 @@ func joinAt(t *testing.T, e *end, cfg device.Config) *person {
 
 func (p *person) must(err error) {
 	p.t.Helper()
+	must(p.t, err)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
@@ -177,8 +182,8 @@ func texts(who string, n int) []string {
 }
 
 // part checks that got is part of sent, without repeats, and in order if that is
-// promised.
-func part(t *testing.T, what string, sent, got []string, ordered bool) {
+// promised, and has as many as the attack cannot prevent.
+func part(t *testing.T, what string, sent, got []string, ordered bool, least int) {
 	t.Helper()
 	place := make(map[string]int, len(sent))
 	for i, s := range sent {
@@ -197,6 +202,9 @@ func part(t *testing.T, what string, sent, got []string, ordered bool) {
 			t.Errorf("%s: accepted message %d after %d", what, i, last)
 		}
 		seen[i], last = true, max(last, i)
+	}
+	if len(got) < least {
+		t.Errorf("%s: accepted %d messages, want %d at least", what, len(got), least)
 	}
 	t.Logf("%s: %d of %d accepted", what, len(got), len(sent))
 }
@@ -226,8 +234,8 @@ const (
 )
 
 // under runs the whole conversation under an attack, and after it. ended lets go of
-// what the attack holds.
-func (c *conversation) under(t *testing.T, at *end, a attack, ended func()) {
+// what the attack holds. At least so many messages of each Send arrive.
+func (c *conversation) under(t *testing.T, at *end, a attack, ended func(), least int) {
 	t.Helper()
 	toBob, toAlice, delivered := texts("alice", plainMessages), texts("bob", plainMessages), texts("sure", sureMessages)
 	at.set(a)
@@ -281,8 +289,8 @@ func (c *conversation) under(t *testing.T, at *end, a attack, ended func()) {
 			t.Errorf("delivery %d: %v", i, err)
 		}
 	}
-	part(t, "alice to bob", toBob, c.bob.received(plain), true)
-	part(t, "bob to alice", toAlice, c.alice.received(plain), true)
+	part(t, "alice to bob", toBob, c.bob.received(plain), true, least)
+	part(t, "bob to alice", toAlice, c.alice.received(plain), true, min(least, fromBob))
 	got := c.bob.received(sure)
 	slices.Sort(got)
 	slices.Sort(delivered)

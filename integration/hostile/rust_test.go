@@ -102,8 +102,9 @@ type sender interface {
 // fence is sent after an attack.
 const fence = "after the attack"
 
-// exchange has both sides send under an attack at the stock node's end.
-func (s *stock) exchange(t *testing.T, a attack, ended func(), ch sender, stockTo string) {
+// exchange has both sides send under an attack at the stock node's end, where it and
+// ours accept that many messages at least.
+func (s *stock) exchange(t *testing.T, a attack, ended func(), ch sender, stockTo string, least arrivals) {
 	t.Helper()
 	ours, theirs := texts("ours", rustMessages), texts("theirs", rustMessages)
 	s.end.set(a)
@@ -162,8 +163,26 @@ func (s *stock) exchange(t *testing.T, a attack, ended func(), ch sender, stockT
 	for i, m := range ours {
 		digests[i] = rustpeer.Digest([]byte(m))
 	}
-	part(t, "stock", digests, got, false)
-	part(t, "ours", theirs, s.ours.received(plain), true)
+	part(t, "stock", digests, got, false, least.stock)
+	part(t, "ours", theirs, s.ours.received(plain), true, least.ours)
+	if end := digests[len(digests)-1]; least.fence && !slices.Contains(got, end) {
+		t.Error("the stock node does not get what is sent after the attack")
+	}
+}
+
+// arrivals are how many messages of rustMessages an attack lets through, and whether the
+// channel outlives it. Ours does not wait for late ones for ever, so on a busy machine
+// fewer may do.
+type arrivals struct {
+	stock, ours int
+	fence       bool
+}
+
+var leastStock = map[string]arrivals{
+	"drop":                      {100, 100, true},
+	"delay all":                 {110, 100, true}, // what comes while it ends is lost
+	"reorder within the window": {rustMessages, 60, true},
+	"reorder beyond the window": {16, 0, false},
 }
 
 // settled asks the node's plain echo worker through the hub, on the way that the
@@ -237,6 +256,10 @@ func TestStock(t *testing.T) {
 		},
 	}
 	for name, a := range attacks {
+		least, some := leastStock[name]
+		if !some {
+			least = arrivals{rustMessages, rustMessages, true}
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Run("as initiator", func(t *testing.T) {
 				t.Parallel()
@@ -249,7 +272,7 @@ func TestStock(t *testing.T) {
 				s.n.Worker("sink", plain, "ch")
 				acc := s.ours.accepted(t)
 				act, ended := a(s.end)
-				s.exchange(t, act, ended, acc, ch.Encryptor)
+				s.exchange(t, act, ended, acc, ch.Encryptor, least)
 			})
 			t.Run("as responder", func(t *testing.T) {
 				t.Parallel()
@@ -257,11 +280,15 @@ func TestStock(t *testing.T) {
 				ch := s.dialled(t, s.listen(t))
 				act, ended := a(s.end)
 				enc := s.n.WaitChannels("", 1)[0].Encryptor
-				s.exchange(t, act, ended, ch, enc)
+				s.exchange(t, act, ended, ch, enc, least)
 			})
 		})
 	}
 }
+
+// sealedKey is how long the initiator's key is in message 3, which is all that a stock
+// responder tries without consequence.
+const sealedKey = 48
 
 // TestStockHandshakes attacks the handshakes of a stock node.
 func TestStockHandshakes(t *testing.T) {
@@ -269,21 +296,30 @@ func TestStockHandshakes(t *testing.T) {
 		t.Parallel()
 		s := meetStock(t)
 		to := s.listen(t)
+		ahead := 0
 		s.end.set(func(p *passage) [][]byte {
 			if p.way == up || p.n > 1 {
 				return asIs(p)
 			}
+			// Ahead of the genuine one: of message 1 no more than our initiator looks at
+			// answers, of message 3 one for every third byte of the sealed key; what is
+			// behind that is another test's business.
+			step, end := 16, len(p.Payload)
+			if p.n == 1 {
+				step, end = 3, sealedKey
+			}
 			var out [][]byte
-			for i := 0; i < len(p.Payload); i += 16 {
+			for i := 0; i < end; i += step {
 				b := append([]byte(nil), p.Payload...)
 				b[i] ^= 1 << (i % 8)
 				out = append(out, p.with(b))
 			}
-			if p.n == 0 {
-				// Answers to forged first messages must not take the place of the genuine one.
-				return [][]byte{p.body}
+			ahead += len(out)
+			out = append(out, p.body)
+			if p.n == 1 { // and afterwards
+				out = append(out, p.body, out[0])
 			}
-			return append([][]byte{p.body}, out...)
+			return out
 		})
 		ch := s.dialled(t, to)
 		sent := texts("ours", 40)
@@ -310,10 +346,45 @@ func TestStockHandshakes(t *testing.T) {
 		for i, m := range sent {
 			digests[i] = rustpeer.Digest([]byte(m))
 		}
-		part(t, "stock", digests, got, false)
+		part(t, "stock", digests, got, false, len(sent))
+		s.end.mu.Lock()
+		if ahead != 2+sealedKey/3 {
+			t.Errorf("%d forged messages came ahead", ahead)
+		}
+		s.end.mu.Unlock()
 		// And it answers still.
 		if again := s.dialled(t, to); again.Peer().Identifier != s.identifier(t) {
 			t.Error("another peer")
+		}
+	})
+	t.Run("forged payload of message 3", func(t *testing.T) {
+		t.Parallel()
+		s := meetStock(t)
+		to := s.listen(t)
+		s.end.set(func(p *passage) [][]byte {
+			if p.way == up || p.n != 1 {
+				return asIs(p)
+			}
+			b := slices.Clone(p.Payload)
+			b[sealedKey] ^= 1
+			return [][]byte{p.with(b), p.body}
+		})
+		// A stock responder has taken the key of the forged message, and is at a loss with
+		// the genuine one: the channel comes to nothing, and the next one is good.
+		ch := s.dialled(t, to)
+		if err := ch.Send(within(t), plain, []byte("lost")); err != nil {
+			t.Fatal(err)
+		}
+		s.end.await("the message", func([2][]route.Frame, [2][]route.Frame) bool { return s.end.count[down] > 2 })
+		s.end.set(nil)
+		if err := s.dialled(t, to).Send(within(t), plain, []byte(fence)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.n.MustNext(plain); got.SHA256 != rustpeer.Digest([]byte(fence)) {
+			t.Error("the stock node accepted another message")
+		}
+		if n := len(s.n.WaitChannels("", 1)); n != 1 {
+			t.Errorf("the stock node has %d channels", n)
 		}
 	})
 	t.Run("man in the middle", func(t *testing.T) {
@@ -345,11 +416,13 @@ func TestStockHandshakes(t *testing.T) {
 		s := meetStock(t)
 		s.ours.listen(channel.TrustIdentifiers(s.identifier(t)))
 		r := dice()
+		met := make(map[route.Address]bool) // what comes first to an address is message 2
 		for i := range 8 {
 			s.end.set(func(p *passage) [][]byte {
-				if p.way == up || p.n > 0 {
+				if p.way == up || met[p.Onward[0]] {
 					return asIs(p)
 				}
+				met[p.Onward[0]] = true
 				b := slices.Clone(p.Payload)
 				if at := r.IntN(len(b)); i%2 == 0 {
 					b[at] ^= 1 << r.IntN(8)
@@ -442,11 +515,11 @@ func TestStockSwappedChannels(t *testing.T) {
 	for s.n.Pending(plain) > 0 {
 		got = append(got, s.n.MustNext(plain).SHA256)
 	}
-	part(t, "stock", digests, got, false)
+	part(t, "stock", digests, got, false, len(digests))
 	s.end.mu.Lock()
 	defer s.end.mu.Unlock()
-	if swaps < 10 || len(got) < len(digests)/2 {
-		t.Errorf("only %d swaps, %d messages", swaps, len(got))
+	if swaps < 10 {
+		t.Errorf("only %d swaps", swaps)
 	}
 }
 
