@@ -98,7 +98,9 @@ func (e *StoreError) Hint() string {
 		return "restore " + e.Folder + " from a backup, or move it away to start without queues and forwarders"
 	case errors.Is(e.Err, syscall.EROFS):
 		return "make " + e.Folder + " writable, choose another data folder, or set durability to memory"
-	case errors.Is(e.Err, syscall.ENOSPC):
+	case errors.Is(e.Err, syscall.EFBIG):
+		return "let the hub's files be longer (ulimit -f, LimitFSIZE=)"
+	case diskFull(e.Err):
 		return "free some space; a new store needs a few kilobytes to begin with"
 	case errors.Is(e.Err, syscall.EACCES), errors.Is(e.Err, syscall.EPERM):
 		return "the hub's user must own " + e.Folder + " and what is in it"

@@ -141,6 +141,8 @@ func TestStoreHints(t *testing.T) {
 	for err, hint := range map[error]string{
 		&fs.PathError{Op: "open", Path: "x", Err: syscall.EROFS}:   "writable",
 		&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}: "space",
+		&fs.PathError{Op: "write", Path: "x", Err: syscall.EDQUOT}: "space",
+		&fs.PathError{Op: "write", Path: "x", Err: syscall.EFBIG}:  "ulimit -f",
 		&fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}:  "own",
 	} {
 		if e := (&StoreError{Folder: "d/store", Err: fmt.Errorf("store: %w", err)}); !strings.Contains(e.Hint(), hint) {

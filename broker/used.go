@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sealmq/sealmq/identity"
@@ -119,9 +120,20 @@ func openUsed(dir string, now time.Time, logger *slog.Logger) (*usedProofs, erro
 		logger.Warn("the memory of used proofs cannot be read; devices that proved themselves before now do it again", "file", u.path, "err", err)
 	}
 	if err := u.rewrite(); err != nil {
-		return nil, fmt.Errorf("broker: used proofs: %w", err)
+		if !diskFull(err) {
+			return nil, fmt.Errorf("broker: used proofs: %w", err)
+		}
+		// A hub whose queues have filled the disk must come back, to empty them.
+		if gone := u.lose(err); gone != nil {
+			return nil, fmt.Errorf("broker: used proofs: %w", errors.Join(err, gone))
+		}
 	}
 	return u, nil
+}
+
+// diskFull reports whether a write failed because there is no room for it.
+func diskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
 func readUsed(path string) ([]usedEntry, error) {
@@ -219,8 +231,7 @@ func (u *usedProofs) forget(now int64) {
 	}
 }
 
-// write appends to the file. A hub that cannot write goes on, and removes the
-// file: the next one knows that it does not know.
+// write appends to the file. A hub that cannot write goes on.
 func (u *usedProofs) write(e usedEntry) {
 	_, err := u.file.Write(appendUsed(nil, e))
 	if err == nil {
@@ -229,11 +240,22 @@ func (u *usedProofs) write(e usedEntry) {
 		}
 	}
 	if err != nil {
-		u.logger.Error("used proofs cannot be written; devices without TLS may have to connect twice after the next start", "file", u.path, "err", err)
+		_ = u.lose(err)
+	}
+}
+
+// lose has the hub go on without the file, which it removes: the next one knows that it
+// does not know.
+func (u *usedProofs) lose(why error) error {
+	u.logger.Error("used proofs cannot be written; devices without TLS may have to connect twice after the next start", "file", u.path, "err", why)
+	if u.file != nil {
 		_ = u.file.Close()
 		u.file = nil
-		_ = os.Remove(u.path)
 	}
+	if err := os.Remove(u.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // rewrite replaces the file by one of what is remembered now.

@@ -155,9 +155,13 @@ func hintOf(err error) string {
 	return fileHint(err)
 }
 
-// fileHint says what to do about a file that cannot be opened.
+// fileHint says what to do about a file that cannot be opened or written.
 func fileHint(err error) string {
 	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "free some space on that disk"
+	case errors.Is(err, syscall.EFBIG):
+		return "let files be longer (ulimit -f, LimitFSIZE=)"
 	case errors.Is(err, fs.ErrPermission):
 		return "give it to the user who runs this, or choose another path"
 	case errors.Is(err, fs.ErrNotExist):

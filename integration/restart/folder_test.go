@@ -4,15 +4,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	paho "github.com/eclipse/paho.mqtt.golang"
+
 	"github.com/sealmq/sealmq/integration/internal/peer"
+	"github.com/sealmq/sealmq/route"
 )
 
 // A data folder that cannot be written: the hub says which, why and what to do, and has
@@ -31,22 +36,129 @@ func TestDataFolderCannotBeWritten(t *testing.T) {
 	refused(t, h, as, 77, "permission denied", "must own")
 	mode(t, h.data, 0o700, 0o600)
 
-	mount := `mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"`
-	inside := []string{"unshare", "-rm", "sh", "-c", mount}
-	if err := exec.Command("unshare", "-rm", "sh", "-c", mount, h.data, "true").Run(); err != nil {
-		t.Logf("NOT TESTED: a read-only file system: this system gives no name space to mount one in: %v", err)
-	} else {
-		refused(t, h, append(inside, h.data), 73, "read-only", "writable")
-		parent := filepath.Dir(h.data)
-		data := h.data
-		h.data = filepath.Join(parent, "fresh") // cannot even be made
-		refused(t, h, append(inside, parent), 73, "read-only", "writable")
-		h.data = data
-	}
+	data := h.data
+	t.Run("read-only file system", func(t *testing.T) {
+		inside := func(dir string) []string {
+			return []string{"unshare", "-rm", "sh", "-c", `mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"`, dir}
+		}
+		if err := command(inside(h.data), "true").Run(); err == nil {
+			refused(t, h, inside(h.data), 73, "read-only", "writable")
+			parent := filepath.Dir(h.data)
+			h.data = filepath.Join(parent, "fresh") // cannot even be made
+			refused(t, h, inside(parent), 73, "read-only", "writable")
+			return
+		} else if h.data = readOnlyMount(); h.data == "" {
+			peer.Missing(t, "a read-only file system", "let the tests mount one in a name space of their own: "+err.Error())
+		}
+		refused(t, h, nil, 73, "read-only", "writable")
+	})
+	h.data = data
 	if after := contents(t, h.data); after != before {
 		t.Errorf("the folder was changed:\n%s\n%s", before, after)
 	}
 	h.start()
+}
+
+// command is a command that others run.
+func command(as []string, args ...string) *exec.Cmd {
+	args = append(as, args...)
+	return exec.Command(args[0], args[1:]...)
+}
+
+// readOnlyMount is a folder that cannot be made in a read-only file system of this machine,
+// such as /sys in a container; empty where there is none.
+func readOnlyMount() string {
+	mounts, _ := os.ReadFile("/proc/self/mounts") // there are none on other systems
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) < 4 {
+			continue
+		}
+		dir := filepath.Join(f[1], "sealmq-test")
+		if slices.Contains(strings.Split(f[3], ","), "ro") && errors.Is(os.Mkdir(dir, 0o700), syscall.EROFS) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// TestFullDiskAtStart: a hub that finds no room for a store says so, and what to do, and
+// starts once there is. One that has a store starts without any, gives out what is in it,
+// withholds acknowledgements, and goes on as soon as there is room.
+func TestFullDiskAtStart(t *testing.T) {
+	// No file may grow, or none beyond its first bytes: room for the identity, but for
+	// nothing else.
+	limit := func(blocks int) []string {
+		return []string{"sh", "-c", fmt.Sprintf(`ulimit -S -f %d && exec "$@"`, blocks), "sh"}
+	}
+	t.Run("no store", func(t *testing.T) {
+		h := newHub(t)
+		refused(t, h, limit(0), 74, "file too large", "ulimit -f")
+		h.start()
+	})
+	t.Run("no store, no space", func(t *testing.T) {
+		h := newHub(t)
+		if err := os.Mkdir(h.data, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		// The file system has one page, which is taken.
+		inside := []string{"unshare", "-rm", "sh", "-c",
+			`mount -t tmpfs -o size=4k,mode=700 none "$0" && echo >"$0"/full && exec "$@"`, h.data}
+		if err := command(inside, "true").Run(); err != nil {
+			peer.Missing(t, "a small disk", "let the tests mount one in a name space of their own: "+err.Error())
+		}
+		refused(t, h, inside, 74, "no space left", "free some space")
+	})
+	t.Run("with a store", func(t *testing.T) {
+		h := newHub(t)
+		h.start()
+		bobID, alice := newID(t), newID(t)
+		listen(t, h, bobID).Disconnect(0)
+		const n = 20
+		publish := func(c paho.Client) paho.Token {
+			f := route.Frame{Onward: route.To(h.address(bobID), "app"), Payload: make([]byte, 2000)}
+			return c.Publish("sealmq/"+alice+"/out", 1, false, route.AppendFrame(nil, &f))
+		}
+		pub := connect(h, alice, func() {})
+		for range n {
+			if token := publish(pub); !token.WaitTimeout(patience) || token.Error() != nil {
+				t.Fatal("not acknowledged")
+			}
+		}
+		pub.Disconnect(0)
+		h.end(syscall.SIGKILL)
+
+		h.as = limit(0)
+		h.start()
+		h.as = nil
+		pub = connect(h, alice, func() {})
+		defer pub.Disconnect(0)
+		token := publish(pub)
+		h.until("the disk refuses", func() (bool, string) {
+			s := h.status().Store
+			return s.Refused != "", fmt.Sprintf("%+v", s)
+		})
+		bob := listen(t, h, bobID)
+		h.until("what is stored is delivered", func() (bool, string) {
+			c := h.counters()
+			return c["sealmq_frames_delivered_total"] > n, fmt.Sprint(c)
+		})
+		select {
+		case <-token.Done():
+			t.Fatal("acknowledged what is not stored")
+		default:
+		}
+		h.sums()
+		bob.Disconnect(0)
+		h.end(syscall.SIGKILL)
+		h.start()
+		pub = connect(h, alice, func() {})
+		defer pub.Disconnect(0)
+		if token := publish(pub); !token.WaitTimeout(patience) || token.Error() != nil {
+			t.Fatal("not acknowledged although there is room")
+		}
+		h.sums()
+	})
 }
 
 // refused holds the hub's process to an exit code and to what it prints.

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,6 +42,7 @@ type hub struct {
 	mqtt string // host:port
 	http string
 	args []string
+	as   []string // the command that runs the hub's; nil: none
 
 	process *peer.Process
 }
@@ -65,12 +67,12 @@ func (h *hub) url() string { return "mqtt://" + h.mqtt }
 func (h *hub) start() {
 	h.t.Helper()
 	ready := make(chan struct{})
-	args := append([]string{"hub", "--mqtt", h.mqtt, "--http", h.http, "--data", h.data}, h.args...)
+	args := slices.Concat(h.as, []string{peer.Sealmq(h.t), "hub", "--mqtt", h.mqtt, "--http", h.http, "--data", h.data}, h.args)
 	h.process = peer.Start(h.t, peer.Options{OnLine: func(line []byte) {
 		if bytes.HasPrefix(line, []byte("Listening at ")) {
 			close(ready)
 		}
-	}}, peer.Sealmq(h.t), args...)
+	}}, args[0], args[1:]...)
 	select {
 	case <-ready:
 	case <-h.process.Exited():
