@@ -54,6 +54,7 @@ var provides = [256]bool{
 	mqtt.OnConnectAuthenticate: true,
 	mqtt.OnACLCheck:            true,
 	mqtt.OnSessionEstablished:  true,
+	mqtt.OnDisconnect:          true,
 	mqtt.OnPacketRead:          true,
 	mqtt.OnPacketProcessed:     true,
 	mqtt.OnSubscribe:           true,
@@ -258,6 +259,14 @@ func (h *Hook) guarded(cl *mqtt.Client) (*guard.Conn, error) {
 	h.o.Counters.add(Wrapped)
 	cl.Net.Conn = c
 	return c, nil
+}
+
+// OnDisconnect has what ended a wrapped connection counted.
+func (h *Hook) OnDisconnect(cl *mqtt.Client, err error, _ bool) {
+	defer func() { h.failed("OnDisconnect", recover()) }()
+	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
+		c.Ended(err)
+	}
 }
 
 func tlsState(cl *mqtt.Client) *tls.ConnectionState {

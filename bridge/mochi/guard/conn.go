@@ -3,11 +3,14 @@ package guard
 import (
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // Errors of a guarded connection. They wrap net.ErrClosed where the connection
@@ -90,6 +93,8 @@ type Conn struct {
 	exempt  atomic.Bool
 	value   atomic.Pointer[any]
 	session atomic.Pointer[session] // the fixes' own
+
+	overlong atomic.Bool // Ended has counted
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -98,8 +103,8 @@ var _ net.Conn = (*Conn)(nil)
 // hook can do for the connections of mochi's own listeners in OnConnect, by
 // replacing Client.Net.Conn. Reading is left to the holder of nc; panics,
 // CONNECT deadline and limits are not covered, and the connection
-// cannot be tapped. cfg's ID, Address and listener
-// fields are ignored.
+// cannot be tapped; [Conn.Ended] takes what the reader ended with. cfg's ID, Address and
+// listener fields are ignored.
 func Wrap(nc net.Conn, cfg Config) (*Conn, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -533,6 +538,22 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Ended says with what error the server has stopped reading from a connection that was
+// made by Wrap, as it does in OnDisconnect, so that a packet above the server's limit is
+// counted and logged as on a Listener's connections. It counts once, however often it is
+// called, and does nothing on those.
+func (c *Conn) Ended(err error) {
+	if !c.listened() && errors.Is(err, packets.ErrPacketTooLarge) && !c.overlong.Swap(true) {
+		oversized(c.cfg.Counters, c.cfg.Logger, c.RemoteAddr().String())
+	}
+}
+
+// oversized counts a connection whose packet limit was not ours to enforce.
+func oversized(counters *Counters, logger *slog.Logger, remote string) {
+	counters.add(PacketTooLarge)
+	logger.Warn("packet too large; connection closed", "remote", remote)
 }
 
 // refuse ends the connection over a packet with a body of n bytes, and says so where

@@ -35,7 +35,7 @@ const (
 	SessionsFull                   // CONNECT refused: FixesConfig.Sessions reached, and the client wants its session kept
 	QueuedFull                     // messages not kept for a client: FixesConfig.QueuedBytes reached
 	InputFull                      // closed: Limits.Input reached while a long packet arrived
-	PacketTooLarge                 // closed: packet longer than Config.PacketLimit, which no LongTap read past
+	PacketTooLarge                 // closed: packet longer than Config.PacketLimit, or the server's limit, which no LongTap read past
 
 	events
 )

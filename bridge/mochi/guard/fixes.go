@@ -437,11 +437,16 @@ func (f *Fixes) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 // OnDisconnect enters the gate again, until mochi has cleaned up behind the
 // connection. A takeover that is under way is then complete, and mochi sees
 // that the session is no longer this connection's.
-func (f *Fixes) OnDisconnect(cl *mqtt.Client, _ error, expire bool) {
+func (f *Fixes) OnDisconnect(cl *mqtt.Client, err error, expire bool) {
 	defer f.recovered("OnDisconnect")
 	s := f.session(cl)
 	if s == nil {
 		return
+	}
+	if s.conn != nil {
+		s.conn.Ended(err)
+	} else if errors.Is(err, packets.ErrPacketTooLarge) {
+		oversized(f.cfg.Counters, f.cfg.Logger, cl.Net.Remote)
 	}
 	s.over.Store(true)
 	f.wills.end(cl)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/listeners"
+	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
@@ -60,5 +62,61 @@ func TestPacketAboveTheLimit(t *testing.T) {
 		if n := b.c.Count(PacketTooLarge); n != 1 {
 			t.Errorf("counted %d", n)
 		}
+	}
+}
+
+// wrapper wraps the connections of other listeners, as a hook of somebody else's may.
+type wrapper struct {
+	mqtt.HookBase
+	cfg Config
+}
+
+func (*wrapper) ID() string { return "wrapper" }
+func (*wrapper) Provides(b byte) bool {
+	return b == mqtt.OnConnect || b == mqtt.OnDisconnect
+}
+
+func (w *wrapper) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
+	if _, ours := cl.Net.Conn.(*Conn); ours {
+		return nil
+	}
+	c, err := Wrap(cl.Net.Conn, w.cfg)
+	cl.Net.Conn = c
+	return err
+}
+
+func (w *wrapper) OnDisconnect(cl *mqtt.Client, err error, _ bool) { cl.Net.Conn.(*Conn).Ended(err) }
+
+// TestPacketAboveTheLimitOfAnotherListener: there mochi ends the connection, and it is
+// counted once, wrapped or not.
+func TestPacketAboveTheLimitOfAnotherListener(t *testing.T) {
+	for name, wrapped := range map[string]bool{"plain": false, "wrapped": true} {
+		t.Run(name, func(t *testing.T) {
+			w := new(wrapper)
+			var hooks []mqtt.Hook
+			if wrapped {
+				hooks = append(hooks, w)
+			}
+			b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { w.cfg = Config{Counters: c.Counters} }, hooks...)
+			l := listeners.NewTCP(listeners.Config{ID: "own", Address: "127.0.0.1:0"})
+			if err := b.AddListener(l); err != nil {
+				t.Fatal(err)
+			}
+			b.Listeners.Serve("own", b.EstablishConnection)
+			c, err := rawmqtt.Dial(l.Address(), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if p, err := c.Login(rawmqtt.Options{ID: "big"}); err != nil || p.Code() != 0 {
+				t.Fatal(p, err)
+			}
+			send(t, c, rawmqtt.Publish(false, 2, "t", 1, make([]byte, 1<<20))[:1000])
+			closedByPeer(t, c)
+			eventually(t, "the client is gone", func() bool { return b.Clients.Len() == 0 })
+			if n := b.c.Count(PacketTooLarge); n != 1 {
+				t.Errorf("counted %d times", n)
+			}
+		})
 	}
 }
