@@ -65,6 +65,7 @@ type Conn struct {
 	grace    int    // how many of them do not count against limit, oldest first
 	lenient  bool   // output is not limited for now, see BeginBacklog
 	flushing bool   // the flusher lives
+	writing  bool   // and is in a write
 	closing  bool   // no output is taken any more
 	cause    error  // why, if not by Close
 	stallAt  time.Time
@@ -186,7 +187,7 @@ func (c *Conn) end() {
 }
 
 // Gone returns a channel that is closed once the network connection is closed,
-// after Close at most Config.Linger later.
+// after Close at most Config.Linger after the rest of the output began to be written.
 func (c *Conn) Gone() <-chan struct{} { return c.gone }
 
 // Cause returns why the connection was closed by itself: ErrSlowConsumer,
@@ -234,10 +235,21 @@ func (c *Conn) Close() error {
 		c.flushing = true
 		go c.flush()
 	}
-	c.linger = time.AfterFunc(c.cfg.Linger, func() { _ = c.raw.Close() })
+	if c.writing {
+		c.hurry()
+	}
 	_ = c.nc.SetReadDeadline(time.Now())
 	c.mu.Unlock()
 	return nil
+}
+
+// hurry gives what is left of a connection that closes the time to leave. That counts
+// from when it is tried: on a machine with much else to do, the flusher may come late.
+// The caller holds c.mu.
+func (c *Conn) hurry() {
+	if c.linger == nil {
+		c.linger = time.AfterFunc(c.cfg.Linger, func() { _ = c.raw.Close() })
+	}
 }
 
 // fail closes at once, for cause. The caller holds c.mu.
@@ -336,17 +348,25 @@ func (c *Conn) flush() {
 				c.mu.Unlock()
 				return
 			}
+			if c.slow {
+				c.hurry() // the goodbye
+			}
 			c.mu.Unlock()
 			c.shut()
 			return
 		}
 		c.out = nil
 		c.armWrite(false)
+		if c.closing {
+			c.hurry()
+		}
+		c.writing = true
 		c.mu.Unlock()
 
 		err := c.writeBatch(b)
 
 		c.mu.Lock()
+		c.writing = false
 		c.pending -= b.size
 		c.cfg.Limits.output.Add(-int64(b.size))
 		c.grace = max(0, c.grace-b.size)

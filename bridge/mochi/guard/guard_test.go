@@ -593,6 +593,43 @@ func TestStalledPeerIsCut(t *testing.T) {
 	})
 }
 
+// TestLingerCountsFromTheWrite: what was written before Close leaves, however late the
+// goroutine that has to do it comes to it.
+func TestLingerCountsFromTheWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		c, err := Wrap(server, Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := make(chan struct{})
+		c.OnDrained(func() { <-late })
+		w := c.Begin()
+		if err := w.Raw([]byte("first")); err != nil || !w.NotifyDrained(0) {
+			t.Fatal(err)
+		}
+		w.End()
+		read := func(want string) {
+			t.Helper()
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(client, got); err != nil || string(got) != want {
+				t.Errorf("%q, %v; want %q", got, err, want)
+			}
+		}
+		read("first")
+		synctest.Wait() // the flusher is busy with something else
+		if _, err := c.Write([]byte("refused")); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+		time.Sleep(10 * time.Second)
+		close(late)
+		read("refused")
+		<-c.Gone()
+	})
+}
+
 // TestOutputOfOneConnectionIsBounded: what goes past the buffer ends the connection, and
 // what is in it has some time to leave then.
 func TestOutputOfOneConnectionIsBounded(t *testing.T) {

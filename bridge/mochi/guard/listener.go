@@ -66,7 +66,8 @@ type Config struct {
 	ConnectSize int
 	// StallTimeout is how long a peer may accept no byte. Default 30 s.
 	StallTimeout time.Duration
-	// Linger is how long output may take to leave after Close. Default 100 ms.
+	// Linger is how long output may take to leave after Close, from when it is written on.
+	// Default 100 ms.
 	Linger time.Duration
 
 	// Limits bounds connections, nil: the defaults for this listener alone.
