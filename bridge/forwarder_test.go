@@ -123,7 +123,14 @@ func TestQuotas(t *testing.T) {
 	equal(t, "port", []bool{ok(d, "1"), ok(d, "2"), ok(d, "3"), ok(d, "1")}, []bool{true, true, false, true})
 	equal(t, "identity", []bool{ok(two, "1"), ok(two, "2")}, []bool{true, false})
 	equal(t, "others", ok(attach(t, b, "alice", true), "1"), true)
-	equal(t, "count", b.Counters().Forwarders, 4)
+	c := b.Counters()
+	equal(t, "count", c.Forwarders, 4)
+	equal(t, "dropped", []any{c.Dropped[DropQuota], DropQuota}, []any{2, "quota"})
+	for name, p := range map[string]*peer{"port": d, "identity": two} {
+		if n := p.conn.notices(t); len(n) != 1 || n[0].Reason != hubproto.ReasonRefused || n[0].FirstHop != route.Local(ServiceForwarding) {
+			t.Errorf("%s: told %+v", name, n)
+		}
+	}
 }
 
 func TestForwardersExpire(t *testing.T) {
