@@ -118,6 +118,22 @@ func (l *Link) notify(r hubproto.Reason, v *route.View, count int) {
 	l.port.tell(&n)
 }
 
+// TakesNotices says that the peer of a stream takes notices although it says no hello to
+// the hub on this connection. It may be called often.
+func (l *Link) TakesNotices() {
+	if !l.hello.Swap(true) {
+		l.say()
+	}
+}
+
+// Refuse tells the peer that a frame of its, which the front has not handed on, is refused.
+func (l *Link) Refuse(f *route.Frame) {
+	n := hubproto.Notice{Reason: hubproto.ReasonRefused, Count: 1}
+	n.FirstHop, n.HasFirst = f.Onward.First()
+	n.LastReturn, n.HasReturn = f.Return.Last()
+	l.port.tell(&n)
+}
+
 // tell tells the peer, now if the rate of its connection allows it, or once that does,
 // or when it is back and says hello. What waits for that is merged with what says the
 // same. The caller holds no lock.

@@ -15,6 +15,7 @@ import (
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/device"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -109,13 +110,17 @@ func TestClosedHub(t *testing.T) {
 	}
 
 	// Neither without the right to it, nor in plain.
-	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
 	if _, err := alice.Listen("listener", channel.TrustEveryone); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := alice.CreateForwarder(short, "listener", device.Alias("bob"), device.RegisterThrough(door)); !errors.Is(err, device.ErrTimeout) {
+	if _, err := alice.CreateForwarder(soon(t), "listener", device.Alias("bob"), device.RegisterThrough(door)); !errors.Is(err, device.ErrAliasRefused) {
 		t.Errorf("an alias without a credential for it: %v", err)
+	}
+	if _, err := alice.CreateForwarder(soon(t), "listener", device.RegisterThrough(door)); !errors.Is(err, device.ErrHubRefused) {
+		t.Errorf("a forwarder without a credential for it: %v", err)
+	}
+	if _, err := alice.Dial(soon(t), route.To("forward_to_nobody"), channel.TrustEveryone, device.DialThrough(door)); !errors.Is(err, device.ErrUnknownAddress) {
+		t.Errorf("nobody dialled through the channel: %v", err)
 	}
 	if _, err := bob.CreateForwarder(soon(t), "listener", device.Alias("bob")); !errors.Is(err, device.ErrHubRefused) {
 		t.Errorf("in plain: %v", err)
@@ -176,4 +181,71 @@ func TestReleaseThroughChannel(t *testing.T) {
 		t.Fatal(err)
 	}
 	exchange(t, ch, bob, heir)
+}
+
+// TestNoticesInsideAChannel: only the hub's own count there, too.
+func TestNoticesInsideAChannel(t *testing.T) {
+	hub, authority := newIdentity(t), newIdentity(t)
+	addr, _ := startClosedHub(t, hub, authority.Identity(), "127.0.0.1:0")
+	alice, door := newMember(t, addr, hub, authority, "*")
+	mallory, mallorysDoor := newMember(t, addr, hub, authority, "*")
+	returns := make(chan route.Route, 1)
+	if err := mallory.Handle("open", device.Access{Forwarders: true, Channels: true}, func(_ context.Context, m *device.Message) { returns <- m.ReturnRoute }); err != nil {
+		t.Fatal(err)
+	}
+	forwarder := func(n *device.Node, door *device.Channel) *device.Forwarder {
+		t.Helper()
+		if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
+			t.Fatal(err)
+		}
+		f, err := n.CreateForwarder(soon(t), "listener", device.RegisterThrough(door))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	hers := forwarder(mallory, mallorysDoor)
+	ch, err := mallory.Dial(soon(t), route.To(forwarder(alice, door).Address()), channel.TrustEveryone, device.DialThrough(mallorysDoor))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// How the hub calls alice.
+	if err := door.SendRoute(soon(t), route.To(hers.Address(), "open"), route.To("x"), nil); err != nil {
+		t.Fatal(err)
+	}
+	back := <-returns
+
+	frame, err := hubproto.NoticeFrame(&hubproto.Notice{Reason: hubproto.ReasonUnknown, Count: 1, HasFirst: true, FirstHop: route.Local(hers.Address())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := route.ParseFrame(frame, route.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := alice.Stats()
+	refused := func() (n uint64) {
+		for _, drops := range alice.Stats().Local.Dropped {
+			n += drops
+		}
+		for _, drops := range before.Local.Dropped {
+			n -= drops
+		}
+		return n
+	}
+	// Through her channel with a peer, and through that with the hub.
+	if err := ch.SendRoute(soon(t), f.Onward, f.Return, f.Payload); err != nil {
+		t.Fatal(err)
+	}
+	if err := mallorysDoor.SendRoute(soon(t), route.To(back[1].Value).Append(f.Onward...), f.Return, f.Payload); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both are refused", func() bool { return refused() == 2 })
+	if n := alice.Stats().Notices; n != before.Notices {
+		t.Errorf("%d forged notices are believed", n-before.Notices)
+	}
+	if err := door.Send(soon(t), "nobody", nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the hub's own is believed", func() bool { return alice.Stats().Notices == before.Notices+1 })
 }

@@ -59,7 +59,8 @@ func Alias(alias string) ForwarderOption { return func(f *Forwarder) { f.alias =
 // alias: the credential shown there (Config.Credential) decides, with an attribute
 // ockam-relay that is the alias or "*". What comes through the forwarder comes through
 // the channel, and the forwarder is registered again whenever that is made again. A
-// hub that refuses says nothing, so the error is ErrTimeout.
+// hub of sealmq says at once that it refuses, another one nothing: then the error is
+// ErrTimeout.
 func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { f.through = ch } }
 
 // CreateForwarder asks the hub for a forwarder to the listener of that name and
@@ -129,16 +130,26 @@ func (f *Forwarder) create(ctx context.Context) error {
 	switch err := context.Cause(ctx); {
 	case errors.Is(err, ErrUnknownAddress):
 		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
+	case errors.Is(err, ErrHubRefused) && f.through != nil && f.alias != "":
+		return fmt.Errorf("%w %q: the credential does not allow it, it belongs to another identity, or no forwarder can have it", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused) && f.alias != "":
 		return fmt.Errorf("%w %q: it belongs to another identity, or no forwarder can have it", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused):
-		return fmt.Errorf("%w a forwarder: a quota may be used up", ErrHubRefused)
+		return fmt.Errorf("%w a forwarder: a quota may be used up%s", ErrHubRefused, f.orCredential())
 	case errors.Is(err, ErrTimeout) && f.through == nil && f.n.link.silent():
 		return fmt.Errorf("%w to hello, nor to the registration of a forwarder: %s is perhaps an MQTT broker without a hub: %w",
 			ErrNoAnswer, f.n.link.hubName, ErrTimeout)
 	default:
 		return f.n.failure(ctx, what, err)
 	}
+}
+
+// orCredential is what else a hub may miss of whom it knows through a channel.
+func (f *Forwarder) orCredential() string {
+	if f.through == nil {
+		return ""
+	}
+	return ", or there is no credential that allows it"
 }
 
 func (f *Forwarder) service() string {
@@ -161,6 +172,9 @@ func (f *Forwarder) register(ctx context.Context) error {
 			return err
 		}
 		f.n.local.SetAccess(f.m, Access{Encryptors: []string{cur.EncryptorAddress()}})
+		if c := callOf(ctx); c != nil {
+			c.expect(route.Local(f.service()), route.Local(f.m))
+		}
 		return cur.Send(ctx, route.To(f.service()), route.To(f.m), payload)
 	}
 	return f.n.sendUp(ctx, route.Frame{Onward: route.To(f.service()), Return: route.To(f.m), Payload: payload}, route.Stored)

@@ -317,10 +317,37 @@ func (n *Node) deliver(d channel.Delivery) {
 		n.deliveries.receive(&d)
 		return
 	}
+	if d.Frame.Onward.Equal(noticeRoute) && n.noticedInside(&d) {
+		return
+	}
 	n.local.Inject(node.Origin{
 		Via: node.Channel, Peer: d.Channel.Peer().Identifier,
 		Listener: d.Listener, Encryptor: d.Channel.EncryptorAddress(),
 	}, d.Frame, d.Class)
+}
+
+// noticeRoute is where notices go.
+var noticeRoute = route.To(hubproto.NoticeTarget)
+
+// noticedInside takes a notice that came through a channel to the hub itself. As outside,
+// only what returns to the hub and nowhere else is the hub's own; false for other frames.
+func (n *Node) noticedInside(d *channel.Delivery) bool {
+	hub, proven := n.Hub()
+	if !proven || d.Channel.Peer().Identifier != hub ||
+		!d.Frame.Return.Equal(route.To(d.Channel.EncryptorAddress(), hubproto.NoticeSource)) {
+		return false
+	}
+	n.in.notices.Add(1)
+	nt, err := hubproto.ParseNotice(d.Frame.Payload)
+	switch {
+	case err != nil:
+		n.in.dropped[dropMalformed].Add(1)
+	case nt.Reason == hubproto.ReasonTakenOver: // that is about a connection
+		n.in.dropped[dropUnexpected].Add(1)
+	default:
+		n.noticed(nt)
+	}
+	return true
 }
 
 // sendUp puts a frame into the outbox, for the local node.
@@ -406,6 +433,11 @@ func (r router) Send(ctx context.Context, f route.Frame, c route.Class) error {
 // send routes a frame of this program. A channel as first hop makes it wait for
 // room, which the worker at that address could not.
 func (n *Node) send(ctx context.Context, f route.Frame, c route.Class) error {
+	if c := callOf(ctx); c != nil && c.lost == nil && len(f.Onward) > 1 {
+		// Through a channel to the hub: what it says of the frame inside is about the call.
+		last, _ := f.Return.Last()
+		c.expect(f.Onward[1], last)
+	}
 	if taken, err := n.endpoint.Forward(ctx, f); taken {
 		return err
 	}

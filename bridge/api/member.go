@@ -60,9 +60,13 @@ func (s *Server) deliver(d channel.Delivery) {
 	if m == nil {
 		return
 	}
+	if m.ch.Confirmed() { // it is one of ours; to a stock peer a notice means nothing
+		m.link.TakesNotices()
+	}
 	f := d.Frame
 	f.Return = f.Return.Rest() // the encryptor's address: the port's stands for it
 	if !m.mayAsk(&f) {
+		m.link.Refuse(&f)
 		s.cfg.Counters.add(RefusedRelay)
 		s.refused("registration without a credential for it", d.Channel.Peer().Identifier)
 		return

@@ -118,6 +118,8 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	}
 	fwd, err := node.CreateForwarder(ctx, listener, opts...)
 	switch {
+	case door != nil && errors.Is(err, device.ErrHubRefused):
+		return coded(exitNoPerm, err, apiHint)
 	case door != nil && errors.Is(err, device.ErrTimeout):
 		return coded(exitNoPerm, fmt.Errorf("the hub does not register it, and says nothing where it refuses: %w", err), apiHint)
 	case err != nil:
