@@ -125,40 +125,52 @@ func TestLimitsTakeEffect(t *testing.T) {
 	}
 	counted("sealmq_mqtt_events_total{event=connect-timeout}", 1)
 
-	guests := func(host byte) (answered int) {
+	guest := func(host byte) (answered bool) {
 		t.Helper()
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
-		for range 5 { // a burst is of four
-			nc, err := d.DialContext(t.Context(), "tcp", addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			g := rawmqtt.New(nc, false)
-			name := hubproto.GuestName()
-			if p, err := g.Login(rawmqtt.Options{ID: name, User: hubproto.GuestUser}); err != nil || p.Code() != 0 {
-				t.Fatal(p, err)
-			}
-			body, err := (&hubproto.HelloRequest{}).Marshal()
-			if err != nil {
-				t.Fatal(err)
-			}
-			hello := route.AppendFrame(nil, &route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: body})
-			send(g, rawmqtt.Publish(false, 2, "sealmq/"+name+"/out", 1, hello))
-			for p, err := g.ReadPacket(); p.Type() != rawmqtt.PUBACK; p, err = g.ReadPacket() {
-				if err != nil {
-					t.Fatal(err)
-				}
-				answered++
-			}
-			_ = g.Close()
+		nc, err := d.DialContext(t.Context(), "tcp", addr)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return answered
+		g := rawmqtt.New(nc, false)
+		defer g.Close()
+		name := hubproto.GuestName()
+		if p, err := g.Login(rawmqtt.Options{ID: name, User: hubproto.GuestUser}); err != nil || p.Code() != 0 {
+			t.Fatal(p, err)
+		}
+		body, err := (&hubproto.HelloRequest{}).Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		hello := route.AppendFrame(nil, &route.Frame{Onward: route.To("hello"), Return: route.To("h"), Payload: body})
+		send(g, rawmqtt.Publish(false, 2, "sealmq/"+name+"/out", 1, hello))
+		for {
+			p, err := g.ReadPacket()
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case p.Type() == rawmqtt.PUBACK:
+				return answered
+			}
+			answered = true
+		}
 	}
 	throttled := h.Status().Counters["sealmq_frames_dropped_total{reason=throttled}"]
-	if a, b := guests(1), guests(2); a != 4 || b != 4 {
-		t.Errorf("%d and %d hellos answered", a, b)
+	n := 0
+	for guest(1) { // on a slow machine the burst of four is not over with the fifth
+		if n++; n > 100 {
+			t.Fatal("guests of one address are never refused")
+		}
 	}
-	counted("sealmq_frames_dropped_total{reason=throttled}", throttled+2)
+	for i := range 4 {
+		if !guest(2) {
+			t.Errorf("hello %d of another address is not answered", i+1)
+		}
+	}
+	if n < 4 {
+		t.Errorf("%d hellos answered", n)
+	}
+	counted("sealmq_frames_dropped_total{reason=throttled}", throttled+1)
 
 	if n := debug.SetMemoryLimit(-1); n != 256<<20/10*9 {
 		t.Errorf("memory limit of the runtime: %d", n)
