@@ -162,6 +162,7 @@ func forgedNode(t *testing.T, h *fakeHub, hub *identity.Private) (*Node, *fakeCo
 	if err != nil {
 		t.Fatal(err)
 	}
+	synctest.Wait() // the node looks for forwarders to register again
 	if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
 		t.Fatal(err)
 	}
