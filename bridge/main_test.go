@@ -175,7 +175,7 @@ func (c *fakeConn) Acked(token uint64) {
 // wait waits until f, called with the connection locked, holds.
 func (c *fakeConn) wait(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	end := time.After(10 * time.Second)
+	end := time.After(30 * time.Second)
 	for {
 		c.mu.Lock()
 		ok, ch := f(), c.changed

@@ -60,7 +60,7 @@ func (o *testObserver) Trace(line []byte) {
 
 func (o *testObserver) wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	end := time.After(10 * time.Second)
+	end := time.After(30 * time.Second)
 	for {
 		o.mu.Lock()
 		ok := f()

@@ -46,7 +46,7 @@ func TestLimitsTakeEffect(t *testing.T) {
 	}
 	counted := func(name string, atLeast float64) {
 		t.Helper()
-		deadline := time.After(10 * time.Second)
+		deadline := time.After(30 * time.Second)
 		for h.Status().Counters[name] < atLeast {
 			select {
 			case <-deadline:

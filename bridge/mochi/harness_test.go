@@ -367,7 +367,7 @@ func expect(t testing.TB, c *rawmqtt.Client, kind int, skip ...int) rawmqtt.Pack
 
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {

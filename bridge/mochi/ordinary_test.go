@@ -64,7 +64,7 @@ func TestOrdinaryClientsNoticeNothing(t *testing.T) {
 				if g != m {
 					t.Fatalf("got %+v, want %+v", g, m)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Fatalf("%+v did not come", m)
 			}
 		}
@@ -102,7 +102,7 @@ func TestOrdinaryClientsNoticeNothing(t *testing.T) {
 			select {
 			case m := <-got:
 				both[m] = true
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Fatal("kept session")
 			}
 		}
@@ -121,7 +121,7 @@ func TestOrdinaryClientsNoticeNothing(t *testing.T) {
 		for range 10 {
 			select {
 			case <-shared:
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Fatal("job lost")
 			}
 		}

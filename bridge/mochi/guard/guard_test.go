@@ -108,7 +108,7 @@ func expect(t testing.TB, c *rawmqtt.Client, kind int, skip ...int) rawmqtt.Pack
 // eventually polls without sleeping on a fixed schedule of its own making.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {
@@ -424,7 +424,7 @@ func TestPahoOverWebSocket(t *testing.T) {
 		if s != "hello" {
 			t.Errorf("got %q", s)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("nothing came")
 	}
 }
@@ -441,7 +441,7 @@ func TestCloseEndsEverything(t *testing.T) {
 	go func() { b.l.Close(nil); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("Close hangs")
 	}
 	closedByPeer(t, v5)
