@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// moveBytes and moveRecords are how much is moved at once. The next part
-	// waits until the one before is committed, so that what arrives meanwhile
-	// never stands behind more than that.
+	// moveBytes and moveRecords are how much is moved at once, of one queue or of many.
+	// The next part waits until the one before is committed, so that what arrives
+	// meanwhile never stands behind more than about that.
 	moveBytes   = 256 << 10
 	moveRecords = 512
 )
@@ -25,7 +25,8 @@ type mover struct {
 	seg uint64
 
 	mu     sync.Mutex
-	moving int           // appended and not committed
+	moving int           // records appended and not committed
+	bytes  int           // appended since moving was 0
 	idle   chan struct{} // told when moving is 0 again
 }
 
@@ -35,6 +36,9 @@ func (m *mover) Acked(size uint64) {
 	m.mu.Lock()
 	m.moving--
 	idle := m.moving == 0
+	if idle {
+		m.bytes = 0
+	}
 	m.mu.Unlock()
 	if idle {
 		select {
@@ -54,6 +58,7 @@ func moved(t bridge.Ticket) bool {
 func (m *mover) append(kind byte, size int64, record []byte) (seg uint64, ok bool) {
 	m.mu.Lock()
 	m.moving++
+	m.bytes += len(record)
 	m.mu.Unlock()
 	t := bridge.NewTicket(m, uint64(size))
 	seg, err := m.s.log.Append(kind, true, record, &t)
@@ -81,6 +86,14 @@ func (m *mover) wait() bool {
 			return false
 		}
 	}
+}
+
+// pause waits if as much is underway as may be; false when the store closes first.
+func (m *mover) pause() bool {
+	m.mu.Lock()
+	full := m.moving >= moveRecords || m.bytes >= moveBytes
+	m.mu.Unlock()
+	return !full || m.wait()
 }
 
 // relocate is told by the log, on its goroutine, which segment to clear. What it
@@ -118,7 +131,7 @@ func (s *Store) runMoves() {
 func (m *mover) run() bool {
 	s := m.s
 	for more := true; more; {
-		if more = m.tables(); !m.wait() {
+		if more = m.tables(); !m.pause() {
 			return false
 		}
 	}
@@ -130,12 +143,12 @@ func (m *mover) run() bool {
 	s.mu.Unlock()
 	for _, b := range boxes {
 		for more := true; more; {
-			if more = b.move(m); !m.wait() {
+			if more = b.move(m); !m.pause() {
 				return false
 			}
 		}
 	}
-	return true
+	return m.wait()
 }
 
 // tables moves some entries and reports whether there are more.
