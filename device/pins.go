@@ -92,7 +92,7 @@ func (e *PeerChangedError) Error() string {
 	if e.File != "" {
 		where = fmt.Sprintf("remembered in %s, line %d", e.File, e.Line)
 	}
-	return fmt.Sprintf("device: the identity behind %s has changed: %v is %s, now it is %v; "+
+	return fmt.Sprintf("device: THE IDENTITY BEHIND %s HAS CHANGED: %v is %s, now it is %v; "+
 		"if the peer was set up anew on purpose, remove that line, otherwise somebody is in the way", e.Address, e.Have, where, e.Got)
 }
 

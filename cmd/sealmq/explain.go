@@ -97,6 +97,7 @@ func explain(err error) (code int, hint string) {
 	var stored *broker.StoreError
 	var syntax *pinfile.SyntaxError
 	var dns *net.DNSError
+	var changed *device.PeerChangedError
 	switch {
 	case errors.As(err, &config), errors.As(err, &password), errors.As(err, &syntax):
 		return exitConfig, ""
@@ -106,6 +107,8 @@ func explain(err error) (code int, hint string) {
 		return exitOS, ""
 	case errors.As(err, &stored):
 		return storeCode(stored), ""
+	case errors.As(err, &changed):
+		return exitNoPerm, "ask the peer another way what sealmq identity show prints there; only if that is the new one, remove the line"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return exitNoHost, "check the host name in --hub"
 	}
