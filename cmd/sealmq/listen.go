@@ -39,6 +39,7 @@ func (a *app) listenCommand() *cobra.Command {
 	var p peerFlags
 	var alias, listener string
 	var count int
+	var hide bool
 	c := &cobra.Command{
 		Use:   "listen",
 		Short: "Wait for messages (Bob)",
@@ -66,13 +67,21 @@ gets. Ends at INT or TERM.`,
 				return usagef("use letters, digits, '_', '.' and '-', 128 at most, and no name that begins as an address of the hub's does",
 					"--alias: %.80q cannot be an alias", alias)
 			}
-			return a.listen(c.Context(), &p, policy, listener, alias, count)
+			var opts []device.ListenOption
+			if hide {
+				if p.credential == "" {
+					return usagef("leave it away, or add --credential FILE", "--hide-credential: there is none to hide")
+				}
+				opts = append(opts, device.HideCredential())
+			}
+			return a.listen(c.Context(), &p, policy, listener, alias, count, opts)
 		},
 	}
 	p.add(a, c)
 	f := c.Flags()
 	f.StringVar(&alias, "alias", "", "register forward_to_ALIAS instead of an address made up by the hub")
 	f.StringVar(&listener, "listener", "listener", "name of the secure channel listener")
+	f.BoolVar(&hide, "hide-credential", false, "show --credential to the hub alone, and not to peers that dial")
 	f.IntVar(&count, "count", 0, "end after this many messages (default: never)")
 	return c
 }
@@ -85,7 +94,7 @@ func checkListener(name string) error {
 	return checkAddress("--listener", name)
 }
 
-func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, listener, alias string, count int) error {
+func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, listener, alias string, count int, listening []device.ListenOption) error {
 	node, err := p.connect(ctx, a, device.Config{OnEvent: a.noteEvents()})
 	if err != nil {
 		return err
@@ -102,7 +111,7 @@ func (a *app) listen(ctx context.Context, p *peerFlags, policy channel.Policy, l
 	}); err != nil {
 		return err
 	}
-	if _, err := node.Listen(listener, policy); err != nil {
+	if _, err := node.Listen(listener, policy, listening...); err != nil {
 		return err
 	}
 	door, err := p.door(ctx, node)
