@@ -51,8 +51,8 @@
 // connected. So is a packet above the packet limit on a guarded listener, up to
 // 16 MiB and 64 KiB: it is read past, never kept. What is longer, or is no such
 // PUBLISH, closes the connection, counted and logged by the listener; so does any
-// of them in MQTT 5, whose clients were told the limit, with the reason 0x95. On
-// mochi's own listeners mochi closes the connection without a word.
+// of them in MQTT 5, which has a reason for it (0x95). On mochi's own listeners mochi
+// closes the connection without a word, and hook or guard.Fixes count it.
 //
 // All exported methods are safe for concurrent use. No hook method blocks, and
 // each recovers from panics of its own.
