@@ -70,6 +70,7 @@ type Conn struct {
 	cause    error  // why, if not by Close
 	stallAt  time.Time
 	linger   *time.Timer
+	steps    int    // of Linger that are over
 	hungry   bool   // the owner wants to know when output has fallen to low
 	low      int    // bytes
 	drained  func() // told then
@@ -243,12 +244,28 @@ func (c *Conn) Close() error {
 	return nil
 }
 
+// lingerSteps is in how many steps Linger goes by. A process that gets no processor for
+// a while, and its peers nothing, loses one of them and not all.
+const lingerSteps = 4
+
 // hurry gives what is left of a connection that closes the time to leave. That counts
 // from when it is tried: on a machine with much else to do, the flusher may come late.
 // The caller holds c.mu.
 func (c *Conn) hurry() {
 	if c.linger == nil {
-		c.linger = time.AfterFunc(c.cfg.Linger, func() { _ = c.raw.Close() })
+		c.linger = time.AfterFunc(c.cfg.Linger/lingerSteps, c.lingered)
+	}
+}
+
+// lingered ends the time to leave, when all steps are over.
+func (c *Conn) lingered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch c.steps++; {
+	case c.steps == lingerSteps:
+		_ = c.raw.Close()
+	case c.steps < lingerSteps:
+		c.linger.Reset(c.cfg.Linger / lingerSteps)
 	}
 }
 
@@ -281,6 +298,7 @@ func (c *Conn) shut() {
 	c.mu.Lock()
 	if c.linger != nil {
 		c.linger.Stop()
+		c.steps = lingerSteps
 	}
 	c.mu.Unlock()
 	close(c.gone)
