@@ -67,11 +67,19 @@ func TestGuest(t *testing.T) {
 		t.Fatalf("guest's hello: %+v", a)
 	}
 	dev := attach(t, b, "bob", true)
-	for _, to := range []string{"echo", ServiceForwarding, ServiceLookup, dev.Port().Address()} {
-		g.send(route.To(to), route.To("r"), []byte("x"))
+	alias := dev.register(ServiceStaticForwarding, "bob", "m")
+	got := len(dev.conn.entries())
+	// What answers guests along their return routes is not there for one that has no
+	// hub address: it would speak for the hub wherever the guest points it to.
+	if err := b.RegisterServiceFor(ReachGuests, "api", func(r *Request) { r.Reply([]byte("2")) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"echo", ServiceForwarding, ServiceLookup, dev.Port().Address(), alias, "api"} {
+		g.send(route.To(to), route.To(alias), []byte("x"))
 	}
 	cnt := b.Counters()
-	equal(t, "refused", []uint64{cnt.Dropped[DropForbidden], uint64(cnt.Ports)}, []uint64{4, 2})
+	equal(t, "refused", []uint64{cnt.Dropped[DropForbidden], uint64(cnt.Ports)}, []uint64{6, 2})
+	equal(t, "sent on", len(dev.conn.entries())-got, 0)
 	equal(t, "status", status(b, "whatever"), "")
 	l.Close(true)
 	equal(t, "ports", b.Counters().Ports, 1)

@@ -216,9 +216,10 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 
 // mayReach reports whether a peer may name the worker as its first hop: a stream
 // needs a link to a hub address or an unopened worker (spec routing 7.4), and as
-// a guest to everything but what is there for guests; a guest without a stream
-// reaches only that. To a device, holding an address is the right, except that
-// what is local to the hub is nobody's to name.
+// a guest to everything but what is there for guests. A guest without a stream
+// reaches hello alone: no hub address goes in front of its return routes, so an
+// answer along one would go wherever the guest likes. To a device, holding an address is
+// the right, except that what is local to the hub is nobody's to name.
 func (p *Port) mayReach(w *worker, addr []byte) bool {
 	s := w.service
 	switch {
@@ -228,10 +229,10 @@ func (p *Port) mayReach(w *worker, addr []byte) bool {
 		return false
 	case p.kind == portDevice:
 		return true
+	case p.kind == portGuest:
+		return s != nil && s.addr == ServiceHello
 	case s != nil && s.reach == ReachGuests:
 		return true
-	case p.kind == portGuest:
-		return false
 	}
 	return !p.guest && (w.fwd != nil || s != nil && s.reach == ReachOpen) || p.allowed(addr)
 }

@@ -128,7 +128,8 @@ const (
 	ReachLinked Reach = iota
 	// ReachOpen: every stream that is no guest as well.
 	ReachOpen
-	// ReachGuests: everybody.
+	// ReachGuests: everybody but guests without a stream, who have no hub address that
+	// an answer could go to, and reach hello alone.
 	ReachGuests
 	// ReachPeer is ReachLinked for a worker that speaks for the hub as a peer, not
 	// as the hub itself: the near end of a secure channel. Its address has the form

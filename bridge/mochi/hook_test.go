@@ -368,7 +368,12 @@ func TestGuestReachesHelloOnly(t *testing.T) {
 		t.Fatal(a, err)
 	}
 	g.to("bob", "no")
-	if n := h.b.Counters().Dropped[bridge.DropForbidden]; n != 1 {
+	if err := h.b.RegisterServiceFor(bridge.ReachGuests, "api", func(*bridge.Request) { t.Error("a guest reaches api") }); err != nil {
+		t.Fatal(err)
+	}
+	g.publish(2, &route.Frame{Onward: route.To("api"), Return: route.To(h.b.HubAddress("bob"))})
+	g.puback()
+	if n := h.b.Counters().Dropped[bridge.DropForbidden]; n != 2 {
 		t.Errorf("forbidden: %d", n)
 	}
 }
