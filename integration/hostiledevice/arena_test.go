@@ -3,12 +3,13 @@
 package hostiledevice
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -49,6 +50,7 @@ type arena struct {
 	args  []string
 	addr  string // host:port
 	web   string // host:port of the WebSocket listener
+	tcp   string // host:port for Ockam peers, with the listener "api" behind it
 	pages string // URL of the status pages
 	names map[string]account
 }
@@ -75,15 +77,16 @@ func newArena(t *testing.T, args ...string) *arena {
 		a.names[role] = account{role, role}
 		fmt.Fprintf(&file, "%s:%s:%s\n", role, hash, role)
 	}
-	passwords, config := filepath.Join(dir, "passwd"), filepath.Join(dir, "hub.yaml")
+	passwords, config, authority := filepath.Join(dir, "passwd"), filepath.Join(dir, "hub.yaml"), filepath.Join(dir, "authority")
 	write := func(name, text string) {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write(passwords, file.String())
-	write(config, fmt.Sprintf("mqtt: ['127.0.0.1:0', 'ws://127.0.0.1:0']\nhttp: 127.0.0.1:0\npassword_file: %s\n"+
-		"devices:\n  anyone_proven: true\nlimits:\n  memory: %d\n  connections: 500\n  connections_per_address: 500\n  connect_timeout: 2s\n", passwords, ceiling))
+	write(authority, hex.EncodeToString(newIdentity(t).Identity().ChangeHistory()))
+	write(config, fmt.Sprintf("mqtt: ['127.0.0.1:0', 'ws://127.0.0.1:0']\ntcp: 127.0.0.1:0\nhttp: 127.0.0.1:0\npassword_file: %s\napi_authority: %s\n"+
+		"devices:\n  anyone_proven: true\nlimits:\n  memory: %d\n  connections: 500\n  connections_per_address: 500\n  connect_timeout: 2s\n  tcp_first_byte: 2s\n", passwords, authority, ceiling))
 	a.args = append([]string{"hub", "--config", config, "--json"}, args...)
 	a.start()
 	return a
@@ -98,6 +101,7 @@ func (a *arena) start() {
 	a.hub = peer.Start(t, peer.Options{OnLine: func(l []byte) { once.Do(func() { lines <- l }) }}, peer.Sealmq(t), a.args...)
 	var info struct {
 		MQTT []string `json:"mqtt"`
+		TCP  string   `json:"tcp"`
 		HTTP string   `json:"http"`
 	}
 	select {
@@ -110,7 +114,7 @@ func (a *arena) start() {
 	case <-time.After(30 * time.Second):
 		t.Fatal("the hub does not start")
 	}
-	a.web = strings.TrimPrefix(info.MQTT[1], "ws://")
+	a.web, a.tcp = strings.TrimPrefix(info.MQTT[1], "ws://"), strings.TrimPrefix(info.TCP, "tcp://")
 	a.addr, a.pages = strings.TrimPrefix(info.MQTT[0], "mqtt://"), info.HTTP
 }
 
@@ -127,23 +131,81 @@ func (a *arena) alive() {
 // metric reads one number of /metrics; labels as they stand there.
 func (a *arena) metric(name string) float64 {
 	a.t.Helper()
-	c := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := c.Get(a.pages + "/metrics")
+	v, err := a.readMetric(&http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}, name)
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	return v
+}
+
+func (a *arena) readMetric(c *http.Client, name string) (float64, error) {
+	resp, err := c.Get(a.pages + "/metrics")
+	if err != nil {
+		return 0, err
+	}
 	defer resp.Body.Close()
-	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
-		if text, ok := strings.CutPrefix(sc.Text(), name+" "); ok {
-			v, err := strconv.ParseFloat(text, 64)
-			if err != nil {
-				a.t.Fatal(err)
-			}
-			return v
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(page)) {
+		if text, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(text), 64)
 		}
 	}
-	a.t.Fatalf("no metric %s", name)
-	return 0
+	return 0, fmt.Errorf("no metric %s", name)
+}
+
+// memory is what the hub has taken.
+type memory struct {
+	heap, resident int64 // at most, in bytes
+	samples        int
+}
+
+func (m memory) String() string {
+	return fmt.Sprintf("heap %.1f MiB, resident %.1f MiB at most in %d samples", float64(m.heap)/(1<<20), float64(m.resident)/(1<<20), m.samples)
+}
+
+// whileRunning samples the hub's memory while f runs, and once after it.
+func (a *arena) whileRunning(f func()) (most memory) {
+	a.t.Helper()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	c := &http.Client{Timeout: 10 * time.Second, Transport: transport}
+	look := func() error {
+		heap, err := a.readMetric(c, "go_memstats_heap_alloc_bytes")
+		if err != nil {
+			return err
+		}
+		resident, err := a.hub.Memory()
+		most = memory{max(most.heap, int64(heap)), max(most.resident, resident), most.samples + 1}
+		return err
+	}
+	stop := make(chan struct{})
+	var failed error
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(25 * time.Millisecond)
+		defer tick.Stop()
+		for failed == nil {
+			failed = look()
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	func() {
+		defer wg.Wait() // also when the attack ends the test
+		defer close(stop)
+		f()
+	}()
+	if err := errors.Join(failed, look()); err != nil {
+		a.alive()
+		a.t.Fatal(err)
+	}
+	return most
 }
 
 // open opens a connection that lasts as long as the test.

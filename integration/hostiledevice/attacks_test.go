@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,57 +22,98 @@ type attack struct {
 	run  func(a *arena)
 }
 
-// What bystanders may lose under attack, on a machine that is busy with the attacker as
-// well: a part of their throughput, and a while of their p99.
+// What bystanders may lose under attack, on a machine that is busy with the attacker and
+// with other programs as well. One attack may be short, and have both cores to itself
+// for as long; half of all attacks keep within much less.
 const (
-	slower = 10
-	later  = 750 * time.Millisecond
+	slower, later              = 16, 400 * time.Millisecond // part of the throughput, and of p99 ten times as long and this
+	usuallySlower, usuallyLate = 4, 8                       // part of the throughput, and times p99
 )
 
-// undisturbed compares the bystanders' figures during an attack with those before.
-func undisturbed(t *testing.T, before, during figures) {
+// disturbance is how many times slower and later bystanders were.
+type disturbance struct{ slower, later float64 }
+
+// disturbed compares the bystanders' figures with those of quiet rounds: with the
+// slowest of those before and after, since other programs come and go.
+func disturbed(t *testing.T, during figures, quiet ...figures) disturbance {
 	t.Helper()
-	t.Logf("bystanders before: %v; during: %v", before, during)
-	if during.perSecond < before.perSecond/slower {
+	ref := quiet[0]
+	for _, q := range quiet[1:] {
+		ref = figures{min(ref.perSecond, q.perSecond), max(ref.p99, q.p99)}
+	}
+	t.Logf("bystanders, quiet: %v; during: %v", ref, during)
+	if during.perSecond < ref.perSecond/slower {
 		t.Errorf("throughput is less than a %dth", slower)
 	}
-	if during.p99 > slower*before.p99+later {
-		t.Errorf("p99 is more than %d times as long and %v", slower, later)
+	if during.p99 > 10*ref.p99+later {
+		t.Errorf("p99 is more than ten times as long and %v", later)
+	}
+	return disturbance{ref.perSecond / during.perSecond, float64(during.p99) / float64(ref.p99)}
+}
+
+// usually checks what half of the attacks keep within.
+func usually(t *testing.T, all []disturbance) {
+	t.Helper()
+	if len(all) < len(attacks) {
+		return // some were left out
+	}
+	median := func(of func(disturbance) float64) float64 {
+		var v []float64
+		for _, d := range all {
+			v = append(v, of(d))
+		}
+		slices.Sort(v)
+		return v[len(v)/2]
+	}
+	slow, late := median(func(d disturbance) float64 { return d.slower }), median(func(d disturbance) float64 { return d.later })
+	t.Logf("half of the attacks left the bystanders 1/%.1f of their throughput or more, and p99 %.1f times as long or less", slow, late)
+	if slow > usuallySlower || late > usuallyLate {
+		t.Errorf("want 1/%d and %d times", usuallySlower, usuallyLate)
 	}
 }
 
 // TestHostileDevice runs every attack against one hub while two bystanders talk
 // through it: nothing of theirs may be lost, repeated, reordered or much slower than
-// before, the hub may not end, and its heap stays below the configured ceiling.
+// beside it, the hub may not end, and its heap stays below the configured ceiling all
+// the while.
 func TestHostileDevice(t *testing.T) {
 	a := newArena(t)
 	p := newPair(a)
 	quiet := func() figures { return p.during(func() { p.rounds(500) }) }
 	quiet()
 	first := quiet()
-	most := 0.0
+	last := first
+	var most memory
+	var all []disturbance
 	for _, at := range attacks {
 		t.Run(at.name, func(t *testing.T) {
 			outer := a.t
 			a.t = t
 			defer func() { a.t = outer }()
-			before := quiet()
-			during := p.during(func() {
-				at.run(a)
-				p.rounds(200)
+			var during figures
+			taken := a.whileRunning(func() {
+				during = p.during(func() {
+					at.run(a)
+					p.rounds(200)
+				})
 			})
 			a.alive()
-			heap := a.metric("go_memstats_heap_alloc_bytes")
-			most = max(most, heap)
-			t.Logf("heap %.1f MiB", heap/(1<<20))
-			undisturbed(t, before, during)
-			if heap > ceiling {
-				t.Errorf("the heap has %.0f bytes, %d allowed", heap, ceiling)
+			after := quiet()
+			all = append(all, disturbed(t, during, last, after))
+			last = after
+			t.Log(taken)
+			most = memory{max(most.heap, taken.heap), max(most.resident, taken.resident), most.samples + taken.samples}
+			if taken.heap > ceiling {
+				t.Errorf("the heap has %d bytes, %d allowed", taken.heap, ceiling)
+			}
+			if taken.samples < 2 {
+				t.Error("nobody has looked")
 			}
 		})
 	}
-	undisturbed(t, first, quiet()) // nothing stays behind
-	t.Logf("largest heap %.1f MiB", most/(1<<20))
+	disturbed(t, quiet(), first) // nothing stays behind
+	usually(t, all)
+	t.Log("all in all: ", most)
 	p.end()
 	if n := a.metric(`sealmq_topic_events_total{event="hook-panicked"}`); n != 0 {
 		t.Errorf("%v panics in the hook", n)
@@ -96,7 +138,7 @@ func TestHostileDeviceAndStore(t *testing.T) {
 				acked = falseAcksOfABacklog(a)
 				p.rounds(200)
 			})
-			undisturbed(t, before, during)
+			disturbed(t, during, before)
 			p.end()
 			_ = a.hub.Signal(syscall.SIGKILL)
 			<-a.hub.Exited()
@@ -192,6 +234,10 @@ var attacks = []attack{
 	{"WebSocket", webSocket},
 	{"guests", guests},
 	{"proofs", proofs},
+	{"framing on TCP", tcpFraming},
+	{"half frames on TCP", tcpHalfFrames},
+	{"flood on TCP", tcpFlood},
+	{"api", apiPort},
 }
 
 // malformed are packets that no client sends: those that have crashed servers,

@@ -1,6 +1,7 @@
 package hostiledevice
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -94,7 +96,9 @@ func webSocket(a *arena) {
 		return append(append(b, 0, 0, 0, 0), body...) // a mask of zeros
 	}
 	connect := rawmqtt.Connect(true, a.options("mallory", "-ws"))
-	for name, b := range map[string]string{
+	var wg sync.WaitGroup
+	places := make(chan struct{}, 24)       // as many connections as may wait at the same time
+	for name, b := range map[string]string{ // behind an upgrade only once that is answered
 		"half a request":        upgrade[:60],
 		"no request":            "\x10\x20\x00\x04MQTT",
 		"endless header":        upgrade + "X: " + strings.Repeat("x", 200<<10),
@@ -109,25 +113,36 @@ func webSocket(a *arena) {
 		"pieces without end":    upgrade + "\r\n" + string(masked(0x02, 1, connect[:1])) + strings.Repeat(string(masked(0x00, 0, nil)), 5000),
 		"nothing but pings":     upgrade + "\r\n" + strings.Repeat("\x89\x80\x00\x00\x00\x00", 5000),
 	} {
-		var wg sync.WaitGroup
 		for range 4 {
+			places <- struct{}{}
 			wg.Go(func() {
+				defer func() { <-places }()
 				c, err := net.Dial("tcp", a.web)
 				if err != nil {
 					a.t.Error(err)
 					return
 				}
 				defer c.Close()
-				write(c, []byte(b))
 				_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+				rest, upgraded := strings.CutPrefix(b, upgrade+"\r\n")
+				if upgraded {
+					write(c, []byte(upgrade+"\r\n"))
+					resp, err := http.ReadResponse(bufio.NewReader(c), nil) // no more comes before the rest is sent
+					if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+						a.t.Errorf("%s: no upgrade: %v", name, err)
+						return
+					}
+					_ = resp.Body.Close()
+				}
+				write(c, []byte(rest))
 				n, err := io.Copy(io.Discard, c) // until the hub ends it
 				if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
 					a.t.Errorf("%s: the hub goes on after %d bytes", name, n)
 				}
 			})
 		}
-		wg.Wait()
 	}
+	wg.Wait()
 }
 
 // guests does as a guest what a guest may not.

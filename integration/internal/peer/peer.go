@@ -162,18 +162,23 @@ func (p *Process) Wait(ctx context.Context) error {
 
 // PeakMemory returns the most memory, in bytes, that the process has had resident so
 // far, as Linux counts it.
-func (p *Process) PeakMemory() (int64, error) {
+func (p *Process) PeakMemory() (int64, error) { return p.memory("VmHWM") }
+
+// Memory returns how much memory, in bytes, the process has resident now.
+func (p *Process) Memory() (int64, error) { return p.memory("VmRSS") }
+
+func (p *Process) memory(field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(status)) {
 		var kib int64
-		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kib); err == nil {
+		if _, err := fmt.Sscanf(line, field+": %d kB", &kib); err == nil {
 			return kib << 10, nil
 		}
 	}
-	return 0, fmt.Errorf("%s: the system does not say how much memory it had", p.name)
+	return 0, fmt.Errorf("%s: the system does not say how much memory it has", p.name)
 }
 
 // Stderr returns the last 64 KiB that the process wrote to its stderr.
