@@ -25,6 +25,18 @@ const (
 // 6.1).
 const registerTime = 30 * time.Second
 
+// How long the answer to a registration may stay away until it is asked for again: the
+// first time, and, since that doubles, in the end. A hub acknowledges a registration as
+// it does every frame, and can lose the answer: when the device's queue there is full, or
+// it forgets its memory.
+const (
+	askAgain = 5 * time.Second
+	longAsk  = time.Minute
+)
+
+// errUnanswered means that it is to be asked for again.
+var errUnanswered = errors.New("device: no answer to a registration yet")
+
 // Forwarder is a worker at the hub that passes frames on to a listener of this
 // device. The node registers it again on every connection, so that on a sealmq hub
 // its address stays.
@@ -64,7 +76,8 @@ func Alias(alias string) ForwarderOption { return func(f *Forwarder) { f.alias =
 func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { f.through = ch } }
 
 // CreateForwarder asks the hub for a forwarder to the listener of that name and
-// waits for its address, 30 s at most. Peers dial that address:
+// waits for its address, 30 s at most; over MQTT it asks again for an answer that
+// stays away. Peers dial that address:
 //
 //	ch, err := node.Dial(ctx, route.To(forwarder.Address()), policy)
 //
@@ -116,18 +129,14 @@ func (f *Forwarder) create(ctx context.Context) error {
 	defer cancel()
 	ctx, leave := f.n.join(ctx)
 	defer leave(nil)
-	ctx, c := f.n.calls.begin(ctx, false, nil)
-	defer c.end()
-	if err := f.register(ctx); err != nil {
-		return f.n.failure(ctx, what, err)
+	err := errUnanswered
+	for pause := askAgain; errors.Is(err, errUnanswered); pause *= 2 {
+		err = f.ask(ctx, f.first, pause)
 	}
-	select {
-	case <-f.first:
+	switch {
+	case err == nil:
 		f.claim(ctx)
 		return nil
-	case <-ctx.Done():
-	}
-	switch err := context.Cause(ctx); {
 	case errors.Is(err, ErrUnknownAddress):
 		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
 	case errors.Is(err, ErrHubRefused) && f.through != nil && f.alias != "":
@@ -139,6 +148,8 @@ func (f *Forwarder) create(ctx context.Context) error {
 	case errors.Is(err, ErrTimeout) && f.through == nil && f.n.link.silent():
 		return fmt.Errorf("%w to hello, nor to the registration of a forwarder: %s is perhaps an MQTT broker without a hub: %w",
 			ErrNoAnswer, f.n.link.hubName, ErrTimeout)
+	case ctx.Err() == nil && errors.Is(err, ErrBusy):
+		return fmt.Errorf("device: %s: %w", what, err)
 	default:
 		return f.n.failure(ctx, what, err)
 	}
@@ -150,6 +161,29 @@ func (f *Forwarder) orCredential() string {
 		return ""
 	}
 	return ", or there is no credential that allows it"
+}
+
+// ask registers once and waits for the answer. It returns errUnanswered once that has
+// stayed away for so long, if it does no harm to ask again: where the hub gives the same
+// address again, and what the connection carries can get lost.
+func (f *Forwarder) ask(ctx context.Context, answered <-chan struct{}, within time.Duration) error {
+	if f.through == nil && !f.n.overStream || f.through != nil && f.alias != "" {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, within, errUnanswered)
+		defer cancel()
+	}
+	ctx, c := f.n.calls.begin(ctx, false, nil)
+	defer c.end()
+	if err := f.register(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		c.abandon()
+		return context.Cause(ctx)
+	}
 }
 
 func (f *Forwarder) service() string {
@@ -215,29 +249,54 @@ func (n *Node) reregister(through *Channel) {
 	}
 }
 
-// renew registers a forwarder that had an address.
+// renew registers a forwarder that had an address, on the present connection, and asks
+// again until the hub has answered.
 func (f *Forwarder) renew() {
-	ctx, cancel := context.WithTimeout(f.n.stopped, registerTime)
-	defer cancel()
-	ctx, c := f.n.calls.begin(ctx, false, nil)
-	defer c.end()
+	n := f.n
 	answered := make(chan struct{})
-	f.n.mu.Lock()
+	n.mu.Lock()
 	f.first = answered
-	f.n.mu.Unlock()
-	if err := f.register(ctx); err == nil {
-		select {
-		case <-answered:
-			f.claim(ctx)
+	n.mu.Unlock()
+	over := f.path()
+	for pause := askAgain; ; pause = min(2*pause, longAsk) {
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(n.stopped, max(registerTime, 2*pause))
+		err := f.ask(ctx, answered, pause)
+		cancel()
+		switch {
+		case err == nil:
+			f.claim(n.stopped)
 			return
-		case <-ctx.Done():
+		case errors.Is(err, ErrHubRefused), errors.Is(err, ErrUnknownAddress):
+			n.log.Warn("the hub does not register the forwarder again", "address", f.Address(), "err", err)
+			n.events.emit(Event{Kind: EventForwarderFailed, Forwarder: f, Err: err})
+			return
+		case !errors.Is(err, errUnanswered) && !errors.Is(err, ErrBusy):
+			return
+		}
+		n.log.Info("registering a forwarder once more", "address", f.Address(), "err", err)
+		timer := time.NewTimer(jitter(max(time.Second, pause-time.Since(begun)))) // longer where the hub was busy
+		select {
+		case <-timer.C:
+		case <-n.stopped.Done():
+			timer.Stop()
+			return
+		}
+		n.mu.Lock()
+		closed := f.closed
+		n.mu.Unlock()
+		if closed || f.path() != over {
+			return // or another renew is at it
 		}
 	}
-	err := context.Cause(ctx)
-	if errors.Is(err, ErrHubRefused) || errors.Is(err, ErrUnknownAddress) {
-		f.n.log.Warn("the hub does not register the forwarder again", "address", f.Address(), "err", err)
-		f.n.events.emit(Event{Kind: EventForwarderFailed, Forwarder: f, Err: err})
+}
+
+// path returns the number of what the forwarder is registered over.
+func (f *Forwarder) path() uint64 {
+	if f.through != nil {
+		return f.through.Restarts()
 	}
+	return f.n.link.connects.Load()
 }
 
 // registeredAtStock handles answers to registrations of a hub whose own frames
