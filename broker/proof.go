@@ -37,7 +37,7 @@ const (
 	proofExpired                       // too old, or the device's clock is behind
 	proofFuture                        // made in the future: the device's clock is ahead
 	proofUsed                          // used before
-	proofUnknownUse                    // made before this hub started, which cannot know of its use
+	proofUnknownUse                    // of a time that the hub cannot know the use of: before its start, or its clock was set back
 	proofRotated                       // signed with a key since rotated away
 	proofForked                        // the history contradicts the known one
 	proofBad                           // anything else about history, credential or signature
@@ -64,7 +64,7 @@ var proofReasons = [numProofs]string{
 	proofExpired:    "the proof has expired: check the clock",
 	proofFuture:     "the proof was made in the future: check the clock",
 	proofUsed:       "the proof has been used",
-	proofUnknownUse: "the proof was made before this hub started: make a new one",
+	proofUnknownUse: "the proof was made before this hub started, or its clock was set back: make a new one",
 	proofRotated:    "the identity's key has been rotated away",
 	proofForked:     "the change history contradicts the known one",
 	proofBad:        "the proof does not verify",
@@ -85,7 +85,7 @@ func resultOfProof(err error) proofResult {
 		r  proofResult
 	}{
 		{errCleartext, proofCleartext},
-		{errUsed, proofUsed}, {errBeforeStart, proofUnknownUse},
+		{errUsed, proofUsed}, {errBeforeStart, proofUnknownUse}, {errForgotten, proofUnknownUse},
 		{errUsedFull, proofBusy}, {ErrLoginBusy, proofBusy},
 		{errNotListed, proofNotAllowed}, {errNoCredential, proofNotAllowed},
 		{hubproto.ErrAudience, proofAudience}, {hubproto.ErrProofClientID, proofClientID},

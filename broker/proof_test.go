@@ -635,7 +635,7 @@ func TestUsedProofs(t *testing.T) {
 	if err := use(1); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(u.path); err != nil || info.Size() != int64(len(usedHeader)+2*usedRecord) || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(u.path); err != nil || info.Size() != int64(len(usedHeader)+3*usedRecord) || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
 	if err := use(2); err != nil {
@@ -651,6 +651,80 @@ func TestUsedProofs(t *testing.T) {
 	}
 	if err := u.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestClockSetBack: a hub whose wall clock is set back lets no proof in that was used and
+// forgotten, in the memory as in the file; a step of a second changes nothing, and once the
+// clock has caught up nothing is left of it.
+func TestClockSetBack(t *testing.T) {
+	for name, dir := range map[string]string{"memory": "", "data folder": t.TempDir()} {
+		t.Run(name, func(t *testing.T) {
+			const life = 2 * time.Minute
+			start := time.Unix(1_800_000_000, 0)
+			now := start
+			u, err := openUsed(dir, now, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.since = 0 // the identity is new
+			defer func() { _ = u.close() }()
+			used := byte(0)
+			use := func(number byte, made time.Time) error {
+				f := &hubproto.ProofFacts{Nonce: [hubproto.NonceLen]byte{number}, CreatedAt: made}
+				return u.use(someID(1), netip.MustParsePrefix("192.0.2.1/32"), f, made.Add(life), now)
+			}
+			fresh := func() error {
+				used++
+				return use(used, now)
+			}
+			if err := fresh(); err != nil {
+				t.Fatal(err)
+			}
+			now = start.Add(time.Hour)
+			if err := fresh(); err != nil { // the first one is forgotten
+				t.Fatal(err)
+			}
+			now = now.Add(-time.Second)
+			if err := fresh(); err != nil {
+				t.Errorf("a second back: %v", err)
+			}
+			now = now.Add(life + 2*time.Second)
+			if err := fresh(); err != nil { // so are the next two
+				t.Fatal(err)
+			}
+			at := now
+			for _, back := range []time.Duration{time.Hour + life, 10 * time.Minute} {
+				now = at.Add(-back)
+				for number, made := range map[byte]time.Time{1: start, 2: start.Add(time.Hour)} {
+					if err := use(number, made); resultOfProof(err) != proofUnknownUse {
+						t.Errorf("%v back, number %d: %v", back, number, err)
+					}
+				}
+				if err := fresh(); !errors.Is(err, errForgotten) {
+					t.Errorf("%v back: %v", back, err)
+				}
+			}
+			if dir != "" {
+				if err := u.rewrite(); err != nil {
+					t.Fatal(err)
+				}
+				_ = u.close()
+				if u, err = openUsed(dir, now, slog.New(slog.DiscardHandler)); err != nil {
+					t.Fatal(err)
+				}
+				if err := use(2, start.Add(time.Hour)); resultOfProof(err) != proofUnknownUse {
+					t.Errorf("after a start: %v", err)
+				}
+			}
+			now = at
+			if err := fresh(); err != nil {
+				t.Errorf("caught up: %v", err)
+			}
+			if err := use(used, now); !errors.Is(err, errUsed) {
+				t.Errorf("used: %v", err)
+			}
+		})
 	}
 }
 

@@ -32,6 +32,9 @@ const (
 // The file of used proofs: a header, and for each proof a record of
 //
 //	crc32 (IEEE, of the rest) 4 bytes ‖ end 8 bytes (unix s) ‖ key 16 bytes
+//
+// A key of zeros says that proofs which ended then are forgotten: if the clock is set back,
+// they would be good once more.
 const (
 	usedName   = "proofs.used"
 	usedHeader = "sealmq used proofs 1\n"
@@ -41,6 +44,7 @@ const (
 var (
 	errUsed        = errors.New("broker: the proof has been used before")
 	errBeforeStart = errors.New("broker: the proof was made before this hub started, and what was used then is not known")
+	errForgotten   = errors.New("broker: the hub's clock was set back, and which proofs of that time were used is forgotten")
 	errUsedFull    = errors.New("broker: too many proofs at once")
 )
 
@@ -80,6 +84,7 @@ type usedProofs struct {
 	perNet  map[netip.Prefix]int
 	byEnd   usedHeap
 	since   int64 // unbound proofs made at this second or earlier are refused; 0: none
+	gone    int64 // as are those that end at this second or earlier: some are forgotten
 	path    string
 	file    *os.File // nil: memory only
 	records int      // in file
@@ -113,7 +118,11 @@ func openUsed(dir string, now time.Time, logger *slog.Logger) (*usedProofs, erro
 	case err == nil:
 		u.since = 0
 		for _, e := range entries {
-			u.keep(e)
+			if e.key == (usedKey{}) {
+				u.gone = max(u.gone, e.until)
+			} else {
+				u.keep(e)
+			}
 		}
 		u.forget(now.Unix())
 	case !errors.Is(err, fs.ErrNotExist):
@@ -195,6 +204,8 @@ func (u *usedProofs) use(id identity.Identifier, from netip.Prefix, f *hubproto.
 		return errUsed
 	case f.CreatedAt.Unix() <= u.since:
 		return errBeforeStart
+	case e.until <= u.gone: // else it would have ended
+		return errForgotten
 	case len(u.byEnd) >= usedTotal || u.perNet[from] >= usedPerNetwork || u.perID[id] >= usedPerIdentity:
 		return errUsedFull
 	}
@@ -222,6 +233,7 @@ func (u *usedProofs) forget(now int64) {
 	for len(u.byEnd) > 0 && u.byEnd[0].until < now {
 		e := heap.Pop(&u.byEnd).(usedEntry)
 		delete(u.have, e.key)
+		u.gone = max(u.gone, e.until)
 		if u.perID[e.id]--; u.perID[e.id] <= 0 {
 			delete(u.perID, e.id)
 		}
@@ -261,6 +273,9 @@ func (u *usedProofs) lose(why error) error {
 // rewrite replaces the file by one of what is remembered now.
 func (u *usedProofs) rewrite() (err error) {
 	b := []byte(usedHeader)
+	if u.gone > 0 {
+		b = appendUsed(b, usedEntry{until: u.gone})
+	}
 	for _, e := range u.byEnd {
 		b = appendUsed(b, e)
 	}
