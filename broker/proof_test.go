@@ -21,6 +21,7 @@ import (
 	mochibridge "github.com/sealmq/sealmq/bridge/mochi"
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
 // MQTT's answers to CONNECT.
@@ -412,6 +413,102 @@ func TestProofOfRotatedKey(t *testing.T) {
 			want(t, "after a restart", stolen.fresh(), bad3)
 			counted(t, h, proofForked, 1)
 		})
+	}
+}
+
+// TestRefusedProofsAreExplained: why a proof is refused is told to the device, where
+// MQTT 5 has a place for it, and to the operator by log, counter and metric.
+func TestRefusedProofsAreExplained(t *testing.T) {
+	var log lockedLog
+	h := start(t, Config{HTTP: "127.0.0.1:0", Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	clock := func(off time.Duration) identity.Option {
+		return identity.WithClock(func() time.Time { return time.Now().Add(off) })
+	}
+	vault := func() *identity.Vault {
+		v, err := identity.OpenVault(filepath.Join(t.TempDir(), "vault"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	v := vault()
+	own, err := v.Create("d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	backup, err := v.Export("d", identity.Protection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := func() *prover {
+		d := newDevice(t, h)
+		if d.id, err = vault().Import("d", backup, identity.Protection{}); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	old, forked := restored(), restored()
+	for _, p := range []*identity.Private{own, forked.id} {
+		if err := p.Rotate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := newDevice(t, h)
+	d.id = own
+	want(t, "the newest key", d.fresh(), accepted)
+	used := d.make(nil)
+	want(t, "once", d.show(used), accepted)
+
+	startedNow := func() { // and knows nothing of what was used before
+		h.proofs.used.mu.Lock()
+		defer h.proofs.used.mu.Unlock()
+		h.proofs.used.since = time.Now().Add(time.Hour).Unix()
+	}
+	for i, tt := range []struct {
+		result proofResult
+		name   string
+		says   string
+		by     *prover
+		proof  []byte // nil: a fresh one
+		before func()
+	}{
+		{proofExpired, "expired", "expired: check the clock", newDevice(t, h, clock(-time.Hour)), nil, nil},
+		{proofFuture, "from-future", "in the future: check the clock", newDevice(t, h, clock(time.Hour)), nil, nil},
+		{proofRotated, "rotated", "rotated away", old, nil, nil},
+		{proofForked, "forked", "contradicts the known one", forked, nil, nil},
+		{proofUsed, "used", "has been used", d, used, nil},
+		{proofUnknownUse, "before-start", "before this hub started", d, nil, startedNow},
+	} {
+		if tt.before != nil {
+			tt.before()
+		}
+		if tt.proof == nil {
+			tt.proof = tt.by.make(nil)
+		}
+		c, err := rawmqtt.Dial(tt.by.addr, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ack, err := c.Login(rawmqtt.Options{ID: tt.by.name(), User: hubproto.ProofUser, Password: string(tt.proof)})
+		_ = c.Close()
+		if err != nil || ack.Code() != bad5 || !strings.Contains(string(ack.Body), tt.says) {
+			t.Errorf("%s: CONNACK %q, %v", tt.name, ack.Body, err)
+		}
+		if got := h.Status().Counters["sealmq_proofs_total{result="+tt.name+"}"]; got != 1 {
+			t.Errorf("%s: counted %v times", tt.name, got)
+		}
+		counted(t, h, tt.result, 1)
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		last := lines[len(lines)-1]
+		if !strings.Contains(last, "refused") || !strings.Contains(last, "("+tt.name+")") || !strings.Contains(last, tt.by.name()) {
+			t.Errorf("%s, the refusal %d: the log says %s", tt.name, i, last)
+		}
+	}
+	_, metrics := page(t, h.HTTPURL()+"/metrics")
+	for _, name := range []string{"expired", "from-future", "rotated", "forked", "used", "before-start"} {
+		if line := `sealmq_proofs_total{result="` + name + `"} 1`; !strings.Contains(metrics, line) {
+			t.Errorf("no metric %s", line)
+		}
 	}
 }
 
