@@ -174,7 +174,7 @@ func (d *provingDialer) compare(ctx context.Context) (time.Duration, error) {
 	case err != nil:
 		return 0, fmt.Errorf("%w; asking why as a guest: %w", ErrBadProof, err)
 	}
-	return time.Since(a.Time), nil
+	return d.identity.Now().Sub(a.Time), nil
 }
 
 var (

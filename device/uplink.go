@@ -45,6 +45,7 @@ type uplinkConfig struct {
 	hub       hubIdentity   // owned by run
 	memory    *hubMemory    // owned by run
 	log       *slog.Logger
+	now       func() time.Time // what this device signs is dated by it
 
 	// receive takes every frame but the answer to hello. The view is valid during
 	// the call only; it must not block.
@@ -259,7 +260,7 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 		} else if err := u.memory.proved(a); err != nil {
 			return err
 		}
-		if skew := time.Since(a.Time); skew.Abs() > clockSkew {
+		if skew := u.now().Sub(a.Time); skew.Abs() > clockSkew {
 			u.log.Warn("this device's clock is off, as the hub sees it; handshakes will fail", "ahead_by", skew.Round(time.Second))
 		}
 		if u.hub.epoch != a.Epoch && u.hub.epoch != ([hubproto.EpochLen]byte{}) {

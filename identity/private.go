@@ -167,6 +167,9 @@ func newSecret() hidden {
 // Identifier returns the name that stays for life.
 func (p *Private) Identifier() Identifier { return p.p.id }
 
+// Now returns the time that the identity reads: what it signs is dated by it.
+func (p *Private) Now() time.Time { return p.p.clock() }
+
 // Identity returns the public identity as it is now; Rotate replaces it.
 func (p *Private) Identity() *Identity {
 	p.p.mu.Lock()
