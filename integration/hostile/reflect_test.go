@@ -158,6 +158,44 @@ func TestReflectedHandshake(t *testing.T) {
 	}
 }
 
+// TestReflectedToOneself has a device meet itself, where policies on both sides accept
+// anybody, itself included: that is who the channel and its messages are said to be
+// from, and nobody else accepts or sends anything.
+func TestReflectedToOneself(t *testing.T) {
+	t.Parallel()
+	alice, bob := join(t, device.Config{}).listen(channel.TrustEveryone), join(t, device.Config{}).listen(channel.TrustEveryone)
+	works(t, bob, alice)
+	// Its dial goes to its own forwarder; the hub does the rest.
+	alice.end.set(func(p *passage) [][]byte {
+		if p.way == up && p.Onward.Equal(bob.at()) {
+			return [][]byte{encode(route.Frame{Onward: alice.at(), Return: p.Return, Payload: p.Payload})}
+		}
+		return asIs(p)
+	})
+	ch, err := alice.node.Dial(within(t), bob.at(), channel.TrustEveryone, device.NoHeal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ch.Close()
+	if who := ch.Peer().Identifier; who != alice.id.Identifier() {
+		t.Errorf("the peer is said to be %v", who)
+	}
+	must(t, ch.Deliver(within(t), sure, []byte("to bob")))
+	alice.mu.Lock()
+	from := alice.from["to bob"]
+	alice.mu.Unlock()
+	if from != alice.id.Identifier() {
+		t.Errorf("the message is said to be from %v", from)
+	}
+	if n := bob.node.Stats().Channels.Accepted; n != 0 || len(bob.received(sure)) != 0 {
+		t.Errorf("bob has accepted %d channels and %q", n, bob.received(sure))
+	}
+	// Whoever names the peer is not taken in.
+	if _, err := alice.node.Dial(within(t), bob.at(), bob.trust()); !errors.Is(err, device.ErrWrongIdentity) {
+		t.Errorf("with bob's identifier: %v", err)
+	}
+}
+
 // briefly is a context for what can only run out, once a handshake has had the time
 // that a local one needs.
 func briefly(t *testing.T) context.Context {
