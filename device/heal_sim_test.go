@@ -59,6 +59,7 @@ type healSim struct {
 	count  map[string]int
 
 	logger *slog.Logger // alice's; nil: none
+	limits streamLimits // of each of alice's outboxes
 
 	run    [2]*process // nil: not running
 	lives  [2]int
@@ -446,6 +447,7 @@ func (s *healSim) start(who int) {
 	cfg := Config{Identity: s.names[who], KeepTrying: true}
 	if who == alice {
 		cfg.OutboxDir, cfg.Logger = s.dir, s.logger
+		cfg.OutboxMessages, cfg.OutboxBytes = s.limits.messages, s.limits.bytes
 		cfg.OnEvent = func(e Event) {
 			s.logf("alice: %v %v", e.Kind, e.Err)
 			switch e.Kind {
