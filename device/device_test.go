@@ -225,6 +225,32 @@ func TestDialErrors(t *testing.T) {
 	})
 }
 
+// What comes through a forwarder of an earlier process before the program listens again
+// is not lost: who dials in that moment would wait for the whole of the handshake's time.
+func TestDialledBeforeListen(t *testing.T) {
+	h := startHub(t, nil)
+	bobID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{Identity: bobID})
+	to := route.To(bobListens(t, bob, channel.TrustEveryone).Address())
+	_ = bob.Close()
+	bob = connect(t, h.url(), device.Config{Identity: bobID})
+	before := bob.Stats().FramesReceived
+	dialled := make(chan error, 1)
+	alice := connect(t, h.url(), device.Config{})
+	go func() {
+		_, err := alice.Dial(within(t), to, channel.TrustIdentifiers(bobID.Identifier()))
+		dialled <- err
+	}()
+	eventually(t, "the first message is there", func() bool { return bob.Stats().FramesReceived > before })
+	bobListens(t, bob, channel.TrustEveryone)
+	if err := <-dialled; err != nil {
+		t.Error(err)
+	}
+	if d := bob.Stats().Local.Dropped; len(d) != 0 {
+		t.Errorf("dropped: %v", d)
+	}
+}
+
 // Who does not want to wait for an offline peer hears so however long the hub would.
 func TestDialNoWait(t *testing.T) {
 	h := startHub(t, nil, func(c *bridge.Config) { c.FirstContact = time.Hour })

@@ -28,7 +28,9 @@ type Listener struct {
 }
 
 // Listen answers secure channels at the local address name, for peers that policy
-// accepts. The hub reaches it once it has a forwarder (CreateForwarder).
+// accepts. The hub reaches it once it has a forwarder (CreateForwarder); one that it has
+// of an earlier process counts, and what came through that in the first 10 s of the
+// connection, before Listen, is answered now.
 func (n *Node) Listen(name string, policy channel.Policy, opts ...ListenOption) (*Listener, error) {
 	if policy == nil {
 		return nil, errors.New("device: listen: no trust policy given: pass channel.TrustEveryone to accept any identity")
@@ -56,6 +58,7 @@ func (n *Node) Listen(name string, policy channel.Policy, opts ...ListenOption) 
 	n.mu.Lock()
 	n.listeners[name] = l
 	n.mu.Unlock()
+	n.early.listening(l.m)
 	return l, nil
 }
 

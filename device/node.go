@@ -50,6 +50,7 @@ type Node struct {
 	// address of its own.
 	overStream bool
 	events     *events
+	early      early
 	calls      calls
 	// graves are the addresses of channels that have ended. Without, what is sent along an
 	// old return route would leave in plain towards the hub, since the first hop is no
@@ -159,6 +160,7 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 		plain:         newAddresses(),
 		unclaimed:     make(chan struct{}, 1),
 	}
+	n.early.n = n
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
 	n.deliveries = newDeliveries(n)
 	if u.scheme == "tcp" {
@@ -263,6 +265,7 @@ func (n *Node) changed(s State, err error) {
 		close(n.online)
 		n.online = make(chan struct{})
 		n.mu.Unlock()
+		n.early.begin()
 		n.events.emit(Event{Kind: EventOnline})
 		n.spawn(func() { n.reregister(nil) })
 	case Offline:
@@ -307,6 +310,9 @@ func (n *Node) receive(v *route.View, class route.Class) {
 	o := node.Origin{Via: node.Forwarded, FromHub: hub}
 	if first, ok := f.Return.First(); ok {
 		o.Source = first.Value
+	}
+	if n.early.keep(o, f, class) {
+		return
 	}
 	n.local.Inject(o, f, class)
 }
@@ -544,6 +550,7 @@ func (n *Node) Close() error {
 	<-n.link.ended
 	n.stop(ErrClosed)
 	n.tasks.Wait()
+	n.early.end()
 	_ = n.local.Close()
 	n.outboxes.close()
 	n.events.close()
