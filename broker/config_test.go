@@ -2,6 +2,9 @@ package broker
 
 import (
 	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -151,6 +154,31 @@ func TestValidate(t *testing.T) {
 				t.Errorf("got %v (%s), want key %s and a hint with %q", err, ce.Fix, tc.key, tc.fix)
 			}
 		})
+	}
+}
+
+// A file that is missing is said before anything is made in the data folder.
+func TestMistakesLeaveNothingBehind(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	for name, c := range map[string]Config{
+		"password_file":       {PasswordFile: missing},
+		"devices.allow_file":  {Devices: Devices{AllowFile: missing}},
+		"devices.authorities": {Devices: Devices{Authorities: []string{missing}}},
+		"api_authority":       {APIAuthority: missing},
+		"tls":                 {MQTT: []string{"mqtts://127.0.0.1:0"}, TLS: TLS{Cert: missing, Key: missing}},
+		"address_key_file":    {AddressKeyFile: missing},
+		"passphrase_file":     {PassphraseFile: missing},
+	} {
+		c.Data = filepath.Join(t.TempDir(), "data")
+		if h, err := New(c); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+			if err == nil {
+				stop(t, h)
+			}
+		}
+		if _, err := os.Stat(c.Data); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: the data folder: %v", name, err)
+		}
 	}
 }
 

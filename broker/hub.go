@@ -148,13 +148,7 @@ func New(cfg Config) (_ *Hub, err error) {
 // Check reports what is wrong with a configuration and with the files it names,
 // without writing anything or opening a port.
 func Check(cfg Config) error {
-	h, err := prepare(cfg, false)
-	if err != nil {
-		return err
-	}
-	if h.cfg.AddressKeyFile != "" {
-		_, err = readAddressKey(h.cfg.AddressKeyFile)
-	}
+	_, err := prepare(cfg, false)
 	return err
 }
 
@@ -184,9 +178,6 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 	if h.endpoints, err = cfg.endpoints(); err != nil {
 		return nil, err
 	}
-	if err := openData(cfg.Data, create); err != nil {
-		return nil, err
-	}
 	if h.protection, err = cfg.protection(); err != nil {
 		return nil, err
 	}
@@ -210,6 +201,15 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 		if h.cert, err = loadCertificate(cfg.TLS, h.logger); err != nil {
 			return nil, err
 		}
+	}
+	if cfg.AddressKeyFile != "" {
+		if _, err := readAddressKey(cfg.AddressKeyFile); err != nil {
+			return nil, err
+		}
+	}
+	// Last, so that a mistake elsewhere leaves no folder behind.
+	if err := openData(cfg.Data, create); err != nil {
+		return nil, err
 	}
 	return h, nil
 }
