@@ -26,6 +26,9 @@ func start(t *testing.T, cfg Config) *Hub {
 	if len(cfg.MQTT) == 0 {
 		cfg.MQTT = []string{"127.0.0.1:0"}
 	}
+	if cfg.Limits.ConnectTimeout == 0 { // clients of tests are slow where the machine has much else to do
+		cfg.Limits.ConnectTimeout = time.Minute
+	}
 	h, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

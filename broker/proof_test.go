@@ -46,7 +46,7 @@ func say(t testing.TB, addr string, tc *tls.Config, version byte, clientID, user
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	var exporter []byte
 	if tc != nil {
 		secure := tls.Client(conn, tc)
