@@ -228,6 +228,12 @@ func (h *Hook) admit(cl *mqtt.Client, who bridge.Principal, before uint64) error
 		}
 		conn.AtEnd(func() { h.users.drop(cl.ID) })
 	}
+	switch who.Role {
+	case bridge.RoleDevice:
+		conn.SetUser("device " + string(who.Identity[:]))
+	case bridge.RoleGuest:
+		conn.SetUser("")
+	}
 	conn.SetValue(s)
 	conn.AtEnd(s.end)
 	if who.Role == bridge.RoleGuest {

@@ -88,9 +88,15 @@ type Conn struct {
 	settled   atomic.Bool  // the server has accepted the client
 	v5        atomic.Bool  // which speaks MQTT 5
 	frames    framer
-	announced int // length of a long packet that is arriving
+	announced int    // length of a long packet that is arriving
+	kept      []byte // what has come of one that mochi is to see when it is there
+	charged   int    // bytes of memory that count for a long packet
 	tap       *tap
 	tooLong   int // length of the packet that is to end the connection
+
+	known, stranger bool   // what SetUser said
+	user            uint64 // a hash; 0: none
+	arriving        arriving
 
 	exempt  atomic.Bool
 	value   atomic.Pointer[any]
@@ -559,23 +565,71 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.tap != nil {
 		return c.tap.read(c, p)
 	}
-	if c.tooLong > 0 {
-		return 0, c.refuse(c.tooLong)
-	}
-	n, err := c.readRaw(p)
-	if n > 0 {
-		whole, err := c.frames.scan(p[:n], c)
+	return c.follow(p)
+}
+
+// follow reads what is all mochi's. mochi makes room for the whole of a packet when it
+// has read the header, so that a few bytes from each of many connections could take all
+// memory: it gets a long one when that is there.
+func (c *Conn) follow(p []byte) (int, error) {
+	for {
 		switch {
-		case errors.Is(err, ErrPacketTooLarge) && whole > 0:
-			c.tooLong = c.frames.length // once what came before it is processed
-			return whole, nil
-		case errors.Is(err, ErrPacketTooLarge):
-			return 0, c.refuse(c.frames.length)
-		case err != nil:
-			return 0, err
+		case c.tooLong > 0:
+			return 0, c.refuse(c.tooLong)
+		case c.kept == nil:
+			n, err := c.readRaw(p)
+			if n == 0 {
+				return 0, err
+			}
+			whole, err := c.frames.scan(p[:n], c)
+			switch {
+			case errors.Is(err, ErrPacketTooLarge) && whole > 0:
+				c.tooLong = c.frames.length // once what came before it is processed
+				return whole, nil
+			case errors.Is(err, ErrPacketTooLarge):
+				return 0, c.refuse(c.frames.length)
+			case err != nil:
+				return 0, err
+			case c.announced == 0:
+				return n, nil
+			}
+			c.kept = append(make([]byte, 0, max(4096, n-whole)), p[whole:n]...)
+			if whole > 0 {
+				return whole, nil
+			}
+		case c.announced == 0: // it is all there
+			n := copy(p, c.kept)
+			if c.kept = c.kept[n:]; len(c.kept) == 0 {
+				c.kept = nil
+			}
+			return n, nil
+		default:
+			if err := c.readKept(); err != nil {
+				c.kept = nil
+				return 0, err
+			}
 		}
 	}
-	return n, err
+}
+
+// readKept reads on in a long packet, in steps of twice the size so that memory
+// follows what has arrived.
+func (c *Conn) readKept() error {
+	have := len(c.kept)
+	all := have + c.frames.left
+	if have == cap(c.kept) {
+		c.kept = append(make([]byte, 0, min(2*have, all)), c.kept...)
+	}
+	if err := c.charge(cap(c.kept)); err != nil {
+		return err
+	}
+	n, err := c.readRaw(c.kept[have:min(cap(c.kept), all)])
+	if n == 0 {
+		return err
+	}
+	c.kept = c.kept[:have+n]
+	_, err = c.frames.scan(c.kept[have:], c)
+	return err
 }
 
 // Ended says with what error the server has stopped reading from a connection that was

@@ -371,6 +371,9 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 		f.plain.Store(cl, s)
 	} else {
 		s.conn.session.Store(s)
+		if !s.conn.known {
+			s.conn.user = s.owner.user
+		}
 		s.conn.BeginBacklog()
 		if s.conn.listened() {
 			s.conn.AtEnd(func() { f.ended(s) })

@@ -29,7 +29,8 @@ type framer struct {
 func (f *framer) boundary() bool { return f.left == 0 && !f.header }
 
 // scan follows p. The first packet must be a CONNECT within its limit, and the others
-// must be within that of all packets; whole bytes of p lie before one that is not.
+// must be within that of all packets; whole bytes of p lie before one that is not, or
+// that is long and has not come whole.
 func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 	for all := len(p); len(p) > 0; {
 		if f.boundary() {
@@ -44,7 +45,7 @@ func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 			p = p[n:]
 			if f.left == 0 {
 				f.end(c)
-				_ = c.underway(0) // no error
+				c.underway(0)
 			}
 			continue
 		}
@@ -78,12 +79,10 @@ func (f *framer) scan(p []byte, c *Conn) (whole int, err error) {
 		if f.left == 0 {
 			f.end(c)
 		} else if f.left > len(p) {
-			if err := c.underway(f.left); err != nil {
-				return 0, err
-			}
+			c.underway(f.length)
 		}
 	}
-	return 0, nil
+	return whole, nil
 }
 
 // end notes the end of a packet. Who has sent the first is silent no longer.

@@ -1,7 +1,9 @@
 package guard
 
 import (
-	"bytes"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -11,37 +13,122 @@ import (
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 )
 
-// A header that announces a long packet costs memory, so many of them must not
-// cost without bound.
+// tapper taps every connection, and leaves every packet to mochi.
+type tapper struct{ mqtt.HookBase }
+
+func (*tapper) ID() string           { return "tapper" }
+func (*tapper) Provides(b byte) bool { return b == mqtt.OnConnect }
+
+func (*tapper) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
+	cl.Net.Conn.(*Conn).SetTap(func(byte, []byte) (bool, error) { return false, nil }, nil)
+	return nil
+}
+
+// withInput runs f with a limit of long packets, on plain and on tapped connections.
+func withInput(t *testing.T, input int64, f func(t *testing.T, b *broker, l *Limits)) {
+	for name, hooks := range map[string][]mqtt.Hook{"plain": nil, "tapped": {new(tapper)}} {
+		t.Run(name, func(t *testing.T) {
+			limits := &Limits{Input: input}
+			b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.Limits = limits }, hooks...)
+			f(t, b, limits)
+			b.Listeners.CloseAll(func(string) {})
+			limits.input.mu.Lock()
+			defer limits.input.mu.Unlock()
+			in := &limits.input
+			if in.total != (tally{}) || in.strangers != (tally{}) || len(in.holders)+len(in.networks)+len(in.users) > 0 {
+				t.Errorf("held still: %+v, %+v, %v, %v, %v", in.total, in.strangers, in.holders, in.networks, in.users)
+			}
+		})
+	}
+}
+
+const longPacket = 200 << 10
+
+var whole = rawmqtt.Publish(true, 2, "t", 1, make([]byte, longPacket))
+
+// arrive has a client publish a long packet in pieces, as a network does.
+func arrive(t *testing.T, c *rawmqtt.Client) {
+	t.Helper()
+	for p := range slices.Chunk(whole, 50_000) {
+		send(t, c, p)
+	}
+	expect(t, c, rawmqtt.PUBACK)
+}
+
+// TestAnnouncedPacketsCostNothing: the header of a long packet takes no room from those
+// who send theirs.
+func TestAnnouncedPacketsCostNothing(t *testing.T) {
+	withInput(t, 4*longPacket, func(t *testing.T, b *broker, l *Limits) {
+		for i := range 16 {
+			c, _ := b.loginFrom(t, 1, rawmqtt.Options{ID: fmt.Sprint("publish", i)})
+			send(t, c, whole[:1000])
+			c, _ = b.loginFrom(t, 1, rawmqtt.Options{ID: fmt.Sprint("subscribe", i)}) // mochi's, tapped or not
+			send(t, c, []byte{rawmqtt.SUBSCRIBE<<4 | 2, 0x80, 0x80, 0x08, 0, 1})
+			send(t, b.dial(t, false), []byte{rawmqtt.CONNECT << 4, 0xff, 0xff, 0x01})
+		}
+		c, _ := b.loginFrom(t, 1, rawmqtt.Options{ID: "whole"})
+		arrive(t, c)
+		if n, held := b.c.Count(InputFull), l.Arriving(); n > 0 || held > 0 {
+			t.Errorf("%d closed, %d bytes held", n, held)
+		}
+	})
+}
+
+// TestLongPacketsUnderWayAreBounded: who holds most makes room for who holds less.
 func TestLongPacketsUnderWayAreBounded(t *testing.T) {
-	const packet = 200 << 10
-	limits := &Limits{Input: 3 * packet}
-	b := start(t, func(c *Config, _ *FixesConfig, _ *mqtt.Options) { c.Limits = limits })
-	whole := rawmqtt.Publish(false, 2, "t", 1, make([]byte, packet-100))
-	var begun []*rawmqtt.Client
-	for i := range 3 {
-		c := b.login(t, false, rawmqtt.Options{ID: string(rune('a' + i))})
-		send(t, c, whole[:10])
-		begun = append(begun, c)
-	}
-	eventually(t, "three under way", func() bool { return limits.Arriving() > 2*packet })
-	fourth := b.login(t, false, rawmqtt.Options{ID: "d"})
-	send(t, fourth, whole[:10])
-	closedByPeer(t, fourth)
-	if n := b.c.Count(InputFull); n != 1 {
-		t.Errorf("counted %d", n)
-	}
-	// Short ones are not held up, and what has begun may end.
-	small := b.login(t, false, rawmqtt.Options{ID: "e"})
-	send(t, small, rawmqtt.Publish(false, 2, "t", 1, bytes.Repeat([]byte{1}, 10_000)))
-	expect(t, small, rawmqtt.PUBACK)
-	send(t, begun[0], whole[10:])
-	expect(t, begun[0], rawmqtt.PUBACK)
-	_ = begun[1].Close()
-	eventually(t, "one under way", func() bool { return limits.Arriving() < packet })
-	send(t, begun[2], whole[10:])
-	expect(t, begun[2], rawmqtt.PUBACK)
-	eventually(t, "none under way", func() bool { return limits.Arriving() == 0 })
+	withInput(t, 4*longPacket+4096, func(t *testing.T, b *broker, l *Limits) {
+		// begin has one more packet almost there; held is how many there are then.
+		begin := func(host byte, id, user string, held int64) {
+			t.Helper()
+			c, _ := b.loginFrom(t, host, rawmqtt.Options{ID: id, User: user})
+			send(t, c, whole[:len(whole)-1])
+			eventually(t, id+" is under way", func() bool { return l.Arriving()/longPacket == held })
+		}
+		closed := func(want uint64) {
+			t.Helper()
+			eventually(t, "closed", func() bool { return b.c.Count(InputFull) == want })
+		}
+		begin(1, "a", "u", 1)
+		begin(1, "b", "u", 2)
+		c, _ := b.loginFrom(t, 1, rawmqtt.Options{ID: "c", User: "v"})
+		arrive(t, c) // one network has half
+		closed(1)
+		d, _ := b.loginFrom(t, 2, rawmqtt.Options{ID: "d", User: "u"})
+		begin(3, "e", "u", 2)
+		arrive(t, d) // one user has half
+		closed(2)
+		begin(4, "f", "w", 2)
+		begin(4, "g", "x", 3)
+		begin(5, "h", "y", 4)
+		i, _ := b.loginFrom(t, 6, rawmqtt.Options{ID: "i", User: "z"})
+		arrive(t, i) // all is in use, most of it by the network of two
+		closed(3)
+		begin(7, "j", "z", 4)
+		if n := b.Clients.Len(); n != 3+4 {
+			t.Errorf("%d clients are left", n)
+		}
+	})
+}
+
+// TestLongConnectsLeaveRoomForClients: who has not said who it is has part of the room.
+func TestLongConnectsLeaveRoomForClients(t *testing.T) {
+	withInput(t, 12*(30<<10), func(t *testing.T, b *broker, l *Limits) {
+		connect := rawmqtt.Connect(true, rawmqtt.Options{ID: "s", User: strings.Repeat("u", 29<<10)})
+		for range 8 {
+			send(t, b.dial(t, true), connect[:len(connect)-1])
+		}
+		eventually(t, "five are closed", func() bool { return b.c.Count(InputFull) == 5 })
+		c, _ := b.loginFrom(t, 2, rawmqtt.Options{ID: "c"})
+		arrive(t, c)
+		if n := b.c.Count(InputFull); n != 5 {
+			t.Errorf("%d closed", n)
+		}
+		// One whole is let in.
+		s := b.dial(t, true)
+		if p, err := s.Login(rawmqtt.Options{ID: "s", User: strings.Repeat("u", 15<<10)}); err != nil || p.Code() != 0 {
+			t.Error(p, err)
+		}
+	})
 }
 
 // A packet above the limit ends the connection of its sender once what it had sent

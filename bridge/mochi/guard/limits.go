@@ -43,12 +43,15 @@ type Limits struct {
 	// count as slow: they are closed when more is written to them.
 	Output int64
 
-	// Input is how many bytes the packets longer than 16 KiB may have together
-	// that have begun to arrive, and must arrive within a minute each. A packet
-	// beyond it ends its connection.
+	// Input is how many bytes may be held of the packets longer than 16 KiB that have
+	// begun to arrive, and must arrive within a minute each. Those of one network, and
+	// those of one user, may have half of it, and those of whom the server has not
+	// accepted yet, all together, a quarter. Who has most when there is too much is
+	// closed.
 	Input int64
 
-	output, input atomic.Int64
+	output atomic.Int64
+	input  input
 
 	once  sync.Once
 	conns connlimit.Limits // of the three above

@@ -22,7 +22,7 @@ import (
 // Defaults of [Config].
 const (
 	DefaultConnectTimeout = 10 * time.Second
-	DefaultConnectSize    = 128 << 10
+	DefaultConnectSize    = 32 << 10
 	DefaultStallTimeout   = 30 * time.Second
 	DefaultLinger         = 100 * time.Millisecond
 	DefaultBuffer         = 1 << 20
@@ -62,7 +62,8 @@ type Config struct {
 	// CONNECT, TLS handshake included; a WebSocket has it twice, for the
 	// upgrade and for CONNECT. Default 10 s.
 	ConnectTimeout time.Duration
-	// ConnectSize is the longest CONNECT in bytes. Default 128 KiB.
+	// ConnectSize is the longest CONNECT in bytes, its will included. Default 32 KiB: the
+	// proof of a device has 16 KiB at most.
 	ConnectSize int
 	// StallTimeout is how long a peer may accept no byte. Default 30 s.
 	StallTimeout time.Duration
@@ -355,7 +356,7 @@ func (l *Listener) run(c *Conn, t *ticket, deadline time.Time) {
 		l.cfg.Logger.Debug("connection closed", "listener", l.cfg.ID, "err", err)
 	}
 	_ = c.Close()
-	_ = c.underway(0) // no error
+	c.underway(0)
 	l.finish(c)
 	l.mu.Lock()
 	delete(l.conns, c)

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"errors"
+	"math/bits"
 	"net"
 	"sync"
 )
@@ -37,6 +38,7 @@ type tap struct {
 
 	in    []byte  // bytes read and not handed on
 	pool  *[]byte // the pooled memory that in lies in, if any
+	grown int     // the size of its own memory, if it does not
 	pass  int     // bytes of the current packet that mochi has yet to get
 	eager bool    // the last read filled its buffer, so read into a large one
 
@@ -64,17 +66,11 @@ func (c *Conn) SetTap(f Tap, long LongTap) bool {
 func (t *tap) read(c *Conn, p []byte) (int, error) {
 	if t.pass < 0 {
 		// Handed to mochi before the tap: the rest of a packet under way.
+		if c.kept != nil {
+			return c.follow(p)
+		}
 		if !c.frames.boundary() {
-			n, err := c.readRaw(p[:min(len(p), max(1, c.frames.left))])
-			if n > 0 {
-				if _, e := c.frames.scan(p[:n], c); e != nil {
-					if errors.Is(e, ErrPacketTooLarge) {
-						e = c.refuse(c.frames.length)
-					}
-					return 0, e
-				}
-			}
-			return n, err
+			return c.follow(p[:min(len(p), max(1, c.frames.left))])
 		}
 		t.pass = 0
 	}
@@ -132,19 +128,17 @@ func (t *tap) step(c *Conn) (int, error) {
 		if c.exceeds(length) {
 			return 0, t.oversized(c, head, length)
 		}
-		if len(t.in) >= total {
-			err = c.underway(0)
+		all := len(t.in) >= total
+		if all {
+			c.underway(0)
 		} else {
-			err = c.underway(total)
-		}
-		if err != nil {
-			return 0, err
+			c.underway(total)
 		}
 		kind := t.in[0] >> 4
-		if kind != typePublish && kind != typePuback {
-			return total, nil
+		if kind != typePublish && kind != typePuback && (all || total <= smallPacket) {
+			return total, nil // see follow
 		}
-		if len(t.in) < total {
+		if !all {
 			return 0, nil
 		}
 		if c.closed.Load() {
@@ -168,9 +162,7 @@ func (t *tap) step(c *Conn) (int, error) {
 
 // oversized handles the long packet at the front of t.in, once enough of it is there.
 func (t *tap) oversized(c *Conn, head, length int) error {
-	if err := c.underway(0); err != nil {
-		return err
-	}
+	c.underway(0)
 	if t.in[0]>>4 != typePublish {
 		return c.refuse(length)
 	}
@@ -267,7 +259,12 @@ func (t *tap) fill(c *Conn, p []byte) error {
 		t.pool = tapBuffers.Get().(*[]byte)
 		t.in = (*t.pool)[:0]
 	}
-	t.reserve()
+	t.reserve(c.announced)
+	if c.announced > 0 {
+		if err := c.charge(min(t.size(), c.announced)); err != nil {
+			return err
+		}
+	}
 	free := t.in[len(t.in):cap(t.in)]
 	n, err := c.readRaw(free)
 	if err != nil {
@@ -278,9 +275,19 @@ func (t *tap) fill(c *Conn, p []byte) error {
 	return nil
 }
 
-// reserve makes room behind t.in: for the rest of the packet at its front, in
-// steps of twice the size so that memory follows what has arrived.
-func (t *tap) reserve() {
+// size is how much memory is held for t.in. Of pooled memory, which a connection has
+// for short packets too, the part that is in use, in steps of twice the size.
+func (t *tap) size() int {
+	if t.pool != nil {
+		return 1 << bits.Len(uint(len(t.in)))
+	}
+	return t.grown
+}
+
+// reserve makes room behind t.in: for the rest of the packet at its front, of the
+// length total if it is long, in steps of twice the size so that memory follows what has
+// arrived.
+func (t *tap) reserve(total int) {
 	if t.pool != nil && cap(t.in) < 4096 {
 		// Near the end of the pooled buffer: move to its front.
 		buf := (*t.pool)[:0]
@@ -296,8 +303,13 @@ func (t *tap) reserve() {
 		t.in = append((*t.pool)[:0], t.in...)
 		return
 	}
-	grown := make([]byte, len(t.in), 2*max(len(t.in), tapBuffer/2))
+	size := 2 * max(len(t.in), tapBuffer/2)
+	if total > len(t.in) {
+		size = min(size, total)
+	}
+	grown := make([]byte, len(t.in), size)
 	copy(grown, t.in)
+	t.grown = size
 	if t.pool != nil {
 		tapBuffers.Put(t.pool)
 		t.pool = nil
