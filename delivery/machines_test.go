@@ -241,7 +241,7 @@ func TestReceiverOrdersAndRemembers(t *testing.T) {
 
 // A peer that sends more than it may gets nothing by it.
 func TestReceiverIsBounded(t *testing.T) {
-	r := newRig(ReceiverConfig{Messages: 8, Bytes: 1000, PeerBytes: 4000, TotalBytes: 6000})
+	r := newRig(ReceiverConfig{Messages: 8, Bytes: 1000, PeerBytes: 4000, TotalBytes: 16000})
 	for count := uint64(1); count <= 100; count++ {
 		r.data(0, count, 1, 100)
 	}
@@ -259,6 +259,98 @@ func TestReceiverIsBounded(t *testing.T) {
 	r.data(0, 1, 1, 5000)
 	r.data(0, 2, 1, 5000)
 	want(t, "handed on", r.got, []uint64{1})
+}
+
+// from is data of 1,000 bytes of any peer, through a channel of its own.
+func (r *rig) from(who, box byte, count uint64) {
+	serial++
+	r.Data(identity.Identifier{who}, uint64(who), &Data{
+		Header: Header{Outbox: OutboxID{who, box}, Session: 1, Serial: serial, Base: 1},
+		Count:  count, To: "app", Payload: make([]byte, 1000-perMessage),
+	}, nil, simStart)
+}
+
+// What comes ahead of messages that never come keeps nothing out that is due, whoever
+// sends it, and goes with its channel.
+func TestEarlyDataGivesWayToWhatIsDue(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerBytes: 16_000, TotalBytes: 64_000})
+	early := func() {
+		for who := byte(1); who <= 100; who++ {
+			for box := range byte(4) {
+				for count := uint64(2); count < 9; count++ {
+					r.from(who, box, count)
+				}
+			}
+		}
+	}
+	early()
+	if c := r.Counters(); c.TotalBytes < 50_000 || c.TotalBytes > 64_000 || len(r.got) != 0 {
+		t.Fatalf("held: %+v", c)
+	}
+	// All of it that there is room for, one of each peer, is handed on.
+	for who := byte(101); who < 101+64; who++ {
+		r.from(who, 0, 1)
+		if c := r.Counters(); c.TotalBytes > 64_000 {
+			t.Fatalf("%+v", c)
+		}
+	}
+	if c := r.Counters(); len(r.got) != 64 || c.TotalBytes != 64_000 || r.early.first != nil {
+		t.Errorf("%d of 64 messages were handed on: %+v", len(r.got), c)
+	}
+	for who := byte(101); who < 101+64; who++ {
+		r.Ack(identity.Identifier{who}, OutboxID{who, 0}, 1)
+	}
+
+	early()
+	// The peer's own, too: in the same outbox and in others.
+	r.got = nil
+	for box := range byte(4) {
+		r.from(1, box, 1)
+	}
+	if len(r.got) < 4 {
+		t.Errorf("handed on %v", r.got)
+	}
+	for who := byte(1); who <= 100; who++ {
+		r.Gone(uint64(who))
+	}
+	if c := r.Counters(); c.TotalBytes != c.Unacked*1000 || c.Unacked != len(r.got) || r.use.early != 0 {
+		t.Errorf("early data of channels that are gone: %+v, %d early", c, r.use.early)
+	}
+}
+
+// A sender whose early data was dropped is told that it is missing.
+func TestEarlyDataThatWasDroppedIsAskedFor(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerBytes: 4_000, TotalBytes: 16_000})
+	for count := uint64(2); count < 6; count++ {
+		r.from(1, 0, count)
+	}
+	if st, _ := r.NextState(1); st == nil || !bit(st.Held, 4) {
+		t.Fatalf("held: %+v", st)
+	}
+	for box := byte(1); box < 4; box++ {
+		r.from(1, box, 1)
+	}
+	r.from(1, 0, 7)
+	st, _ := r.NextState(1)
+	if st == nil || !bit(st.Held, 1) || bit(st.Held, 2) || bit(st.Held, 4) || st.Next != 1 {
+		t.Errorf("after three due messages: %+v", st)
+	}
+}
+
+// Peers whose messages nobody acknowledges leave room for those of others.
+func TestPeersLeaveRoomForOthers(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerBytes: 64_000, TotalBytes: 64_000})
+	for who := byte(1); who <= 10; who++ {
+		for box := range byte(100) {
+			r.from(who, box, 1)
+		}
+		if n := r.peers[identity.Identifier{who}].use.bytes; who == 1 && n != 16_000 || n < 1000 {
+			t.Errorf("peer %d has %d bytes", who, n)
+		}
+	}
+	if n := r.Counters().TotalBytes; n > 64_000 {
+		t.Errorf("%d bytes", n)
+	}
 }
 
 func TestReceiverForgetsOnlyWhatIsSettled(t *testing.T) {

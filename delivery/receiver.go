@@ -26,7 +26,8 @@ type ReceiverConfig struct {
 	Messages, Bytes int
 	// PeerBytes and TotalBytes bound what all outboxes of a peer, and all outboxes,
 	// have received and not acknowledged, each message counting 256 bytes more than
-	// its payload. Defaults 16 MiB and 64 MiB.
+	// its payload. Defaults 16 MiB and 64 MiB. A peer has a quarter, at most, of what
+	// the others leave of TotalBytes; what has come early gives way to what is due.
 	PeerBytes, TotalBytes int
 	// PeerOutboxes and TotalOutboxes bound the outboxes remembered. Defaults 4,096
 	// and 65,536.
@@ -66,14 +67,23 @@ type Receiver struct {
 	peers map[identity.Identifier]*peer
 	due   map[uint64][]*inbox // by channel: whose State is to be sent
 	count Counters
-	bytes int
+	use   use
+	early row[*early] // all of it, oldest first
 }
 
 // peer is what one identity has here.
 type peer struct {
 	inboxes map[OutboxID]*inbox
-	bytes   int
+	use     use
+	early   row[*early] // oldest first
 }
+
+// use counts bytes of what is received and not acknowledged, and those of it that
+// came early.
+type use struct{ bytes, early int }
+
+// due is what is not early, and so gives way to nothing.
+func (u use) due() int { return u.bytes - u.early }
 
 // inbox is the receiving end of one outbox.
 type inbox struct {
@@ -87,9 +97,9 @@ type inbox struct {
 	known   uint64 // base as the sender knows it
 	next    uint64 // lowest count not handed on
 	acked   map[uint64]bool
-	sizes   map[uint64]int   // of what is received and not acknowledged
-	held    map[uint64]early // received ahead of next
-	bytes   int              // sum of sizes
+	sizes   map[uint64]int    // of what is received and not acknowledged
+	held    map[uint64]*early // received ahead of next
+	bytes   int               // sum of sizes
 	refusal Refusal
 	used    time.Time
 	dueOn   uint64 // channel in whose list of Receiver.due it stands; 0: in none
@@ -98,8 +108,11 @@ type inbox struct {
 
 // early is data that waits for those before it.
 type early struct {
+	in   *inbox
 	data *Data
 	via  any
+	all  place[*early] // in Receiver.early
+	own  place[*early] // in peer.early
 }
 
 // NewReceiver returns a receiver that knows of no outbox.
@@ -123,7 +136,7 @@ func NewReceiver(cfg ReceiverConfig) *Receiver {
 // Counters returns the receiver's counters.
 func (r *Receiver) Counters() Counters {
 	c := r.count
-	c.TotalBytes = r.bytes
+	c.TotalBytes = r.use.bytes
 	return c
 }
 
@@ -138,9 +151,9 @@ func (r *Receiver) find(who identity.Identifier, channel uint64, h *Header, now 
 	if in == nil {
 		in = &inbox{
 			peer: p, who: who, id: h.Outbox, base: h.Base, known: h.Base, next: h.Base,
-			acked: make(map[uint64]bool), sizes: make(map[uint64]int), held: make(map[uint64]early),
+			acked: make(map[uint64]bool), sizes: make(map[uint64]int), held: make(map[uint64]*early),
 		}
-		if r.room(p, now) {
+		if r.place(p, now) {
 			r.peers[who] = p
 			p.inboxes[h.Outbox] = in
 			r.count.Outboxes++
@@ -166,8 +179,8 @@ func (r *Receiver) find(who identity.Identifier, channel uint64, h *Header, now 
 	return in
 }
 
-// room reports whether another inbox may be remembered, and forgets one for it.
-func (r *Receiver) room(p *peer, now time.Time) bool {
+// place reports whether another inbox may be remembered, and forgets one for it.
+func (r *Receiver) place(p *peer, now time.Time) bool {
 	if len(p.inboxes) < r.cfg.PeerOutboxes && r.count.Outboxes < r.cfg.TotalOutboxes {
 		return true
 	}
@@ -207,9 +220,7 @@ func (r *Receiver) evict(p *peer, now time.Time) bool {
 		return false
 	}
 	r.undue(oldest)
-	for c := range oldest.held {
-		r.release(oldest, c)
-	}
+	r.dropEarly(oldest)
 	delete(p.inboxes, oldest.id)
 	r.count.Outboxes--
 	return true
@@ -221,6 +232,11 @@ func (r *Receiver) forget(in *inbox, base uint64) {
 	if base <= in.base {
 		return
 	}
+	for c, e := range in.held {
+		if c < base {
+			r.drop(e)
+		}
+	}
 	for c := range in.sizes {
 		if c < base {
 			r.release(in, c)
@@ -229,11 +245,6 @@ func (r *Receiver) forget(in *inbox, base uint64) {
 	for c := range in.acked {
 		if c < base {
 			delete(in.acked, c)
-		}
-	}
-	for c := range in.held {
-		if c < base {
-			delete(in.held, c)
 		}
 	}
 	in.base = base
@@ -258,8 +269,8 @@ func (r *Receiver) take(in *inbox, count uint64, n int) {
 	}
 	in.sizes[count] = n
 	in.bytes += n
-	in.peer.bytes += n
-	r.bytes += n
+	in.peer.use.bytes += n
+	r.use.bytes += n
 	r.count.Unacked++
 }
 
@@ -270,8 +281,8 @@ func (r *Receiver) release(in *inbox, count uint64) {
 	}
 	delete(in.sizes, count)
 	in.bytes -= n
-	in.peer.bytes -= n
-	r.bytes -= n
+	in.peer.use.bytes -= n
+	r.use.bytes -= n
 	r.count.Unacked--
 }
 
@@ -329,29 +340,85 @@ func (r *Receiver) hold(in *inbox, d *Data, via any) {
 	if _, ok := in.held[d.Count]; ok {
 		return
 	}
-	if !r.fits(in, d) {
+	n := weight(d)
+	if !r.inWindow(in, d) || in.peer.use.bytes+n > r.share(in.peer.use.bytes, r.use.bytes) {
 		// So that the sender pauses, instead of sending it again at once.
 		r.count.Refused++
 		in.refusal = RefusalFull
 		return
 	}
-	in.held[d.Count] = early{d, via}
-	r.take(in, d.Count, weight(d))
+	e := &early{in: in, data: d, via: via}
+	e.all.of, e.own.of = e, e
+	in.held[d.Count] = e
+	r.early.push(&e.all)
+	in.peer.early.push(&e.own)
+	r.take(in, d.Count, n)
+	r.use.early += n
+	in.peer.use.early += n
+}
+
+// unhold takes out what is early no more. It still counts as received.
+func (r *Receiver) unhold(e *early) {
+	e.all.leave()
+	e.own.leave()
+	delete(e.in.held, e.data.Count)
+	n := weight(e.data)
+	r.use.early -= n
+	e.in.peer.use.early -= n
+}
+
+// drop forgets what came early: its sender will be told that it is missing.
+func (r *Receiver) drop(e *early) {
+	r.unhold(e)
+	r.release(e.in, e.data.Count)
+}
+
+// dropEarly does so with everything that an inbox holds.
+func (r *Receiver) dropEarly(in *inbox) {
+	for _, e := range in.held {
+		r.drop(e)
+	}
 }
 
 func weight(d *Data) int { return len(d.Payload) + perMessage }
 
-// fits reports whether the limits admit the data. A window always admits one
-// message.
-func (r *Receiver) fits(in *inbox, d *Data) bool {
-	n := weight(d)
+// inWindow reports whether the window of the outbox admits the data. It always admits
+// one message.
+func (r *Receiver) inWindow(in *inbox, d *Data) bool {
+	// Senders count payloads alone.
+	return d.Count-in.base < uint64(r.cfg.Messages) &&
+		(in.bytes == 0 || in.bytes-perMessage*len(in.sizes)+len(d.Payload) <= r.cfg.Bytes)
+}
+
+// share is how many bytes a peer may have that has so many of those that all have.
+func (r *Receiver) share(own, all int) int {
+	return min(r.cfg.PeerBytes, (r.cfg.TotalBytes-(all-own))/4)
+}
+
+// room reports whether there is room for data that is due, and makes it: what came
+// early must not keep it out. A peer that has nothing may always have one message.
+func (r *Receiver) room(in *inbox, d *Data) bool {
+	n, p := weight(d), in.peer
 	if in.sizes[d.Count] != 0 || d.Void {
 		return true
 	}
-	// Senders count payloads alone.
-	inWindow := in.bytes == 0 || in.bytes-perMessage*len(in.sizes)+len(d.Payload) <= r.cfg.Bytes
-	return inWindow && d.Count-in.base < uint64(r.cfg.Messages) &&
-		(in.peer.bytes == 0 || in.peer.bytes+n <= r.cfg.PeerBytes) && (r.bytes == 0 || r.bytes+n <= r.cfg.TotalBytes)
+	own, all := p.use.due(), r.use.due()
+	if own > 0 && own+n > r.share(own, all) || all > 0 && all+n > r.cfg.TotalBytes {
+		return false
+	}
+	for !r.inWindow(in, d) {
+		if len(in.held) == 0 {
+			return false
+		}
+		r.drop(in.held[slices.Max(slices.Collect(maps.Keys(in.held)))]) // the last is needed last
+	}
+	for p.use.bytes+n > r.cfg.PeerBytes && p.early.last != nil {
+		r.drop(p.early.last.of)
+	}
+	for r.use.bytes+n > r.cfg.TotalBytes && r.early.first != nil {
+		r.drop(r.early.first.of)
+	}
+	return true
 }
 
 // hand gives the message due to the program; false when it is refused.
@@ -365,15 +432,7 @@ func (r *Receiver) hand(in *inbox, d *Data, via any) bool {
 		return true
 	}
 	refusal := RefusalFull
-	fits := r.fits(in, d)
-	for !fits && len(in.held) > 0 {
-		// What came early must not keep out what is due. The last goes first.
-		last := slices.Max(slices.Collect(maps.Keys(in.held)))
-		r.release(in, last)
-		delete(in.held, last)
-		fits = r.fits(in, d)
-	}
-	if fits {
+	if r.room(in, d) {
 		refusal = r.cfg.Hand(Item{
 			Peer: in.who, Outbox: in.id, Count: d.Count, Redelivered: d.Redelivered,
 			To: d.To, Payload: d.Payload, Via: via,
@@ -402,7 +461,7 @@ func (r *Receiver) drain(in *inbox) {
 		if !ok {
 			return
 		}
-		delete(in.held, in.next)
+		r.unhold(e)
 		if !r.hand(in, e.data, e.via) {
 			r.answer(in, in.channel)
 			return
@@ -513,6 +572,7 @@ func (r *Receiver) Gone(channel uint64) {
 		for _, in := range p.inboxes {
 			if in.channel == channel {
 				in.channel = 0
+				r.dropEarly(in) // nobody may come to fill the gap
 			}
 		}
 	}

@@ -165,7 +165,7 @@ func (s *sim) startReceiver() {
 		cfg.Messages, cfg.Bytes = 1+s.rng.IntN(8), 200
 	}
 	if s.rng.IntN(4) == 0 {
-		cfg.PeerBytes, cfg.TotalBytes = 2000, 3000
+		cfg.PeerBytes, cfg.TotalBytes = 2000, 8000
 	}
 	s.rcv = NewReceiver(cfg)
 }
