@@ -160,7 +160,7 @@ func (ln *Listener) Handle(in Inbound) {
 		return
 	}
 	h.arm()
-	e.pool.submit(func() { h.answer(msg) })
+	e.pool.submit(h.src, func() { h.answer(msg) })
 }
 
 // admit decides, before anything costs much, whether a message 1 becomes a

@@ -124,7 +124,7 @@ func (c *Channel) notOpened(frame []byte, err error) {
 	// rationed, and a worker does it.
 	c.gapChecking = true
 	proof := c.opener.gapProof()
-	c.e.pool.submit(func() { c.checkGap(proof, frame) })
+	c.e.pool.submit(c.who(), func() { c.checkGap(proof, frame) })
 }
 
 // checkGap ends the channel when a frame beyond the window is genuine and the
@@ -293,7 +293,8 @@ func (c *Channel) missHello() {
 }
 
 // refresh has a worker look at credentials that the peer shows anew, one message
-// at a time; of those that come meanwhile the newest counts.
+// at a time; of those that come meanwhile the newest counts. It is none of those that
+// handshakes need.
 func (c *Channel) refresh(it *orderItem) {
 	if !c.refreshes.Allow() {
 		c.drops.add(DropRefresh)
@@ -305,8 +306,16 @@ func (c *Channel) refresh(it *orderItem) {
 	c.refreshNext = &it.msg
 	if !c.refreshing {
 		c.refreshing = true
-		c.e.pool.submit(c.runRefresh)
+		c.e.renewals.submit(c.who(), c.runRefresh)
 	}
+}
+
+// who is for whom the workers do what c costs.
+func (c *Channel) who() any {
+	if c.src != nil {
+		return c.src
+	}
+	return c // dialled from here
 }
 
 func (c *Channel) runRefresh() {

@@ -149,7 +149,7 @@ func (h *halfOpen) receive(in Inbound) {
 	h.hold(size)
 	if !h.working {
 		h.working = true
-		h.e.pool.submit(h.work)
+		h.e.pool.submit(h.src, h.work)
 	}
 }
 

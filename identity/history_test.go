@@ -190,6 +190,23 @@ func TestImportAs(t *testing.T) {
 	if _, err := ImportAs(Identifier{1}, b); !errors.Is(err, ErrWrongIdentifier) {
 		t.Error(err)
 	}
+	// Whose it is, is looked at first: verifying a long history takes long.
+	want := must(Import(b)).Identifier()
+	b[len(b)-1] ^= 1
+	if id, err := IdentifierOf(b); err != nil || id != want {
+		t.Errorf("%v, %v, want %v", id, err, want)
+	}
+	if _, err := ImportAs(Identifier{1}, b); !errors.Is(err, ErrWrongIdentifier) {
+		t.Error(err)
+	}
+	if _, err := ImportAs(want, b); err == nil || errors.Is(err, ErrWrongIdentifier) {
+		t.Errorf("with a wrong signature: %v", err)
+	}
+	for n := range b {
+		if _, err := IdentifierOf(b[:n]); err == nil {
+			t.Errorf("cut at %d it is somebody's", n)
+		}
+	}
 }
 
 // TestHighS: P-256 signatures verify with either root (spec identity 6).
