@@ -2,11 +2,12 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/sealmq/sealmq/route"
 )
@@ -17,9 +18,12 @@ const (
 	mailboxBytes  = 4 << 20
 )
 
-// ErrNotSent means that the hub had no room for a frame of a program inside it
-// and that too many wait already.
-var ErrNotSent = errors.New("bridge: too many frames wait for room")
+// Bounds of what Local.Send has the hub keep for one target that it has not taken yet:
+// 256 KiB, or 64 frames, as each counts with leastBytes at least.
+const (
+	targetBytes = 256 << 10
+	leastBytes  = targetBytes / 64
+)
 
 // Inbound is one frame for a worker inside the hub. The worker owns it.
 type Inbound struct {
@@ -46,13 +50,22 @@ func (in *Inbound) Network() netip.Prefix {
 // of secure channels with the hub's own identity. It is what a channel endpoint
 // needs of its router: Register, Unregister and a Send that waits for room.
 type Local struct {
-	b    *Bridge
-	link Link
+	b      *Bridge
+	port   *Port
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
 
 	mu      sync.Mutex
 	workers map[string]*localWorker
+	targets map[route.Address]*localTarget // of the calls of Send that are under way
 	closed  bool
 	wg      sync.WaitGroup
+}
+
+// localTarget is where calls of Send send to.
+type localTarget struct {
+	room  *semaphore.Weighted // of targetBytes
+	calls int                 // guarded by Local.mu
 }
 
 type localWorker struct {
@@ -73,8 +86,9 @@ type letter struct {
 
 // NewLocal returns a node without workers. Close it before the bridge.
 func NewLocal(b *Bridge) *Local {
-	l := &Local{b: b, workers: make(map[string]*localWorker)}
-	l.link.port = &Port{b: b, kind: portLocal, stripe: &b.stripes[b.portSeq.Add(1)&(numStripes-1)]}
+	l := &Local{b: b, workers: make(map[string]*localWorker), targets: make(map[route.Address]*localTarget)}
+	l.port = &Port{b: b, kind: portLocal, stripe: &b.stripes[b.portSeq.Add(1)&(numStripes-1)]}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }
 
@@ -116,7 +130,7 @@ func (l *Local) Unregister(addr string) {
 	}
 }
 
-// Close stops all workers and waits for their handlers.
+// Close stops all workers, has calls of Send return, and waits for both.
 func (l *Local) Close() {
 	l.mu.Lock()
 	l.closed = true
@@ -127,29 +141,37 @@ func (l *Local) Close() {
 		l.b.UnregisterService(addr)
 		w.stop()
 	}
-	l.link.end()
+	l.cancel()
 	l.wg.Wait()
 }
 
 // Send routes a frame by its first onward hop and waits until the hub has taken
 // responsibility for it or knows that nobody can. A stored frame whose target
-// has no room waits until ctx ends; it may be sent even so. The return route
+// has no room waits until ctx ends, and then is not sent, unless the hub was about to
+// take it. The hub keeps 64 such frames, or 256 KiB, for one target; more wait in their
+// calls. So frames for one target never keep those for another. The return route
 // must satisfy Bridge.Send.
 func (l *Local) Send(ctx context.Context, f route.Frame, class route.Class) error {
 	if err := l.b.ownReturn(f.Return); err != nil {
 		return err
 	}
-	if l.link.dead.Load() {
-		return ErrClosed
+	t, err := l.enter(&f)
+	if err != nil {
+		return err
 	}
-	if l.link.overWindow(len(f.Payload)) {
-		return ErrNotSent
-	}
-	in := inbound{link: &l.link, ticket: Ticket{link: &l.link, bytes: len(f.Payload)}}
+	defer l.leave(&f, t)
+	// A link for each call: what waits can be withdrawn by itself.
+	link := &Link{port: l.port}
+	in := inbound{link: link, ticket: Ticket{link: link, bytes: len(f.Payload)}}
 	if class == route.Transient {
 		l.b.sendFrom(&in, &f, class)
 		return nil
 	}
+	size := int64(min(max(len(f.Payload), leastBytes), targetBytes))
+	if err := l.acquire(ctx, t, size); err != nil {
+		return err
+	}
+	defer t.room.Release(size)
 	done := make(acked)
 	in.ticket.ack = done
 	l.b.sendFrom(&in, &f, class)
@@ -157,8 +179,65 @@ func (l *Local) Send(ctx context.Context, f route.Frame, class route.Class) erro
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("bridge: waiting for room: %w", context.Cause(ctx))
+	case <-l.ctx.Done():
 	}
+	link.end()
+	select {
+	case <-done: // both at once
+		return nil
+	default:
+		return l.gaveUp(ctx)
+	}
+}
+
+// enter notes a call of Send, which leave ends.
+func (l *Local) enter(f *route.Frame) (*localTarget, error) {
+	first, _ := f.Onward.First()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, ErrClosed
+	}
+	t := l.targets[first]
+	if t == nil {
+		t = &localTarget{room: semaphore.NewWeighted(targetBytes)}
+		l.targets[first] = t
+	}
+	t.calls++
+	l.wg.Add(1)
+	return t, nil
+}
+
+func (l *Local) leave(f *route.Frame, t *localTarget) {
+	first, _ := f.Onward.First()
+	l.mu.Lock()
+	if t.calls--; t.calls == 0 {
+		delete(l.targets, first)
+	}
+	l.mu.Unlock()
+	l.wg.Done()
+}
+
+// acquire waits for a place among the frames for a target.
+func (l *Local) acquire(ctx context.Context, t *localTarget, size int64) error {
+	if t.room.TryAcquire(size) {
+		return nil
+	}
+	either, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+	if t.room.Acquire(either, size) != nil {
+		return l.gaveUp(ctx)
+	}
+	return nil
+}
+
+// gaveUp is why Send returns without having sent.
+func (l *Local) gaveUp(ctx context.Context) error {
+	if l.ctx.Err() != nil {
+		return ErrClosed
+	}
+	return fmt.Errorf("bridge: waiting for room: %w", context.Cause(ctx))
 }
 
 type acked chan struct{}

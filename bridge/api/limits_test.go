@@ -128,3 +128,39 @@ func TestStrangersDoNotPushMembersOut(t *testing.T) {
 	}
 	eventually(t, "the old key is refused", func() bool { return h.s.Stats().Failed == failed+1 })
 }
+
+// TestFullQueueStopsNobodyElse: what the hub's listener has for a device that takes
+// nothing waits there, a little of it, and is in nobody else's way.
+func TestFullQueueStopsNobodyElse(t *testing.T) {
+	h := newHubWith(t, false, func(b *bridge.Config, c *Config) { b.OutboxFrames, b.Window = 16, 64 })
+	honest := h.connect("*")
+	must(t, honest.join(h))
+	if _, err := honest.ask(honest.ctx(), "echo", nil); err != nil {
+		t.Fatal(err)
+	}
+	d := &gated{}
+	link, err := h.b.ConnectDevice(bridge.Principal{ClientID: "d", Role: bridge.RoleDevice, Proven: true}, d)
+	must(t, err)
+	defer link.Close(true)
+	link.Subscribed()
+	link.Attach(false)
+	send := func(onward string, payload []byte) {
+		t.Helper()
+		f := route.Frame{Onward: route.To(onward), Return: route.To("x"), Payload: payload}
+		must(t, link.Receive(route.AppendFrame(nil, &f), route.Stored, nil, 0))
+	}
+	for range 16 {
+		send(link.Port().Address(), nil)
+	}
+	for range 100 { // each is answered into the full queue
+		first := make([]byte, 32)
+		_, _ = rand.Read(first)
+		send("api", first)
+	}
+	eventually(t, "answers that wait", func() bool { return h.b.Counters().Waiting == 64 })
+	eventually(t, "all handshakes", func() bool { return h.s.Stats().HalfOpen == 100 })
+	if _, err := honest.ask(honest.ctx(), "echo", nil); err != nil {
+		t.Errorf("a peer: %v", err)
+	}
+	must(t, h.connect("*").join(h))
+}
