@@ -13,7 +13,7 @@ const (
 	RefusedRelay                 // registrations without the credential for them
 	Overrun                      // frames dropped: many came at once, out of order, and too much waits for room
 	TooLarge                     // frames dropped: too long once sealed
-	Unsent                       // frames dropped: the channel or the bridge did not take them
+	Unsent                       // frames not sent, and with them what was queued: their channel has ended
 
 	events
 )

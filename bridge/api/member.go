@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,9 @@ type member struct {
 	ch   *channel.Channel
 	who  identity.Identifier
 	link *bridge.Link
+
+	ctx    context.Context // ends with the channel
+	cancel context.CancelFunc
 
 	unanswered atomic.Int64
 	room       chan struct{} // unanswered has become less; room for one
@@ -122,8 +126,10 @@ func (s *Server) member(ch *channel.Channel) *member {
 		return nil
 	}
 	m = &member{s: s, ch: ch, who: who, room: make(chan struct{}, 1)}
+	m.ctx, m.cancel = context.WithCancel(s.ctx)
 	link, err := s.cfg.Bridge.ConnectStream(bridge.Principal{Identity: who, Role: bridge.RoleDevice, Proven: true}, m)
 	if err != nil {
+		m.cancel()
 		s.cfg.Counters.add(RefusedBridge)
 		s.leave(who)
 		return nil
@@ -139,6 +145,7 @@ func (s *Server) member(ch *channel.Channel) *member {
 	}
 	s.mu.Unlock()
 	if closed {
+		m.cancel()
 		s.leave(who)
 		link.Close(true)
 		return nil
@@ -185,13 +192,12 @@ func (s *Server) remember(ch *channel.Channel) {
 	}
 }
 
-// watch ends the port with the channel.
+// watch ends the port with the channel, and what still waits for room on the way to
+// the peer.
 func (m *member) watch() {
 	<-m.ch.Done()
-	m.mu.Lock()
-	m.closed = true
-	m.out = nil
-	m.mu.Unlock()
+	m.cancel()
+	m.stop()
 	m.link.Close(true)
 	m.s.leave(m.who)
 	m.s.mu.Lock()
@@ -288,7 +294,12 @@ func (m *member) write() {
 		m.out = m.out[1:]
 		m.mu.Unlock()
 
-		undeliverable := m.seal(next)
+		undeliverable, err := m.seal(next)
+		if err != nil {
+			m.stop()
+			m.Kick(bridge.KickClosing)
+			return
+		}
 
 		m.mu.Lock()
 		m.bytes -= len(next.frame)
@@ -307,21 +318,29 @@ func (m *member) write() {
 	}
 }
 
+// stop has nothing more sealed. What is not acknowledged to the bridge by now is dropped
+// there when the port ends with the channel, counted, and noticed.
+func (m *member) stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	m.out = nil
+}
+
 // seal sends one frame through the channel, waiting for room on the way to the
-// peer. It reports a frame that the peer can never get.
-func (m *member) seal(next sealing) (undeliverable bool) {
+// peer. It reports a frame that the peer can never get. After an error the peer gets
+// nothing more: its channel has ended, or is to end.
+func (m *member) seal(next sealing) (undeliverable bool, err error) {
 	f, err := route.ParseFrame(next.frame, wide)
 	if err == nil {
-		err = m.ch.Send(m.s.ctx, f.Onward, f.Return, f.Payload)
+		err = m.ch.Send(m.ctx, f.Onward, f.Return, f.Payload)
 	}
 	switch {
-	case err == nil:
-		return false
 	case errors.Is(err, channel.ErrTooLarge):
 		m.s.cfg.Counters.add(TooLarge)
-		return true
-	default:
+		return true, nil
+	case err != nil:
 		m.s.cfg.Counters.add(Unsent)
-		return false
 	}
+	return false, err
 }
