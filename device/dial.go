@@ -79,16 +79,16 @@ func (t *transport) open(ctx context.Context) (net.Conn, *tls.ConnectionState, e
 	return ws, state, nil
 }
 
-// tlsError marks the failures of a certificate as permanent: waiting does not
-// make a certificate trusted.
+// tlsError tells the failures of a certificate from those of the connection: whoever
+// sets a device up does not get a certificate trusted by waiting.
 func tlsError(u hubURL, err error) error {
 	var invalid *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &invalid):
-		return permanent(fmt.Errorf("%w: %w", ErrCertificate, err))
+		return refused(fmt.Errorf("%w: %w", ErrCertificate, err))
 	case errors.As(err, &record):
-		return permanent(fmt.Errorf("%w at %s, without TLS: %w", ErrNotHub, u, &strangerError{string(record.RecordHeader[:])}))
+		return refused(fmt.Errorf("%w at %s, without TLS: %w", ErrNotHub, u, &strangerError{string(record.RecordHeader[:])}))
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return fmt.Errorf("%w at %s: the connection was taken and then ended in the TLS handshake; a port without TLS, if it is one, needs %s:// in the URL: %w",
 			ErrNoAnswer, u, strings.TrimSuffix(u.scheme, "s"), err)

@@ -280,6 +280,18 @@ func (l *eventLog) kinds() []EventKind {
 	return out
 }
 
+// errs returns the errors of the events of a kind.
+func (l *eventLog) errs(k EventKind) (out []error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.got {
+		if e.Kind == k {
+			out = append(out, e.Err)
+		}
+	}
+	return out
+}
+
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(p []byte) (int, error) {

@@ -71,13 +71,27 @@ type linkDialer interface {
 
 var errLinkDown = errors.New("device: the connection to the hub is down")
 
-// permanentError marks an error that no other attempt can mend.
-type permanentError struct{ err error }
+// permanentError marks an error that no other attempt can mend, or, with mends, none
+// that is worth making for a node that has never been online.
+type permanentError struct {
+	err   error
+	mends bool
+}
 
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
-func permanent(err error) error { return &permanentError{err} }
+func permanent(err error) error { return &permanentError{err: err} }
+
+// refused marks what ends a node that has never been online: whoever set it up sees it,
+// and can put it right. Later the fault is more likely somebody else's, and passes.
+func refused(err error) error { return &permanentError{err: err, mends: true} }
+
+// isFinal reports whether err ends a node, which has been online before or has not.
+func isFinal(err error, before bool) bool {
+	var p *permanentError
+	return errors.As(err, &p) && !(p.mends && before)
+}
 
 func isPermanent(err error) bool {
 	var p *permanentError

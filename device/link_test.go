@@ -3,6 +3,8 @@ package device
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -630,6 +632,58 @@ func TestPausesGrowToHalfAMinute(t *testing.T) {
 			t.Errorf("events: %v", kinds)
 		}
 	})
+}
+
+// TestRefusalsPass: a node that has been online outlives what a hub says while its lists,
+// its certificate or this device's credential are being put right.
+func TestRefusalsPass(t *testing.T) {
+	refusals := map[string]struct {
+		want error
+		fail func(h *fakeHub)
+	}{
+		"not allowed":          {ErrNotAllowed, func(h *fakeHub) { _ = h.connected(packets.ErrRefusedNotAuthorised).Close() }},
+		"bad credentials":      {ErrBadCredentials, func(h *fakeHub) { _ = h.connected(packets.ErrRefusedBadUsernameOrPassword).Close() }},
+		"another server there": {ErrHubAway, func(h *fakeHub) { _ = h.raw().Close() }},
+	}
+	for name, tc := range refusals {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newFakeHub(t)
+				var log eventLog
+				cfg := h.config()
+				cfg.OnEvent = log.add
+				n, c := online(t, h, cfg, 8)
+				_ = c.Close()
+				for range 3 {
+					tc.fail(h)
+				}
+				c = h.ready(8)
+				synctest.Wait()
+				if n.State() != Online || n.Err() != nil {
+					t.Errorf("%v: %v", n.State(), n.Err())
+				}
+				if seen := log.errs(EventOffline); !slices.ContainsFunc(seen, func(err error) bool { return errors.Is(err, tc.want) }) {
+					t.Errorf("told %v", seen)
+				}
+				finish(n, c)
+			})
+		})
+	}
+}
+
+// TestCertificatePasses is TestRefusalsPass for what the TLS handshake ends with.
+func TestCertificatePasses(t *testing.T) {
+	for name, err := range map[string]error{
+		"certificate": &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}},
+		"no TLS":      tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"},
+	} {
+		if err := tlsError(hubURL{}, err); !isFinal(err, false) || isFinal(err, true) {
+			t.Errorf("%s: %v: final for a new node %v, for one that was online %v", name, err, isFinal(err, false), isFinal(err, true))
+		}
+	}
+	if err := permanent(ErrWrongHub); !isFinal(err, true) {
+		t.Error("another hub is accepted in the place of the first")
+	}
 }
 
 func TestTakenOver(t *testing.T) {

@@ -91,7 +91,7 @@ func (d *mqttDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 	user, password, err := d.cfg.login(ctx, state)
 	if err != nil {
 		_ = conn.Close()
-		return nil, permanent(fmt.Errorf("device: credentials for the hub: %w", err))
+		return nil, refused(fmt.Errorf("device: credentials for the hub: %w", err))
 	}
 	l := &mqttLink{
 		cfg: &d.cfg, ev: ev,
@@ -196,15 +196,15 @@ func (l *mqttLink) refusal(code byte) error {
 	case packets.ErrRefusedBadProtocolVersion:
 		return permanent(fmt.Errorf("%w: it does not speak MQTT 3.1.1", ErrHubRefused))
 	case packets.ErrRefusedIDRejected:
-		return permanent(fmt.Errorf("%w the client id %s", ErrHubRefused, l.cfg.clientID))
+		return refused(fmt.Errorf("%w the client id %s", ErrHubRefused, l.cfg.clientID))
 	case packets.ErrRefusedServerUnavailable:
 		return ErrHubBusy
 	case packets.ErrRefusedBadUsernameOrPassword:
-		return permanent(fmt.Errorf("%w (give those that the hub's operator has set up)", ErrBadCredentials))
+		return refused(fmt.Errorf("%w (give those that the hub's operator has set up)", ErrBadCredentials))
 	case packets.ErrRefusedNotAuthorised:
 		// Without the suffix: lists and accounts name identifiers.
 		identifier, _, _ := strings.Cut(l.cfg.clientID, "-")
-		return permanent(fmt.Errorf("%w; ask the hub's operator to add %s", ErrNotAllowed, identifier))
+		return refused(fmt.Errorf("%w; ask the hub's operator to add %s", ErrNotAllowed, identifier))
 	default:
 		<-l.ended
 		return unanswered(l.cfg.hub, l.cause)
@@ -226,7 +226,7 @@ func (l *mqttLink) subscribe(ctx context.Context) error {
 	}
 	if t, ok := token.(*mqtt.SubscribeToken); ok {
 		if qos, ok := t.Result()[l.inbox]; ok && qos > 2 {
-			return permanent(fmt.Errorf("%w, %s: the topic root %q may not be the hub's", ErrInboxRefused, l.inbox, l.cfg.root))
+			return refused(fmt.Errorf("%w, %s: the topic root %q may not be the hub's", ErrInboxRefused, l.inbox, l.cfg.root))
 		}
 	}
 	return nil

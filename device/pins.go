@@ -55,7 +55,7 @@ func (m *hubMemory) proved(a *hubproto.HelloAnswer) error {
 	case errors.As(err, &changed): // another program was faster, and saw another hub
 		return permanent(&HubMismatchError{Pinned: changed.Have, Got: changed.Got, File: changed.File, Line: changed.Line})
 	case err != nil:
-		return permanent(fmt.Errorf("device: known hubs: %w", err))
+		return refused(fmt.Errorf("device: known hubs: %w", err))
 	}
 	m.kept = true
 	return nil

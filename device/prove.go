@@ -70,7 +70,7 @@ func (d *provingDialer) dial(ctx context.Context, ev linkEvents) (link, error) {
 		return nil, ctx.Err()
 	}
 	if l, err = d.prove(ctx, ev); errors.Is(err, ErrBadCredentials) {
-		return nil, permanent(fmt.Errorf("%w: if this identity's key was rotated by another program or on another machine, take the new key from there; "+
+		return nil, refused(fmt.Errorf("%w: if this identity's key was rotated by another program or on another machine, take the new key from there; "+
 			"otherwise the hub's log has the reason", ErrBadProof))
 	}
 	return l, err
@@ -115,6 +115,7 @@ const proofPause = 1100 * time.Millisecond
 // prove makes a link with a fresh proof.
 func (d *provingDialer) prove(ctx context.Context, ev linkEvents) (link, error) {
 	m := *d.mqtt
+	var shown [][]byte
 	m.cfg.login = func(_ context.Context, state *tls.ConnectionState) (user, password string, err error) {
 		b := hubproto.ProofBinding{Hub: d.hub.expected(), ClientID: m.cfg.clientID}
 		if state != nil && !d.proxied {
@@ -122,7 +123,7 @@ func (d *provingDialer) prove(ctx context.Context, ev linkEvents) (link, error) 
 				return "", "", err
 			}
 		}
-		var shown [][]byte
+		shown = nil
 		if d.credential != nil {
 			c, err := d.credential()
 			if err != nil {
@@ -138,7 +139,13 @@ func (d *provingDialer) prove(ctx context.Context, ev linkEvents) (link, error) 
 		}
 		return hubproto.ProofUser, string(proof), nil
 	}
-	return m.dial(ctx, ev)
+	l, err := m.dial(ctx, ev)
+	if errors.Is(err, ErrNotAllowed) && len(shown) > 0 {
+		if c, cerr := identity.InspectCredential(shown[0]); cerr == nil && time.Now().After(c.ExpiresAt) {
+			err = refused(fmt.Errorf("%w: the credential for it ended at %s", ErrNotAllowed, c.ExpiresAt.UTC().Format(time.RFC3339)))
+		}
+	}
+	return l, err
 }
 
 // introduce finds out which hub this is. A hub that lets no guest in, or does not

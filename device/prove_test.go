@@ -356,6 +356,27 @@ func TestProofOnceMore(t *testing.T) {
 	}
 }
 
+// TestCredentialHasEnded: who is not let in with a credential that has ended is told so.
+func TestCredentialHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, hub, authority := newFakeHub(t), hubFor(t), hubFor(t)
+		shown, err := authority.IssueCredential(testIdentity().Identity(), map[string]string{"role": "pump"}, 1, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := h.proving(hub)
+		cfg.HubCredential = func() ([]byte, error) { return shown, nil }
+		for _, ended := range []bool{false, true} {
+			wait := h.connect(t.Context(), cfg)
+			_ = h.shown(hub, packets.ErrRefusedNotAuthorised).Close()
+			if _, err := wait(); !errors.Is(err, ErrNotAllowed) || strings.Contains(err.Error(), "2000-01-01T00:01:00Z") != ended {
+				t.Errorf("ended %v: %v", ended, err)
+			}
+			time.Sleep(2 * time.Minute)
+		}
+	})
+}
+
 // TestAnotherHubRefuses: the refusal comes from a hub that is not the pinned one.
 func TestAnotherHubRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -85,7 +85,8 @@ func newUplink(cfg uplinkConfig) *uplink {
 	return u
 }
 
-// run connects, again and again, until ctx ends or the hub says no for good.
+// run connects, again and again, until ctx ends or the hub says no: at all before this
+// node was online, and later that it is somebody else.
 func (u *uplink) run(ctx context.Context) {
 	defer close(u.ended)
 	pauses := backoff.NewExponentialBackOff()
@@ -97,7 +98,7 @@ func (u *uplink) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			u.stop(ErrClosed)
 			return
-		case isPermanent(err), attempt == 1 && lasted == 0 && !u.persist:
+		case isFinal(err, u.connects.Load() > 0), attempt == 1 && lasted == 0 && !u.persist:
 			u.report(err)
 			u.stop(err)
 			return
