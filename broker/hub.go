@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,6 +66,7 @@ type Hub struct {
 	memory  func()        // takes the memory limit back
 	failed  chan error    // what ended a server; room for each
 	stopped chan struct{} // closed when Shutdown is done
+	closing error         // of the store; set before stopped is closed
 }
 
 // state is where a hub is in its life.
@@ -360,8 +362,13 @@ func (h *Hub) Wait(ctx context.Context) error {
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.cfg.shutdownTimeout())
 	defer cancel()
-	if serr := h.Shutdown(end); serr != nil {
+	serr := h.Shutdown(end)
+	switch {
+	case serr == nil:
+	case errors.Is(serr, context.DeadlineExceeded):
 		h.logger.Warn("the hub did not end in time", "err", serr)
+	case err == nil:
+		return serr
 	}
 	return err
 }
@@ -377,7 +384,8 @@ func (h *Hub) Run(ctx context.Context) error {
 // Shutdown stops accepting, lets connections take what was written to them,
 // ends them, and returns when every goroutine of the hub has ended, or with an
 // error when ctx ends first; the rest then goes on in the background. Calling it
-// again waits for the first call.
+// again waits for the first call. A [*StoreError] says that the disk refused the last
+// records; their senders have no acknowledgement.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	h.mu.Lock()
 	first := h.state != stateStopping && h.state != stateStopped
@@ -390,7 +398,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	}
 	select {
 	case <-h.stopped:
-		return nil
+		return h.closing
 	case <-ctx.Done():
 		return fmt.Errorf("broker: shutdown: %w", context.Cause(ctx))
 	}
@@ -419,6 +427,7 @@ func (h *Hub) stop(ctx context.Context) {
 	if h.store != nil { // nothing is appended any more
 		if err := h.store.Close(); err != nil {
 			h.logger.Error("closing the store", "err", err)
+			h.closing = &StoreError{Folder: filepath.Join(h.cfg.Data, storeName), Err: err}
 		}
 	}
 	if err := h.proofs.close(); err != nil {

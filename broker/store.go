@@ -97,7 +97,7 @@ func (e *StoreError) Hint() string {
 	case errors.Is(e.Err, store.ErrCorrupt):
 		return "restore " + e.Folder + " from a backup, or move it away to start without queues and forwarders"
 	case errors.Is(e.Err, syscall.EROFS):
-		return "make " + e.Folder + " writable, choose another data folder, or set durability to memory"
+		return "make " + e.Folder + " writable, or choose another data folder"
 	case errors.Is(e.Err, syscall.EFBIG):
 		return "let the hub's files be longer (ulimit -f, LimitFSIZE=)"
 	case diskFull(e.Err):
@@ -147,6 +147,13 @@ func openStore(cfg *Config, logger *slog.Logger) (*store.Store, *store.Report, e
 	mode := cfg.durability()
 	if mode == DurabilityMemory {
 		if cfg.Data != "" {
+			dir := filepath.Join(cfg.Data, storeName)
+			if found, _ := filepath.Glob(filepath.Join(dir, "*.seg")); len(found) > 0 {
+				// What was acknowledged would lie there until another setting brings it
+				// back, and aliases would go to others meanwhile.
+				return nil, nil, &ConfigError{Key: "durability", Problem: "there is a store in " + dir + ", which a hub with queues in memory does not read",
+					Fix: "leave durability as it was, or move that folder away and lose what is queued"}
+			}
 			logger.Warn("queues and forwarders are kept in memory and end with the hub", "option", "durability")
 		}
 		return nil, nil, nil

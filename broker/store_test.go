@@ -189,4 +189,8 @@ func TestDurabilitySettings(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(data, "store")); err == nil {
 		t.Error("there is a store")
 	}
+	var ce *ConfigError
+	if _, err := New(Config{Data: used(t), Durability: DurabilityMemory}); !errors.As(err, &ce) || ce.Key != "durability" {
+		t.Errorf("with a store there: %v", err)
+	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -188,6 +187,9 @@ func (a *app) hubLogger(format string) (*slog.Logger, error) {
 
 // runHub serves until ctx ends.
 func (a *app) runHub(ctx context.Context, cfg broker.Config) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP) // at once: unheard, it ends the process
+	defer signal.Stop(hup)
 	hub, err := broker.New(cfg)
 	if err != nil {
 		return err
@@ -195,7 +197,7 @@ func (a *app) runHub(ctx context.Context, cfg broker.Config) error {
 	if err := hub.Start(ctx); err != nil {
 		return err
 	}
-	stopReload := reloadOnHUP(hub, a.stderr)
+	stopReload := reloadOn(hup, hub, cfg.Logger)
 	defer stopReload()
 	info := hubInfo{Identifier: hub.Identifier().String(), Root: hub.Root(), TCP: hub.TCPURL(), HTTP: hub.HTTPURL()}
 	info.MQTT = hub.MQTTURLs()
@@ -228,11 +230,9 @@ func (a *app) printHub(info hubInfo) error {
 	return a.result(nil, "Hub identity "+info.Identifier)
 }
 
-// reloadOnHUP reads the files that can change again at each HUP until the
-// returned function is called.
-func reloadOnHUP(hub *broker.Hub, stderr io.Writer) (stop func()) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
+// reloadOn reads the files that can change again at each signal until the returned
+// function is called.
+func reloadOn(hup <-chan os.Signal, hub *broker.Hub, logger *slog.Logger) (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -240,7 +240,7 @@ func reloadOnHUP(hub *broker.Hub, stderr io.Writer) (stop func()) {
 			select {
 			case <-hup:
 				if err := hub.Reload(); err != nil {
-					fmt.Fprintf(stderr, "sealmq: warning: %s; what was in force stays\n", printable(message(err)))
+					logger.Warn("a file cannot be read again; what was in force stays", "err", printable(message(err)))
 				}
 			case <-end:
 				return
@@ -248,7 +248,6 @@ func reloadOnHUP(hub *broker.Hub, stderr io.Writer) (stop func()) {
 		}
 	}()
 	return func() {
-		signal.Stop(hup)
 		close(end)
 		<-ended
 	}

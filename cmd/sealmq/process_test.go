@@ -166,7 +166,7 @@ func TestSignals(t *testing.T) {
 
 	write("not an account\n")
 	hub.signal(syscall.SIGHUP)
-	hub.wait(&hub.stderr, `(?m)^sealmq: warning: .*what was in force stays$`)
+	hub.wait(&hub.stderr, `(?m)^.*WARN.*what was in force stays.*$`)
 	write(account("bob", "--role", "device", "--identifier", id))
 	hub.signal(syscall.SIGHUP)
 	hub.wait(&hub.stderr, `password file was read again`)

@@ -150,7 +150,16 @@ func TestFullDiskAtStart(t *testing.T) {
 		}
 		h.sums()
 		bob.Disconnect(0)
-		h.end(syscall.SIGKILL)
+		// What it could not store it says at its end, too.
+		if err := h.process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		var exit *exec.ExitError
+		if err := h.process.Wait(ctx); !errors.As(err, &exit) || exit.ExitCode() != 74 || !strings.Contains(h.process.Stderr(), "never acknowledged") {
+			t.Errorf("ended with %v:\n%s", err, h.process.Stderr())
+		}
 		h.start()
 		pub = connect(h, alice, func() {})
 		defer pub.Disconnect(0)
