@@ -130,8 +130,8 @@ func drive(b *testing.B, pairs []*benchPair, n int) float64 {
 	return float64(n*len(pairs)) / time.Since(start).Seconds()
 }
 
-// stockPairs are ordinary clients of a stock mochi server without forwarding.
-func stockPairs(b *testing.B, count, payload int) []*benchPair {
+// stockServer is a stock mochi server without forwarding.
+func stockServer(b *testing.B) *hub {
 	s := mqtt.New(&mqtt.Options{Logger: slog.New(slog.DiscardHandler)})
 	l := listeners.NewTCP(listeners.Config{ID: "t", Address: "127.0.0.1:0"})
 	if err := s.AddHook(new(auth.AllowHook), nil); err != nil {
@@ -144,7 +144,12 @@ func stockPairs(b *testing.B, count, payload int) []*benchPair {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = s.Close() })
-	h := &hub{Server: s, addr: l.Address()}
+	return &hub{Server: s, addr: l.Address()}
+}
+
+// stockPairs are ordinary clients of such a server.
+func stockPairs(b *testing.B, count, payload int) []*benchPair {
+	h := stockServer(b)
 	pairs := make([]*benchPair, count)
 	for i := range pairs {
 		topic := fmt.Sprintf("bench/%02d/in", i)

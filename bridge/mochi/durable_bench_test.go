@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,6 +215,105 @@ func (p *benchPair) each(n int, f func()) error {
 		}
 	}
 	return nil
+}
+
+// BenchmarkQueued has 1,000 messages of 64 bytes wait for each of 100 devices that are away:
+// "heap-B/msg" is what one of them costs in memory, its own bytes and routes included, and
+// "x-stock" that against what a stock mochi keeps for offline sessions, in the same run.
+func BenchmarkQueued(b *testing.B) {
+	const devices, each, payload = 100, 1000, 64
+	// heap waits until what servers and connections before have left behind is gone, to a
+	// byte for each message.
+	heap := func() float64 {
+		last := int64(0)
+		for range 100 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			now := int64(m.HeapAlloc)
+			if now > last-devices*each && now < last+devices*each {
+				break
+			}
+			last = now
+			time.Sleep(100 * time.Millisecond)
+		}
+		return float64(last)
+	}
+	var stock float64
+	// run measures what fill leaves behind, which publishes each of the messages to a device.
+	run := func(name string, start func(b *testing.B) (h *hub, fill func(device int) *benchPair, queued func() int64)) {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				h, fill, queued := start(b)
+				before := heap()
+				for i := range devices {
+					if err := fill(i).publish(each); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if n := queued(); n != devices*each {
+					b.Fatalf("%d are queued", n)
+				}
+				cost := (heap() - before) / devices / each
+				if name == "stock" {
+					stock = cost
+				}
+				b.ReportMetric(cost, "heap-B/msg")
+				b.ReportMetric(0, "ns/op")
+				if stock > 0 {
+					b.ReportMetric(cost/stock, "x-stock")
+				}
+				runtime.KeepAlive(h)
+			}
+		})
+	}
+	run("stock", func(b *testing.B) (*hub, func(int) *benchPair, func() int64) {
+		h := stockServer(b)
+		topic := func(i int) string { return fmt.Sprintf("bench/%02d/in", i) }
+		for i := range devices {
+			sub := h.login(b, false, rawmqtt.Options{ID: nth("s", i), Keep: true})
+			if _, err := sub.Sub(1, 1, topic(i)); err != nil {
+				b.Fatal(err)
+			}
+			h.gone(b, nth("s", i), sub)
+		}
+		pub := h.login(b, false, rawmqtt.Options{ID: "filler"})
+		_ = pub.SetDeadline(time.Time{})
+		return h, func(i int) *benchPair {
+			p := &benchPair{pub: pub.Conn, packet: rawmqtt.Publish(false, 1<<1, topic(i), 1, make([]byte, payload))}
+			p.idAt = len(p.packet) - payload - 2
+			return p
+		}, func() int64 { return atomic.LoadInt64(&h.Info.Inflight) }
+	})
+	for _, d := range durabilities[:2] {
+		run(d.name, func(b *testing.B) (*hub, func(int) *benchPair, func() int64) {
+			h := newHub(b, d.setup(b))
+			for i := range devices {
+				_ = h.device(b, nth("s", i), false).Close()
+			}
+			pub := h.device(b, "filler", false)
+			_ = pub.SetDeadline(time.Time{})
+			pub.auto = false
+			return h, func(i int) *benchPair {
+				f := route.Frame{Onward: route.To(h.b.HubAddress(nth("s", i)), "app"), Payload: make([]byte, payload)}
+				body := route.AppendFrame(nil, &f)
+				p := &benchPair{pub: pub.Conn, packet: rawmqtt.Publish(false, 1<<1, "sealmq/filler/out", 1, body)}
+				p.idAt = len(p.packet) - len(body) - 2
+				return p
+			}, func() int64 { return h.b.Counters().Queued }
+		})
+	}
+}
+
+// gone ends a client's connection, and waits until a stock server has seen that.
+func (h *hub) gone(b *testing.B, id string, c *rawmqtt.Client) {
+	_ = c.Close()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if cl, ok := h.Clients.Get(id); !ok || cl.Closed() {
+			return
+		}
+	}
+	b.Fatal("a connection does not end")
 }
 
 // BenchmarkDrain fills the queues of 1,000 devices that are away with 1,000 frames
