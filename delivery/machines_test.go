@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"encoding/binary"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -353,6 +354,132 @@ func TestPeersLeaveRoomForOthers(t *testing.T) {
 	}
 }
 
+// take has a peer send the first message of an outbox, and the program acknowledge it.
+// It reports whether the program got it.
+func (r *rig) take(who int, box uint32) bool {
+	id := OutboxID{byte(who), byte(who >> 8)}
+	binary.BigEndian.PutUint32(id[4:], box)
+	peer := identity.Identifier{byte(who), byte(who >> 8)}
+	r.got = r.got[:0]
+	r.Data(peer, uint64(who), &Data{
+		Header: Header{Outbox: id, Session: 1, Serial: 1, Base: 1}, Count: 1, To: "app",
+	}, nil, simStart)
+	r.Ack(peer, id, 1)
+	r.NextState(uint64(who))
+	return len(r.got) == 1
+}
+
+// Questions about outboxes that nothing was received of are answered and leave nothing.
+func TestQuestionsLeaveNothingBehind(t *testing.T) {
+	r := newRig(ReceiverConfig{})
+	for who := range 17 {
+		for i := range 4096 {
+			id := OutboxID{byte(who), byte(i), byte(i >> 8)}
+			peer := identity.Identifier{byte(who)}
+			r.Ask(peer, 7, &Ask{Header: Header{Outbox: id, Session: 3, Serial: 2, Base: 5}, Last: 9}, simStart)
+			want := State{
+				Header: Header{Outbox: id, Session: 3, Serial: 2, Base: 5}, Next: 5, Messages: 512, Bytes: 2 << 20,
+			}
+			if st, ok := r.NextState(7); !ok || !reflect.DeepEqual(*st, want) {
+				t.Fatalf("answer %+v, want %+v", st, want)
+			}
+			r.Settle(peer, 7, &Settle{Header{Outbox: id, Session: 3, Serial: 3, Base: 10}}, simStart)
+		}
+	}
+	if c := r.Counters(); c.Outboxes != 0 || len(r.peers) != 0 {
+		t.Errorf("%+v, %d peers", c, len(r.peers))
+	}
+	if c := r.channels[7]; c.inboxes.first != nil || c.due != nil || c.spares != 0 {
+		t.Errorf("the channel has %+v", c)
+	}
+	// What is withdrawn at once leaves nothing either.
+	r.Data(simPeer, 7, &Data{Header: Header{Session: 1, Serial: 1, Base: 1}, Count: 1, Void: true}, nil, simStart)
+	if st, ok := r.NextState(7); !ok || st.Base != 2 || r.Counters().Outboxes != 0 {
+		t.Errorf("answer %+v, %+v", st, r.Counters())
+	}
+}
+
+// Where all places are taken, the peer that has most makes room, and what it used last
+// stays.
+func TestNewcomersFindAPlace(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerOutboxes: 16, TotalOutboxes: 64})
+	if !r.take(1, 0) || !r.take(2, 0) || !r.take(2, 1) {
+		t.Fatal("not handed on")
+	}
+	for who := 10; who < 20; who++ {
+		for box := range uint32(100) {
+			r.take(who, box)
+		}
+	}
+	if c := r.Counters(); c.Outboxes != 64 {
+		t.Fatalf("%+v", c)
+	}
+	for who := 100; who < 120; who++ {
+		if !r.take(who, 0) {
+			t.Errorf("nothing is taken from newcomer %d", who)
+		}
+	}
+	if c := r.Counters(); c.Outboxes != 64 || c.Unacked != 0 {
+		t.Errorf("%+v", c)
+	}
+	for _, known := range []struct {
+		who int
+		box uint32
+	}{{1, 0}, {2, 0}, {2, 1}, {100, 0}, {119, 0}} {
+		if r.take(known.who, known.box) {
+			t.Errorf("the message of %+v is handed on twice", known)
+		}
+	}
+	sum, busy := 0, 0
+	for _, p := range r.peers {
+		sum += p.idle
+		busy += p.busy
+		if p.idle != len(p.inboxes) || p.idle == 0 || p.rank.row != r.ranks[p.idle] {
+			t.Errorf("%d of %d are idle", p.idle, len(p.inboxes))
+		}
+	}
+	if sum != 64 || busy != 0 || r.busy != 0 {
+		t.Errorf("%d are idle and %d busy, %d in all", sum, busy, r.busy)
+	}
+}
+
+// Outboxes whose messages nobody acknowledges leave places for those of others.
+func TestBusyOutboxesLeavePlacesForOthers(t *testing.T) {
+	r := newRig(ReceiverConfig{PeerOutboxes: 64, TotalOutboxes: 64})
+	for who := byte(1); who <= 10; who++ {
+		for box := range byte(64) {
+			r.from(who, box, 1)
+		}
+		if n := r.peers[identity.Identifier{who}].busy; who == 1 && n != 16 || n < 1 {
+			t.Errorf("peer %d has %d", who, n)
+		}
+	}
+}
+
+// However many outboxes are remembered, a new one costs little.
+func TestFreshOutboxesCostLittle(t *testing.T) {
+	r := newRig(ReceiverConfig{})
+	for who := range 16 {
+		for box := range uint32(4096) {
+			r.take(who+1, box)
+		}
+	}
+	if c := r.Counters(); c.Outboxes != 1<<16 {
+		t.Fatalf("%+v", c)
+	}
+	start := time.Now()
+	for i := range 1000 { // each took 35 ms when all were looked at
+		r.take(2, uint32(4096+i)) // at its limit
+		if !r.take(20, uint32(i)) {
+			t.Fatal("a peer that is not at its limit is refused")
+		}
+	}
+	r.Gone(1)
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("2,000 new outboxes took %v", d)
+	}
+}
+
 func TestReceiverForgetsOnlyWhatIsSettled(t *testing.T) {
 	r := newRig(ReceiverConfig{PeerOutboxes: 2})
 	send := func(box byte, count, base uint64, at time.Time) *State {
@@ -393,11 +520,11 @@ func TestReceiverForgetsOnlyWhatIsSettled(t *testing.T) {
 		binary.BigEndian.PutUint32(id[:], uint32(i))
 		r.Ask(identity.Identifier{5, byte(i)}, 2, &Ask{Header: Header{Outbox: id, Session: 1, Serial: 1, Base: 1}}, simStart)
 	}
-	if len(r.due[2]) > maxDue || r.Counters().Outboxes > 65536 {
-		t.Errorf("%d answers wait", len(r.due[2]))
+	if n := len(r.channels[2].due); n > maxSpares || r.Counters().Outboxes != 2 || len(r.peers) != 1 {
+		t.Errorf("%d answers wait, %+v, %d peers", n, r.Counters(), len(r.peers))
 	}
 	r.Gone(2)
-	if len(r.due[2]) != 0 {
+	if r.channels[2] != nil {
 		t.Error("answers for a channel that is gone")
 	}
 }

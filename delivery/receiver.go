@@ -29,8 +29,10 @@ type ReceiverConfig struct {
 	// its payload. Defaults 16 MiB and 64 MiB. A peer has a quarter, at most, of what
 	// the others leave of TotalBytes; what has come early gives way to what is due.
 	PeerBytes, TotalBytes int
-	// PeerOutboxes and TotalOutboxes bound the outboxes remembered. Defaults 4,096
-	// and 65,536.
+	// PeerOutboxes and TotalOutboxes bound the outboxes remembered: those that a
+	// message was received of. Defaults 4,096 and 65,536. For one of another peer, the
+	// peer that has most gives up the one it has not used for longest. A peer has
+	// messages in a quarter, at most, of what the others leave of TotalOutboxes.
 	PeerOutboxes, TotalOutboxes int
 }
 
@@ -63,19 +65,36 @@ type Counters struct {
 
 // Receiver is one process's end of all outboxes that reach it.
 type Receiver struct {
-	cfg   ReceiverConfig
-	peers map[identity.Identifier]*peer
-	due   map[uint64][]*inbox // by channel: whose State is to be sent
-	count Counters
-	use   use
-	early row[*early] // all of it, oldest first
+	cfg      ReceiverConfig
+	peers    map[identity.Identifier]*peer
+	channels map[uint64]*conduit
+	count    Counters
+	use      use
+	early    row[*early] // all of it, oldest first
+	busy     int         // inboxes with messages that the program has not acknowledged
+	ranks    []*row[*peer]
+	top      int // no peer is in a higher one of ranks, which are by peer.idle
+}
+
+// conduit is what goes through one channel.
+type conduit struct {
+	due     []*inbox // whose State is to be sent
+	spares  int      // of due
+	inboxes row[*inbox]
 }
 
 // peer is what one identity has here.
 type peer struct {
+	who     identity.Identifier
 	inboxes map[OutboxID]*inbox
 	use     use
 	early   row[*early] // oldest first
+
+	busy int // inboxes with messages that the program has not acknowledged
+	idle int // the others, which may be forgotten: least recently used first
+	// settled are those whose senders know that all is acknowledged.
+	settled, unsettled row[*inbox]
+	rank               place[*peer] // in Receiver.ranks
 }
 
 // use counts bytes of what is received and not acknowledged, and those of it that
@@ -88,7 +107,6 @@ func (u use) due() int { return u.bytes - u.early }
 // inbox is the receiving end of one outbox.
 type inbox struct {
 	peer    *peer
-	who     identity.Identifier
 	id      OutboxID
 	session uint64
 	channel uint64 // of the session
@@ -102,8 +120,10 @@ type inbox struct {
 	bytes   int               // sum of sizes
 	refusal Refusal
 	used    time.Time
-	dueOn   uint64 // channel in whose list of Receiver.due it stands; 0: in none
-	spare   bool   // not remembered: only there for an answer
+	dueOn   uint64        // channel in whose conduit.due it stands; 0: in none
+	spare   bool          // not remembered: only there for an answer
+	home    place[*inbox] // in peer.settled or peer.unsettled, or, when busy, in neither
+	on      place[*inbox] // in conduit.inboxes
 }
 
 // early is data that waits for those before it.
@@ -130,7 +150,7 @@ func NewReceiver(cfg ReceiverConfig) *Receiver {
 		}
 	}
 	cfg.Messages = min(cfg.Messages, MaxWindow)
-	return &Receiver{cfg: cfg, peers: make(map[identity.Identifier]*peer), due: make(map[uint64][]*inbox)}
+	return &Receiver{cfg: cfg, peers: make(map[identity.Identifier]*peer), channels: make(map[uint64]*conduit)}
 }
 
 // Counters returns the receiver's counters.
@@ -141,25 +161,16 @@ func (r *Receiver) Counters() Counters {
 }
 
 // find returns the inbox of an outbox, brought to the message's session; nil when
-// the message is of an earlier one.
+// the message is of an earlier one. One that is not known yet is a spare until
+// something is received.
 func (r *Receiver) find(who identity.Identifier, channel uint64, h *Header, now time.Time) *inbox {
-	p := r.peers[who]
-	if p == nil {
-		p = &peer{inboxes: make(map[OutboxID]*inbox)}
-	}
-	in := p.inboxes[h.Outbox]
+	in := r.inbox(who, h.Outbox)
 	if in == nil {
-		in = &inbox{
-			peer: p, who: who, id: h.Outbox, base: h.Base, known: h.Base, next: h.Base,
-			acked: make(map[uint64]bool), sizes: make(map[uint64]int), held: make(map[uint64]*early),
+		p := r.peers[who]
+		if p == nil {
+			p = &peer{who: who}
 		}
-		if r.place(p, now) {
-			r.peers[who] = p
-			p.inboxes[h.Outbox] = in
-			r.count.Outboxes++
-		} else {
-			in.spare, in.refusal = true, RefusalFull
-		}
+		in = &inbox{peer: p, id: h.Outbox, base: h.Base, known: h.Base, next: h.Base, spare: true}
 	}
 	if h.Session < in.session {
 		r.count.Stale++
@@ -170,60 +181,158 @@ func (r *Receiver) find(who identity.Identifier, channel uint64, h *Header, now 
 		r.undue(in)
 		in.session, in.serial = h.Session, 0
 	}
-	in.channel = channel
+	if in.channel != channel {
+		in.channel = channel
+		r.join(in)
+	}
 	in.serial = max(in.serial, h.Serial)
 	in.used = now
-	if !in.spare {
-		r.forget(in, h.Base)
-	}
+	r.forget(in, h.Base)
 	return in
 }
 
-// place reports whether another inbox may be remembered, and forgets one for it.
-func (r *Receiver) place(p *peer, now time.Time) bool {
-	if len(p.inboxes) < r.cfg.PeerOutboxes && r.count.Outboxes < r.cfg.TotalOutboxes {
-		return true
+// join has an inbox end with its channel.
+func (r *Receiver) join(in *inbox) {
+	if !in.spare {
+		r.conduit(in.channel).inboxes.push(&in.on)
 	}
-	if r.evict(p, now) {
-		return true
-	}
-	if len(p.inboxes) >= r.cfg.PeerOutboxes {
-		return false
-	}
-	for who, other := range r.peers {
-		if r.evict(other, now) {
-			if len(other.inboxes) == 0 && other != p {
-				delete(r.peers, who)
-			}
-			return true
-		}
-	}
-	return false
 }
 
-// evict forgets the inbox of the peer that has been idle longest, if it may be
-// forgotten.
-func (r *Receiver) evict(p *peer, now time.Time) bool {
-	var oldest *inbox
-	for _, in := range p.inboxes {
-		memory := unsettledMemory
-		if in.known == in.next {
-			memory = settledMemory
-		}
-		// What is held was never handed on, so it may be forgotten too.
-		if in.base == in.next && now.Sub(in.used) >= memory &&
-			(oldest == nil || in.used.Before(oldest.used)) {
-			oldest = in
-		}
+// conduit returns that of a channel.
+func (r *Receiver) conduit(channel uint64) *conduit {
+	c := r.channels[channel]
+	if c == nil {
+		c = &conduit{}
+		r.channels[channel] = c
 	}
-	if oldest == nil {
-		return false
+	return c
+}
+
+// place reports whether an inbox may be remembered, and forgets another one for it.
+func (r *Receiver) place(in *inbox) bool {
+	p := in.peer
+	switch {
+	case !in.spare:
+		return true
+	case len(p.inboxes) >= r.cfg.PeerOutboxes:
+		old := p.old(in.used)
+		if old == nil {
+			return false
+		}
+		r.evict(old)
+	case r.count.Outboxes >= r.cfg.TotalOutboxes:
+		most := r.most()
+		if most == nil {
+			return false
+		}
+		r.evict(most.oldest())
 	}
-	r.undue(oldest)
-	r.dropEarly(oldest)
-	delete(p.inboxes, oldest.id)
-	r.count.Outboxes--
 	return true
+}
+
+// old returns the inbox that its sender cannot want any more, nil if there is none.
+func (p *peer) old(now time.Time) *inbox {
+	if f := p.settled.first; f != nil && now.Sub(f.of.used) >= settledMemory {
+		return f.of
+	}
+	if f := p.unsettled.first; f != nil && now.Sub(f.of.used) >= unsettledMemory {
+		return f.of
+	}
+	return nil
+}
+
+// oldest returns the inbox that is missed least, of a peer that has one that is idle.
+func (p *peer) oldest() *inbox {
+	if f := p.settled.first; f != nil {
+		return f.of
+	}
+	return p.unsettled.first.of
+}
+
+// remember keeps a spare inbox that there is a place for.
+func (r *Receiver) remember(in *inbox) {
+	if !in.spare {
+		return
+	}
+	p := in.peer
+	in.spare = false
+	in.acked, in.sizes, in.held = make(map[uint64]bool), make(map[uint64]int), make(map[uint64]*early)
+	in.home.of, in.on.of = in, in
+	if p.inboxes == nil {
+		p.inboxes, p.rank.of = make(map[OutboxID]*inbox), p
+	}
+	p.inboxes[in.id] = in
+	r.peers[p.who] = p
+	r.count.Outboxes++
+	p.unsettled.push(&in.home)
+	r.idle(p, 1)
+	r.join(in)
+}
+
+// evict forgets an idle inbox. What it holds was never handed on.
+func (r *Receiver) evict(in *inbox) {
+	p := in.peer
+	r.undue(in)
+	r.dropEarly(in)
+	in.on.leave()
+	in.home.leave()
+	r.idle(p, -1)
+	delete(p.inboxes, in.id)
+	if len(p.inboxes) == 0 {
+		delete(r.peers, p.who)
+	}
+	r.count.Outboxes--
+}
+
+// file puts an inbox where it belongs. It ends every use of one.
+func (r *Receiver) file(in *inbox) {
+	if in == nil || in.spare {
+		return
+	}
+	p := in.peer
+	was, is := in.home.row == nil, in.base != in.next // busy
+	switch {
+	case is:
+		in.home.leave()
+	case in.known == in.next:
+		p.settled.push(&in.home)
+	default:
+		p.unsettled.push(&in.home)
+	}
+	switch {
+	case is && !was:
+		p.busy++
+		r.busy++
+		r.idle(p, -1)
+	case was && !is:
+		p.busy--
+		r.busy--
+		r.idle(p, 1)
+	}
+}
+
+// idle counts the idle inboxes of a peer.
+func (r *Receiver) idle(p *peer, n int) {
+	p.idle += n
+	if p.idle == 0 {
+		p.rank.leave()
+		return
+	}
+	for len(r.ranks) <= p.idle {
+		r.ranks = append(r.ranks, &row[*peer]{})
+	}
+	r.ranks[p.idle].push(&p.rank)
+	r.top = max(r.top, p.idle)
+}
+
+// most returns the peer that has most idle inboxes; nil when none has any.
+func (r *Receiver) most() *peer {
+	for ; r.top > 0; r.top-- {
+		if f := r.ranks[r.top].first; f != nil {
+			return f.of
+		}
+	}
+	return nil
 }
 
 // forget drops what the sender no longer asks about.
@@ -288,15 +397,17 @@ func (r *Receiver) release(in *inbox, count uint64) {
 
 // Ask takes a question.
 func (r *Receiver) Ask(who identity.Identifier, channel uint64, a *Ask, now time.Time) {
-	if in := r.find(who, channel, &a.Header, now); in != nil {
+	in := r.find(who, channel, &a.Header, now)
+	if in != nil {
 		r.answer(in, channel)
 	}
+	r.file(in)
 }
 
 // Settle takes a sender's word that it knows of all acknowledgements.
 func (r *Receiver) Settle(who identity.Identifier, channel uint64, s *Settle, now time.Time) {
-	if p := r.peers[who]; p != nil && p.inboxes[s.Outbox] != nil {
-		r.find(who, channel, &s.Header, now)
+	if r.inbox(who, s.Outbox) != nil {
+		r.file(r.find(who, channel, &s.Header, now))
 	}
 }
 
@@ -304,11 +415,9 @@ func (r *Receiver) Settle(who identity.Identifier, channel uint64, s *Settle, no
 // from now on.
 func (r *Receiver) Data(who identity.Identifier, channel uint64, d *Data, via any, now time.Time) {
 	in := r.find(who, channel, &d.Header, now)
+	defer r.file(in)
 	switch {
 	case in == nil:
-	case in.spare:
-		r.count.Refused++
-		r.answer(in, channel)
 	case d.Count < in.base || in.acked[d.Count]:
 		r.count.Repeated++ // our acknowledgement was lost
 		r.answer(in, channel)
@@ -341,12 +450,13 @@ func (r *Receiver) hold(in *inbox, d *Data, via any) {
 		return
 	}
 	n := weight(d)
-	if !r.inWindow(in, d) || in.peer.use.bytes+n > r.share(in.peer.use.bytes, r.use.bytes) {
+	if !r.inWindow(in, d) || in.peer.use.bytes+n > r.share(in.peer.use.bytes, r.use.bytes) || !r.place(in) {
 		// So that the sender pauses, instead of sending it again at once.
 		r.count.Refused++
 		in.refusal = RefusalFull
 		return
 	}
+	r.remember(in)
 	e := &early{in: in, data: d, via: via}
 	e.all.of, e.own.of = e, e
 	in.held[d.Count] = e
@@ -406,6 +516,10 @@ func (r *Receiver) room(in *inbox, d *Data) bool {
 	if own > 0 && own+n > r.share(own, all) || all > 0 && all+n > r.cfg.TotalBytes {
 		return false
 	}
+	// With its first message an inbox begins to be busy.
+	if in.base == in.next && p.busy > 0 && p.busy >= (r.cfg.TotalOutboxes-(r.busy-p.busy))/4 {
+		return false
+	}
 	for !r.inWindow(in, d) {
 		if len(in.held) == 0 {
 			return false
@@ -418,7 +532,7 @@ func (r *Receiver) room(in *inbox, d *Data) bool {
 	for r.use.bytes+n > r.cfg.TotalBytes && r.early.first != nil {
 		r.drop(r.early.first.of)
 	}
-	return true
+	return r.place(in)
 }
 
 // hand gives the message due to the program; false when it is refused.
@@ -433,8 +547,9 @@ func (r *Receiver) hand(in *inbox, d *Data, via any) bool {
 	}
 	refusal := RefusalFull
 	if r.room(in, d) {
+		r.remember(in)
 		refusal = r.cfg.Hand(Item{
-			Peer: in.who, Outbox: in.id, Count: d.Count, Redelivered: d.Redelivered,
+			Peer: in.peer.who, Outbox: in.id, Count: d.Count, Redelivered: d.Redelivered,
 			To: d.To, Payload: d.Payload, Via: via,
 		})
 	}
@@ -479,6 +594,7 @@ func (r *Receiver) Ack(who identity.Identifier, id OutboxID, count uint64) (chan
 	}
 	r.ack(in, count)
 	r.answer(in, in.channel)
+	r.file(in)
 	return in.channel
 }
 
@@ -491,7 +607,11 @@ func (r *Receiver) inbox(who identity.Identifier, id OutboxID) *inbox {
 
 func (r *Receiver) ack(in *inbox, count uint64) {
 	r.release(in, count)
-	in.acked[count] = true
+	if count == in.base {
+		in.base++
+	} else {
+		in.acked[count] = true
+	}
 	r.advance(in)
 }
 
@@ -508,43 +628,60 @@ func (r *Receiver) Return(who identity.Identifier, id OutboxID, count uint64) (c
 	}
 	in.next = count
 	r.answer(in, in.channel)
+	r.file(in)
 	return in.channel
 }
 
-// maxDue bounds the answers that wait for one channel; senders ask again.
-const maxDue = 8192
+// maxDue bounds the answers that wait for one channel, and maxSpares those of them
+// about outboxes that are not remembered; senders ask again.
+const (
+	maxDue    = 8192
+	maxSpares = 1024
+)
 
 // answer sees to it that a State is sent through the channel. One that waits for
 // an older channel moves here.
 func (r *Receiver) answer(in *inbox, channel uint64) {
-	if channel == 0 || in.dueOn == channel || in.dueOn != 0 && channel != in.channel || len(r.due[channel]) >= maxDue {
+	if channel == 0 || in.dueOn == channel || in.dueOn != 0 && channel != in.channel {
 		return
+	}
+	c := r.conduit(channel)
+	switch {
+	case len(c.due) >= maxDue, in.spare && c.spares >= maxSpares:
+		return
+	case in.spare:
+		c.spares++
 	}
 	r.undue(in)
 	in.dueOn = channel
-	r.due[channel] = append(r.due[channel], in)
+	c.due = append(c.due, in)
 }
 
 func (r *Receiver) undue(in *inbox) {
 	if in.dueOn == 0 {
 		return
 	}
-	list := r.due[in.dueOn]
-	r.due[in.dueOn] = slices.DeleteFunc(list, func(o *inbox) bool { return o == in })
+	c := r.channels[in.dueOn]
+	c.due = slices.DeleteFunc(c.due, func(o *inbox) bool { return o == in })
 	in.dueOn = 0
 }
 
 // NextState returns an answer that is to be sent through the channel; false when
 // there is none. Ask again after every other call.
 func (r *Receiver) NextState(channel uint64) (*State, bool) {
-	list := r.due[channel]
-	if len(list) == 0 {
-		delete(r.due, channel)
+	c := r.channels[channel]
+	if c == nil || len(c.due) == 0 {
 		return nil, false
 	}
-	in := list[0]
-	r.due[channel] = list[1:]
+	in := c.due[0]
+	c.due[0] = nil
+	if c.due = c.due[1:]; len(c.due) == 0 {
+		c.due = nil // let the array go
+	}
 	in.dueOn = 0
+	if in.spare {
+		c.spares--
+	}
 	st := &State{
 		Header: Header{Outbox: in.id, Session: in.session, Serial: in.serial, Base: in.base},
 		Next:   in.next, Messages: uint64(r.cfg.Messages), Bytes: uint64(r.cfg.Bytes), Refusal: in.refusal,
@@ -562,18 +699,20 @@ func (r *Receiver) NextState(channel uint64) (*State, bool) {
 	return st, true
 }
 
-// Gone forgets a channel that has ended.
+// Gone forgets a channel that has ended. Nothing may come through it any more.
 func (r *Receiver) Gone(channel uint64) {
-	for _, in := range r.due[channel] {
+	c := r.channels[channel]
+	if c == nil {
+		return
+	}
+	for _, in := range c.due {
 		in.dueOn = 0
 	}
-	delete(r.due, channel)
-	for _, p := range r.peers {
-		for _, in := range p.inboxes {
-			if in.channel == channel {
-				in.channel = 0
-				r.dropEarly(in) // nobody may come to fill the gap
-			}
-		}
+	for c.inboxes.first != nil {
+		in := c.inboxes.first.of
+		in.on.leave()
+		in.channel = 0
+		r.dropEarly(in) // nobody may come to fill the gap
 	}
+	delete(r.channels, channel)
 }
