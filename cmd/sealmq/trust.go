@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/pflag"
 
@@ -169,14 +170,19 @@ func (t *trustFlags) hubs(a *app) (string, error) {
 
 // seen is the folder with the newest change history seen of identities that have
 // rotated their key or that a policy names, so that an older one, of a stolen backup,
-// is refused by the next program too.
+// is refused by the next program too. Where there is none and none can be made, as in a
+// home that is read-only, it is nil: this program remembers for itself.
 func (a *app) seen() (identity.Registry, error) {
 	home, err := a.home()
 	if err != nil {
 		return nil, err
 	}
 	r, err := identity.OpenRegistry(filepath.Join(home, "seen"), 0)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission) && !errors.As(err, new(*identity.PermissionError)), errors.Is(err, syscall.EROFS):
+		a.note("warning: %s; the next program will not know which keys of peers this one has seen rotated", printable(message(err)))
+		return nil, nil //nolint:nilnil // see above
+	case err != nil:
 		return nil, vaultError("", err)
 	}
 	return r, nil
