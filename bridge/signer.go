@@ -10,6 +10,16 @@ import (
 // and is safe for concurrent use.
 func IdentitySigner(p *identity.Private) Signer { return identitySigner{p} }
 
+// EphemeralIdentitySigner is [IdentitySigner] for an identity that ends with this
+// process. Devices that do not pin it take the next one's in its place.
+func EphemeralIdentitySigner(p *identity.Private) EphemeralSigner {
+	return ephemeralSigner{identitySigner{p}}
+}
+
+type ephemeralSigner struct{ identitySigner }
+
+func (ephemeralSigner) Ephemeral() bool { return true }
+
 type identitySigner struct{ p *identity.Private }
 
 func (s identitySigner) Identifier() identity.Identifier { return s.p.Identifier() }

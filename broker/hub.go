@@ -124,9 +124,12 @@ func New(cfg Config) (_ *Hub, err error) {
 	}
 	bc := bridge.Config{
 		Key:      key,
-		Identity: hubSigner{bridge.IdentitySigner(h.identity), h.cfg.Data == ""},
+		Identity: bridge.IdentitySigner(h.identity),
 		Trace:    h.cfg.Trace,
 		Logger:   h.logger.With("part", "bridge"),
+	}
+	if h.cfg.Data == "" {
+		bc.Identity = bridge.EphemeralIdentitySigner(h.identity)
 	}
 	h.cfg.Limits.bridge(&bc)
 	bc.StaticOverStream = h.cfg.TCPAliases

@@ -284,14 +284,3 @@ func guestLogin(c mochibridge.ConnectInfo) (bridge.Principal, error) {
 	}
 	return bridge.Principal{ClientID: c.ClientID, Role: bridge.RoleGuest}, nil
 }
-
-// hubSigner says in hello whether the hub's identity ends with its process.
-type hubSigner struct {
-	bridge.Signer
-	ephemeral bool
-}
-
-// Ephemeral implements bridge.EphemeralSigner.
-func (s hubSigner) Ephemeral() bool { return s.ephemeral }
-
-var _ bridge.EphemeralSigner = hubSigner{}

@@ -3,6 +3,8 @@
 // root "sealmq" the forwarder's own rules hold all the same.
 //
 //	go run ./examples/embed [ADDRESS]
+//
+// Queues are in memory. The example of package bridge/store has them on disk.
 package main
 
 import (
@@ -68,11 +70,11 @@ func serve(address string) (server *mqtt.Server, end func(), err error) {
 
 // addForwarder adds the forwarder to a server.
 func addForwarder(server *mqtt.Server) (end func(), err error) {
-	id, err := identity.Create() // keep it in a vault in a real program
+	id, err := identity.Create() // keep it in a vault in a real program, and use IdentitySigner
 	if err != nil {
 		return nil, err
 	}
-	config := bridge.Config{Identity: bridge.IdentitySigner(id)}
+	config := bridge.Config{Identity: bridge.EphemeralIdentitySigner(id)}
 	rand.Read(config.Key[:]) // keep it too: live channels end with it
 	b, err := bridge.New(config)
 	if err != nil {
