@@ -2,6 +2,7 @@ package channel
 
 import (
 	"container/list"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -22,6 +23,8 @@ type source struct {
 	bucket   *rate.Limiter
 	halfOpen int
 	channels int
+
+	earlyBytes atomic.Int64 // held by its half-open handshakes; no lock guards it
 }
 
 func newSources(l Limits) *sources {

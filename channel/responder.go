@@ -12,12 +12,15 @@ import (
 // Bounds of what is held for a handshake that is not finished: frames may
 // overtake message 3, or arrive while it is being verified. A stock initiator sends
 // as fast as it can once it has sent message 3. Each frame counts with
-// earlyOverhead bytes beside its payload. The total leaves every handshake its
-// first frame, so that nobody's early ones keep another's message 3 out.
+// earlyOverhead bytes beside its payload. A source has a quarter, at most, of what
+// the others leave of the total, which leaves every handshake its first frame that
+// may be message 3 and its first earlyOwn bytes, so that nobody's early ones keep
+// another's message 3 out, nor the first messages behind it.
 const (
 	maxEarlyFrames     = 4096
 	maxEarlyBytes      = 4 << 20
 	maxEarlyBytesTotal = 16 << 20
+	earlyOwn           = 32 << 10
 	earlyOverhead      = 256
 )
 
@@ -155,8 +158,16 @@ func (h *halfOpen) receive(in Inbound) {
 
 // fullLocked reports whether a frame that costs so much is too much to hold.
 func (h *halfOpen) fullLocked(size int) bool {
-	return h.held > 0 && (len(h.queue)+len(h.early) >= maxEarlyFrames || h.held+size > maxEarlyBytes ||
-		h.e.earlyBytes.Load()+int64(size) > maxEarlyBytesTotal)
+	switch {
+	case h.held == 0 && size <= MaxHandshakeMessage+earlyOverhead:
+		return false
+	case len(h.queue)+len(h.early) >= maxEarlyFrames, h.held+size > maxEarlyBytes:
+		return true
+	case h.held+size <= earlyOwn:
+		return false
+	}
+	own, all := h.src.earlyBytes.Load(), h.e.earlyBytes.Load()
+	return own+int64(size) > (maxEarlyBytesTotal-(all-own))/4
 }
 
 // awaitWorkLocked waits until a worker has looked at all that is here, with h.mu free
@@ -194,6 +205,7 @@ func cost(in Inbound) int { return len(in.Frame.Payload) + earlyOverhead }
 
 func (h *halfOpen) hold(n int) {
 	h.held += n
+	h.src.earlyBytes.Add(int64(n))
 	h.e.earlyBytes.Add(int64(n))
 }
 

@@ -225,6 +225,78 @@ func TestBurstBehindMessage3(t *testing.T) {
 	}
 }
 
+// TestEarlyFramesLeaveRoomForOthers: however much comes early of some sources, others
+// lose nothing of what they send right behind message 3.
+func TestEarlyFramesLeaveRoomForOthers(t *testing.T) {
+	for _, tt := range []struct {
+		sources, handshakes int
+		burst               int // bytes that are not lost
+	}{
+		{1, 16, 2 << 20},
+		{40, 1, earlyOwn / 2},
+	} {
+		t.Run(fmt.Sprint(tt.sources), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b := listen(t, n)
+				policy := make(slowPolicy)
+				if _, err := b.ep.Listen("slow", policy, ListenOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				large := make([]byte, 250<<10)
+				for s := range tt.sources {
+					name := fmt.Sprint("eve", s)
+					answers := make(chan route.Route, tt.handshakes)
+					if err := n.node(t, name).Register("dr", func(in Inbound) { answers <- in.Frame.Return.Rest() }); err != nil {
+						t.Fatal(err)
+					}
+					for range tt.handshakes {
+						e, err := newEphemeral()
+						if err != nil {
+							t.Fatal(err)
+						}
+						pub := e.Public()
+						n.inject(packet{to: "bob", frame: route.Frame{
+							Onward: route.To("listener"), Return: route.To(name, "dr"), Payload: pub[:],
+						}})
+						to := <-answers
+						for _, size := range []int{len(large), 16 << 10, 1 << 10, 24} {
+							for range 20 {
+								n.inject(packet{to: "bob", frame: route.Frame{Onward: to, Return: route.To(name), Payload: large[:size]}})
+							}
+						}
+					}
+				}
+				synctest.Wait()
+				if held := b.ep.earlyBytes.Load(); held < 3<<20 || held > maxEarlyBytesTotal+int64(tt.sources*tt.handshakes*earlyOwn) {
+					t.Errorf("%d bytes are held", held)
+				}
+				c, err := a.ep.Dial(t.Context(), route.To("bob", "slow"), TrustEveryone, DialOptions{NoConfirm: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				const size = 1 << 10
+				for range tt.burst / size {
+					if err := c.Send(t.Context(), route.To("app"), nil, large[:size]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				synctest.Wait()
+				close(policy)
+				synctest.Wait()
+				if got := len(b.got); got != tt.burst/size {
+					t.Errorf("%d of %d messages are handed on", got, tt.burst/size)
+				}
+				time.Sleep(b.ep.limits.Handshake)
+				synctest.Wait()
+				if all, own := b.ep.earlyBytes.Load(), b.ep.sources.known["eve0"].Value.(*source).earlyBytes.Load(); all != 0 || own != 0 {
+					t.Errorf("%d bytes are held when all is over, %d of one source", all, own)
+				}
+			})
+		})
+	}
+}
+
 // TestHandOverOrder: whatever the network does within the window, messages are
 // handed on in order and at most once, and what arrived in time is not lost.
 func TestHandOverOrder(t *testing.T) {
