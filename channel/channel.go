@@ -41,8 +41,9 @@ type Channel struct {
 	dr, enc    string           // our decryptor and encryptor addresses
 	lineage    [lineageLen]byte // of an initiator; zero: none
 	turnNumber uint64           // of an initiator
-	src        *source
-	removed    bool // guarded by the endpoint's lock
+	src        *source          // of a responder
+	own        *ofIdentity      // of a responder, once adopted; guarded by the endpoint's lock, as is
+	removed    bool
 
 	peer   atomic.Pointer[Peer]
 	remote atomic.Pointer[route.Route] // never written through
@@ -184,6 +185,11 @@ func (e *Endpoint) adopt(c *Channel, h *halfOpen) error {
 	if h != nil {
 		e.releaseLocked(h)
 		c.src.channels++
+		if c.own = e.identities[c.peerID]; c.own == nil {
+			c.own = &ofIdentity{}
+			e.identities[c.peerID] = c.own
+		}
+		c.own.channels++
 	}
 	return nil
 }
@@ -196,8 +202,11 @@ func (e *Endpoint) removeLocked(c *Channel) {
 	c.removed = true
 	delete(e.channels, c)
 	delete(e.encryptors, c.enc)
-	if c.src != nil {
+	if c.own != nil {
 		c.src.channels--
+		if c.own.channels--; c.own.channels == 0 {
+			delete(e.identities, c.peerID)
+		}
 	}
 }
 

@@ -147,13 +147,16 @@ type Limits struct {
 	Frame int
 	// Channels bounds the channels that peers have open here. When it is
 	// reached, the one that has been idle longest is closed if that is more than
-	// ten minutes; otherwise new ones are refused. Default 4,096.
+	// ten minutes; otherwise one of the source or identity that has most, as long as
+	// that has more than the source of the newcomer. Default 4,096.
 	Channels int
-	// ChannelsPerSource bounds them for one source, in the same way. Default 512.
+	// ChannelsPerSource bounds them for one source. When it is reached, the one of
+	// the source that has been idle longest is closed if that is more than ten
+	// minutes; otherwise new ones are refused. Default 512.
 	ChannelsPerSource int
 	// HalfOpen bounds handshakes that peers have begun and not finished. When it
-	// is reached, the oldest gives way if it is older than two seconds. Default
-	// 256.
+	// is reached, the oldest gives way if it is older than two seconds, otherwise
+	// one of the source that has most, as for Channels. Default 256.
 	HalfOpen int
 	// HalfOpenPerSource bounds them for one source. Default 16.
 	HalfOpenPerSource int

@@ -61,6 +61,8 @@ type Endpoint struct {
 	firsts     firsts
 	sources    *sources
 	channels   map[*Channel]struct{}
+	identities map[identity.Identifier]*ofIdentity
+	crowd      crowd
 	encryptors map[string]*Channel
 	dials      int
 	helloers   map[identity.Identifier]struct{}
@@ -80,6 +82,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 		halfOpen:   make(map[*halfOpen]struct{}),
 		firsts:     newFirsts(),
 		channels:   make(map[*Channel]struct{}),
+		identities: make(map[identity.Identifier]*ofIdentity),
 		encryptors: make(map[string]*Channel),
 		helloers:   make(map[identity.Identifier]struct{}),
 	}

@@ -185,9 +185,9 @@ func (ln *Listener) admit(in *Inbound, key [32]byte) (h *halfOpen, why DropReaso
 		return nil, DropHalfOpen, false
 	case src.channels >= e.limits.ChannelsPerSource && !e.evictIdleLocked(now, src):
 		return nil, DropChannels, false
-	case len(e.channels) >= e.limits.Channels && !e.evictIdleLocked(now, nil):
+	case len(e.channels) >= e.limits.Channels && !e.evictChannelLocked(now, src):
 		return nil, DropChannels, false
-	case len(e.halfOpen) >= e.limits.HalfOpen && !e.evictHalfOpenLocked(now):
+	case len(e.halfOpen) >= e.limits.HalfOpen && !e.evictHalfOpenLocked(now, src):
 		return nil, DropHalfOpen, false
 	}
 	h = &halfOpen{
@@ -200,15 +200,26 @@ func (ln *Listener) admit(in *Inbound, key [32]byte) (h *halfOpen, why DropReaso
 	return h, 0, true
 }
 
-// evictHalfOpenLocked ends the oldest unfinished handshake if it is old enough.
-func (e *Endpoint) evictHalfOpenLocked(now time.Time) bool {
-	var oldest *halfOpen
+// evictHalfOpenLocked ends the oldest unfinished handshake if it is old enough, or else
+// the oldest of the source that has most, if that has more than src will have.
+func (e *Endpoint) evictHalfOpenLocked(now time.Time, src *source) bool {
+	var oldest, most *halfOpen
 	for h := range e.halfOpen {
 		if oldest == nil || h.begun.Before(oldest.begun) {
 			oldest = h
 		}
+		if most == nil || h.src.halfOpen > most.src.halfOpen ||
+			h.src.halfOpen == most.src.halfOpen && h.begun.Before(most.begun) {
+			most = h
+		}
 	}
-	if oldest == nil || now.Sub(oldest.begun) < halfOpenEvict {
+	switch {
+	case oldest == nil:
+		return false
+	case now.Sub(oldest.begun) >= halfOpenEvict:
+	case most.src.halfOpen > src.halfOpen+1:
+		oldest = most
+	default:
 		return false
 	}
 	e.releaseLocked(oldest)
@@ -217,14 +228,14 @@ func (e *Endpoint) evictHalfOpenLocked(now time.Time) bool {
 	return true
 }
 
-// evictIdleLocked ends the channel of a peer that has been idle longest, of one source
-// alone where it is given. A sealmq peer is never idle for so long: it answers pings. A
-// stock peer that has gone without a word leaves its channel behind.
+// evictIdleLocked ends the channel of a peer of one source that has been idle longest. A
+// sealmq peer is never idle for so long: it answers pings. A stock peer that has gone
+// without a word leaves its channel behind.
 func (e *Endpoint) evictIdleLocked(now time.Time, of *source) bool {
 	var idlest *Channel
 	var since time.Time
 	for c := range e.channels {
-		if c.initiator || of != nil && c.src != of {
+		if c.src != of {
 			continue
 		}
 		if last := c.live.lastTime(); idlest == nil || last.Before(since) {
@@ -234,11 +245,68 @@ func (e *Endpoint) evictIdleLocked(now time.Time, of *source) bool {
 	if idlest == nil || now.Sub(since) < idleEvict {
 		return false
 	}
-	e.removeLocked(idlest)
-	e.spawnLocked(func() {
-		idlest.end(fmt.Errorf("%w: made room for others after %v idle", ErrClosed, idleEvict), byeOther)
-	})
+	e.makeRoomLocked(idlest)
 	return true
+}
+
+// ofIdentity counts the channels that peers of one identity have opened.
+type ofIdentity struct{ channels int }
+
+// share is how many channels the source, or the identity, of c has, whichever has more.
+func (c *Channel) share() int { return max(c.src.channels, c.own.channels) }
+
+// crowd remembers for a moment that nobody has many channels, so that looking for who
+// has costs little when there are many first messages.
+type crowd struct {
+	most  int // share that the largest had
+	until time.Time
+}
+
+// crowdMemory is that moment.
+const crowdMemory = 100 * time.Millisecond
+
+// evictChannelLocked makes room for a channel of src: it ends the one of all that has
+// been idle longest, if that is long, or else that of the source or identity that has
+// most, if it has more than src will have. So nobody keeps newcomers out.
+func (e *Endpoint) evictChannelLocked(now time.Time, src *source) bool {
+	if now.Before(e.crowd.until) && e.crowd.most <= src.channels+1 {
+		return false
+	}
+	type idle struct {
+		c     *Channel
+		since time.Time
+	}
+	var idlest, most idle
+	for c := range e.channels {
+		if c.own == nil {
+			continue // dialled from here
+		}
+		last := c.live.lastTime()
+		if idlest.c == nil || last.Before(idlest.since) {
+			idlest = idle{c, last}
+		}
+		if most.c == nil || c.share() > most.c.share() || c.share() == most.c.share() && last.Before(most.since) {
+			most = idle{c, last}
+		}
+	}
+	switch {
+	case idlest.c == nil:
+		return false
+	case now.Sub(idlest.since) >= idleEvict:
+		e.makeRoomLocked(idlest.c)
+	case most.c.share() > src.channels+1:
+		e.makeRoomLocked(most.c)
+	default:
+		e.crowd = crowd{most.c.share(), now.Add(crowdMemory)}
+		return false
+	}
+	return true
+}
+
+// makeRoomLocked ends a channel for the sake of others.
+func (e *Endpoint) makeRoomLocked(c *Channel) {
+	e.removeLocked(c)
+	e.spawnLocked(func() { c.end(fmt.Errorf("%w: made room for others", ErrClosed), byeOther) })
 }
 
 // firstKey identifies a message 1: the same bytes from the same source.

@@ -802,6 +802,126 @@ func TestIdleChannelGivesWay(t *testing.T) {
 	}
 }
 
+// TestChannelsLeaveRoomForOthers: where all places are taken, the source or identity that
+// has most makes room for who has less, and for nobody else.
+func TestChannelsLeaveRoomForOthers(t *testing.T) {
+	for _, oneIdentity := range []bool{true, false} {
+		t.Run(fmt.Sprint("one identity ", oneIdentity), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b := listen(t, n, func(c *Config) { c.Limits = Limits{Channels: 16, ChannelsPerSource: 4} })
+				first := dial(t, a, "bob", DialOptions{})
+				id := newIdentity(t)
+				var eves []*party
+				var open []*Channel
+				refused := 0
+				enter := func(p *party) {
+					c, err := p.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{Timeout: time.Second})
+					switch {
+					case err == nil:
+						open = append(open, c)
+					case errors.Is(err, ErrTimeout):
+						refused++
+					default:
+						t.Fatal(err)
+					}
+				}
+				for i := range 5 {
+					eve := n.party(t, fmt.Sprint("eve", i), func(c *Config) {
+						if oneIdentity {
+							c.Identity = id
+						}
+					})
+					eves = append(eves, eve)
+					for range 4 {
+						enter(eve)
+					}
+				}
+				if s := b.ep.Stats(); s.Channels != 16 {
+					t.Fatalf("%+v", s)
+				}
+				if refused > 0 == oneIdentity { // one that has most makes room for itself
+					t.Errorf("%d are refused", refused)
+				}
+				second := dial(t, n.party(t, "carol"), "bob", DialOptions{})
+				dave := n.party(t, "dave")
+				if !oneIdentity { // refused, and remembered for a moment
+					n.inject(packet{to: "bob", frame: route.Frame{
+						Onward: route.To("listener"), Return: route.To("eve4", "dr"), Payload: make([]byte, 32),
+					}})
+					synctest.Wait()
+					if !b.ep.crowd.until.After(time.Now()) || b.ep.crowd.most != 3 {
+						t.Errorf("crowd %+v", b.ep.crowd)
+					}
+				}
+				third := dial(t, dave, "bob", DialOptions{})
+				for range 3 {
+					for _, eve := range eves {
+						enter(eve)
+					}
+				}
+				synctest.Wait()
+				for _, c := range []*Channel{first, second, third} {
+					send(t, c, "still here")
+					b.next(t)
+				}
+				ended, s := 0, b.ep.Stats()
+				for _, c := range open {
+					if c.hasEnded() {
+						ended++
+					}
+				}
+				if s.Channels != 16 || len(open)-ended != 13 {
+					t.Errorf("%d channels, %d are eve's of %d", s.Channels, len(open)-ended, len(open))
+				}
+				b.ep.mu.Lock()
+				defer b.ep.mu.Unlock()
+				sum := 0
+				for who, of := range b.ep.identities {
+					sum += of.channels
+					if of.channels == 0 || oneIdentity && who == id.Identifier() && of.channels != 13 {
+						t.Errorf("an identity has %d channels", of.channels)
+					}
+				}
+				if sum != 16 {
+					t.Errorf("identities have %d channels", sum)
+				}
+			})
+		})
+	}
+}
+
+// TestHandshakesLeaveRoomForOthers: where two sources have begun all that may be
+// unfinished, another gets in at once.
+func TestHandshakesLeaveRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newTestNet()
+		a, b := listen(t, n, func(c *Config) { c.Limits = Limits{HalfOpen: 8, HalfOpenPerSource: 4} })
+		flood := func() {
+			for i := range 8 {
+				e, err := newEphemeral()
+				if err != nil {
+					t.Fatal(err)
+				}
+				pub := e.Public()
+				n.inject(packet{to: "bob", frame: route.Frame{
+					Onward: route.To("listener"), Return: route.To(fmt.Sprint("eve", i%2), "dr"), Payload: pub[:],
+				}})
+			}
+			synctest.Wait()
+			if s := b.ep.Stats(); s.HalfOpen != 8 {
+				t.Errorf("%d half-open", s.HalfOpen)
+			}
+		}
+		for range 3 {
+			flood()
+			if _, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{Timeout: time.Second}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestEncryptorQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newTestNet()
