@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -75,7 +76,9 @@ type FixesConfig struct {
 
 // Fixes is a hook for a mochi server that corrects faults of v2.7.9 met by
 // ordinary clients. It neither authenticates nor authorises. It works with any
-// listener, and fully with [Listener], which tells it when a connection is over.
+// listener, and fully with [Listener], which tells it when a connection is over:
+// behind one that mochi gives up while it takes a session over it cleans up at once,
+// with other listeners when the next of that client id comes, or at OnSysInfoTick.
 type Fixes struct {
 	mqtt.HookBase
 	server *mqtt.Server
@@ -375,7 +378,7 @@ func (f *Fixes) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 			s.conn.user = s.owner.user
 		}
 		s.conn.BeginBacklog()
-		if s.conn.listened() {
+		if s.listened() {
 			s.conn.AtEnd(func() { f.ended(s) })
 		}
 	}
@@ -390,7 +393,7 @@ func (f *Fixes) lateWill(s *session) {
 	s.cl.Properties.Will = mqtt.Will{}
 	f.noRoomForWill(s.cl)
 	s.cl.Stop(errWill)
-	if s.conn == nil || !s.conn.listened() {
+	if !s.listened() {
 		s.leave(f)
 		f.forget(s)
 	}
@@ -409,8 +412,12 @@ func (f *Fixes) noRoomForWill(cl *mqtt.Client) {
 	refuse(cl, packets.Err3ServerUnavailable, packets.ErrQuotaExceeded, "no room for another will")
 }
 
+// listened reports whether the connection is of a [Listener], which says when mochi is
+// done with it.
+func (s *session) listened() bool { return s.conn != nil && s.conn.listened() }
+
 func (s *session) enter(f *Fixes) {
-	if f.gates.enter(s.cl.ID) {
+	if f.gates.enter(s, f.abandoned) {
 		s.inside.Store(true)
 	} else {
 		f.cfg.Counters.add(GateTimeout)
@@ -457,7 +464,7 @@ func (f *Fixes) OnDisconnect(cl *mqtt.Client, err error, expire bool) {
 		f.sessions.end(cl)
 	}
 	s.enter(f)
-	if s.conn == nil || !s.conn.listened() {
+	if !s.listened() {
 		// Nobody tells when another listener's connection is over.
 		s.leave(f)
 		f.forget(s)
@@ -484,6 +491,19 @@ func (f *Fixes) ended(s *session) {
 		f.wills.end(s.cl)
 	}
 	s.leave(f)
+}
+
+// abandoned cleans up behind a connection of another listener that mochi has given up
+// between OnSessionEstablish and OnSessionEstablished, because its CONNACK or what lay
+// there for it could not be written: of that it tells no hook.
+func (f *Fixes) abandoned(s *session) {
+	if s.listened() || s.established.Load() || !s.cl.Closed() || s.over.Swap(true) {
+		return
+	}
+	f.sweep(s)
+	f.wills.end(s.cl)
+	s.leave(f)
+	f.forget(s)
 }
 
 func (f *Fixes) sweep(s *session) {
@@ -513,13 +533,23 @@ func (f *Fixes) sweep(s *session) {
 }
 
 // OnSysInfoTick disconnects clients that the server has lost, so that they
-// connect again. There should be none.
+// connect again; there should be none. And it cleans up behind connections that
+// mochi has given up without a word.
 func (f *Fixes) OnSysInfoTick(*system.Info) {
 	defer f.recovered("OnSysInfoTick")
+	f.look(time.Now().Unix())
+}
+
+func (f *Fixes) look(now int64) {
 	f.mu.Lock()
 	var lost []*mqtt.Client
+	var left []*session
 	for cl, s := range f.live {
 		if !s.established.Load() || s.over.Load() || cl.Closed() {
+			// A second later mochi is no more about to put it into its table.
+			if at := cl.StopTime(); at > 0 && at < now-1 {
+				left = append(left, s)
+			}
 			continue
 		}
 		if cur, ok := f.server.Clients.Get(cl.ID); !ok || cur != cl {
@@ -527,6 +557,9 @@ func (f *Fixes) OnSysInfoTick(*system.Info) {
 		}
 	}
 	f.mu.Unlock()
+	for _, s := range left {
+		f.abandoned(s)
+	}
 	for _, cl := range lost {
 		f.cfg.Counters.add(GhostStopped)
 		cl.Stop(packets.ErrSessionTakenOver)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sealmq/sealmq/internal/rawmqtt"
@@ -146,6 +147,100 @@ func TestTakeoverStormLeavesNoGhost(t *testing.T) {
 				defer b.fixes.gates.mu.Unlock()
 				return len(b.fixes.gates.m) == 0
 			})
+		})
+	}
+}
+
+// cutOff is a hook that closes connections while mochi takes their sessions over.
+type cutOff struct {
+	mqtt.HookBase
+	armed atomic.Bool
+	id    string
+	at    byte // mqtt.OnSessionEstablish: no CONNACK gets out; mqtt.OnQosPublish: nothing behind it
+}
+
+func (*cutOff) ID() string             { return "cut-off" }
+func (c *cutOff) Provides(b byte) bool { return b == c.at }
+
+func (c *cutOff) OnSessionEstablish(cl *mqtt.Client, _ packets.Packet) {
+	if cl.ID == c.id && c.armed.Swap(false) {
+		_ = cl.Net.Conn.Close()
+	}
+}
+
+func (c *cutOff) OnQosPublish(cl *mqtt.Client, pk packets.Packet, _ int64, _ int) {
+	c.OnSessionEstablish(cl, pk)
+}
+
+// TestConnectionThatEndsInATakeover: one on mochi's own listener that mochi gives up
+// while it takes the session over keeps nobody out who comes with its client id.
+func TestConnectionThatEndsInATakeover(t *testing.T) {
+	for name, at := range map[string]byte{"CONNACK": mqtt.OnSessionEstablish, "redelivery": mqtt.OnQosPublish} {
+		t.Run(name, func(t *testing.T) {
+			cut := &cutOff{id: "c", at: at}
+			b := start(t, func(_ *Config, _ *FixesConfig, o *mqtt.Options) { o.SysTopicResendInterval = 3600 }, cut)
+			l := listeners.NewTCP(listeners.Config{ID: "own", Address: "127.0.0.1:0"})
+			if err := b.AddListener(l); err != nil {
+				t.Fatal(err)
+			}
+			b.Listeners.Serve("own", b.EstablishConnection)
+			b.addr = l.Address()
+			c, o := sleeping(t, b, true)
+			_ = c.Close()
+			eventually(t, "away", func() bool { cl, ok := b.Clients.Get("c"); return ok && cl.Closed() })
+
+			fail := func(o rawmqtt.Options) {
+				cut.armed.Store(true)
+				c := b.dial(t, true)
+				if _, err := c.Login(o); err == nil && at == mqtt.OnSessionEstablish {
+					t.Fatal("it got in")
+				}
+				closedByPeer(t, c)
+			}
+			fail(o)
+			c = b.login(t, true, o)
+			for range 3 { // nothing is lost
+				expect(t, c, rawmqtt.PUBLISH)
+			}
+			if n := b.c.Count(GateTimeout); n != 0 {
+				t.Errorf("waited in vain %d times", n)
+			}
+
+			_ = c.Close()
+			eventually(t, "away", func() bool { cl, ok := b.Clients.Get("c"); return ok && cl.Closed() })
+			fail(o)
+			if at == mqtt.OnSessionEstablish {
+				fail(rawmqtt.Options{ID: "c"}) // ends with its connection
+			}
+			eventually(t, "cleaned up, not at once", func() bool {
+				var last *mqtt.Client
+				left := func() (n int) {
+					g := &b.fixes.gates
+					b.fixes.mu.Lock()
+					defer b.fixes.mu.Unlock()
+					g.mu.Lock()
+					defer g.mu.Unlock()
+					for cl := range b.fixes.live {
+						if cl.ID == "c" {
+							last = cl
+							n++
+						}
+					}
+					return n + len(g.m)
+				}
+				if left() != 2 || last.StopTime() == 0 {
+					return false // the one before has not been forgotten yet
+				}
+				b.fixes.look(last.StopTime() + 1)
+				if left() != 2 {
+					t.Error("cleaned up while mochi may be at it")
+				}
+				b.fixes.look(last.StopTime() + 2)
+				return left() == 0
+			})
+			if _, ok := b.Clients.Get("c"); ok != (at == mqtt.OnQosPublish) {
+				t.Errorf("its session is there: %v", ok)
+			}
 		})
 	}
 }

@@ -2,11 +2,16 @@ package guard
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// gateTimeout bounds the wait for another connection of the same client id.
-const gateTimeout = 5 * time.Second
+// gateTimeout bounds the wait for another connection of the same client id, which is
+// looked after each gateLook: it may be gone without a word.
+const (
+	gateTimeout = 5 * time.Second
+	gateLook    = 10 * time.Millisecond
+)
 
 // gates serialise, for each client id, the taking over of a session and the
 // cleaning up behind a connection. mochi does both without a lock: an old
@@ -21,10 +26,14 @@ type gates struct {
 type gate struct {
 	users int           // under gates.mu
 	turn  chan struct{} // holds one token: whoever took it is inside
+
+	inside atomic.Pointer[session] // who that is
 }
 
-// enter waits for the turn of id; leave must be called once if it reports true.
-func (g *gates) enter(id string) bool {
+// enter waits for the turn of s. It calls stuck with whom it waits for, who may have
+// been left inside. leave must be called once if it reports true.
+func (g *gates) enter(s *session, stuck func(*session)) bool {
+	id := s.cl.ID
 	g.mu.Lock()
 	if g.m == nil {
 		g.m = make(map[string]*gate)
@@ -38,17 +47,27 @@ func (g *gates) enter(id string) bool {
 	g.mu.Unlock()
 	select {
 	case e.turn <- struct{}{}:
+		e.inside.Store(s)
 		return true
 	default:
 	}
 	t := time.NewTimer(gateTimeout)
 	defer t.Stop()
-	select {
-	case e.turn <- struct{}{}:
-		return true
-	case <-t.C:
-		g.drop(id, e)
-		return false
+	look := time.NewTicker(gateLook)
+	defer look.Stop()
+	for {
+		if in := e.inside.Load(); in != nil {
+			stuck(in)
+		}
+		select {
+		case e.turn <- struct{}{}:
+			e.inside.Store(s)
+			return true
+		case <-look.C:
+		case <-t.C:
+			g.drop(id, e)
+			return false
+		}
 	}
 }
 
@@ -59,6 +78,7 @@ func (g *gates) leave(id string) {
 	if e == nil {
 		return
 	}
+	e.inside.Store(nil)
 	<-e.turn
 	g.drop(id, e)
 }
