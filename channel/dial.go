@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +13,13 @@ import (
 
 // confirmWait is the least time that Dial gives a peer to say hello.
 const confirmWait = 250 * time.Millisecond
+
+// The mean pause before message 1 is sent again for the first time, and the longest. Each
+// is twice the one before, and varied by half.
+const (
+	firstRepeat = time.Second
+	longRepeat  = 8 * time.Second
+)
 
 // DialOptions change how Dial works. The zero value is fine.
 type DialOptions struct {
@@ -28,6 +36,13 @@ type DialOptions struct {
 	// process the later dialled stays, of different processes the later to arrive.
 	// The zero Lineage continues nothing.
 	Lineage [16]byte
+	// Repeat, unless nil, is asked whether message 1 may be sent again, byte for byte,
+	// while nothing comes back: after a second, then after pauses of twice as much, up to
+	// 8 s, all varied by half; the pause stays as it is while the answer is no. A sealmq
+	// listener that was too busy for it, or not there yet, answers a repeat, and one that
+	// has answered sends the same answer again. A stock one begins another handshake
+	// each time, which nobody ends. It is called on Dial's goroutine and must not block.
+	Repeat func() bool
 	// NoConfirm returns as soon as message 3 is sent, without waiting for the
 	// peer's hello, as a stock initiator does. A refusal then shows in
 	// Channel.Err.
@@ -154,14 +169,24 @@ func (e *Endpoint) handshake(ctx context.Context, to route.Route, policy Policy,
 	sending, cancel := context.WithTimeoutCause(ctx, opts.Timeout, ErrTimeout)
 	defer cancel()
 	begun := time.Now()
-	if err := e.cfg.Router.Send(sending, route.Frame{Onward: to, Return: route.To(dr), Payload: msg1}, route.Stored); err != nil {
+	first := route.Frame{Onward: to, Return: route.To(dr), Payload: msg1}
+	if err := e.cfg.Router.Send(sending, first, route.Stored); err != nil {
 		return nil, 0, dialError(sending, err)
 	}
+	repeats := newRepeats(opts.Repeat)
+	defer repeats.timer.Stop()
 	var reply Inbound
 	var msg3 []byte
 	for msg3 == nil {
 		select {
 		case reply = <-d.replies:
+		case <-repeats.timer.C:
+			if repeats.due() {
+				if err := e.cfg.Router.Send(sending, first, route.Stored); err != nil {
+					return nil, 0, dialError(sending, err)
+				}
+			}
+			continue
 		case <-timeout.C:
 			return nil, 0, fmt.Errorf("channel: dial: %w", errors.Join(ErrTimeout, hs.lastTry))
 		case <-ctx.Done():
@@ -178,6 +203,34 @@ func (e *Endpoint) handshake(ctx context.Context, to route.Route, policy Policy,
 	}, d, msg3)
 	return c, trip, err
 }
+
+// repeats says when message 1 is sent again.
+type repeats struct {
+	may   func() bool
+	pause time.Duration
+	timer *time.Timer
+}
+
+func newRepeats(may func() bool) *repeats {
+	r := &repeats{may: may, pause: firstRepeat}
+	r.timer = time.NewTimer(r.next())
+	if may == nil {
+		r.timer.Stop()
+	}
+	return r
+}
+
+// due reports whether message 1 is to be sent now, and sets the timer.
+func (r *repeats) due() bool {
+	yes := r.may()
+	if yes {
+		r.pause = min(2*r.pause, longRepeat)
+	}
+	r.timer.Reset(r.next())
+	return yes
+}
+
+func (r *repeats) next() time.Duration { return r.pause/2 + rand.N(r.pause) } //nolint:gosec // nobody has to guess it
 
 // readReply tries what arrived as message 2; nil means to wait for another.
 func (e *Endpoint) readReply(hs *Handshake, in *Inbound) ([]byte, error) {

@@ -118,6 +118,72 @@ func TestRepeatedFirst(t *testing.T) {
 	})
 }
 
+// TestDialRepeats: a dialler that hears nothing sends message 1 again where it may, byte
+// for byte and after growing pauses, whether it was lost or its answer; the responder takes
+// it for one handshake.
+func TestDialRepeats(t *testing.T) {
+	const lost = 4
+	for name, from := range map[string]string{"message 1 is lost": "alice", "message 2 is lost": "bob"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := newTestNet()
+				a, b := listen(t, n)
+				left := lost
+				n.onPacket(func(p packet) []packet {
+					if p.from == from && left > 0 {
+						left--
+						return nil
+					}
+					return []packet{p}
+				})
+				var asked []time.Duration
+				begun := time.Now()
+				dial(t, a, "bob", DialOptions{Repeat: func() bool {
+					asked = append(asked, time.Since(begun))
+					return len(asked) != 2 // the pause stays as it is then
+				}})
+				mean := []time.Duration{time.Second, 2 * time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second}
+				last := time.Duration(0)
+				for i, at := range asked {
+					if d := at - last; d < mean[i]/2 || d > mean[i]*3/2 {
+						t.Errorf("pause %d is %v", i, d)
+					}
+					last = at
+				}
+				firsts := 0
+				sent := n.seen("alice")
+				for _, p := range sent {
+					if p.frame.Onward.Equal(route.To("listener")) {
+						firsts++
+						if !bytes.Equal(p.frame.Payload, sent[0].frame.Payload) || !p.frame.Return.Equal(sent[0].frame.Return) {
+							t.Error("a repeat is another message")
+						}
+					}
+				}
+				if len(asked) != lost+1 || firsts != lost+1 {
+					t.Errorf("asked %d times, sent %d times", len(asked), firsts)
+				}
+				if s := b.ep.Stats(); s.Accepted != 1 || s.HalfOpen != 0 || s.Failed != 0 {
+					t.Errorf("the responder: %+v", s)
+				}
+			})
+		})
+	}
+	t.Run("not asked for", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newTestNet()
+			a, _ := listen(t, n)
+			n.onPacket(func(packet) []packet { return nil })
+			if _, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{}); !errors.Is(err, ErrTimeout) {
+				t.Error(err)
+			}
+			if got := len(n.seen("alice")); got != 1 {
+				t.Errorf("%d messages 1", got)
+			}
+		})
+	})
+}
+
 // TestDataOvertakesMessage3: with message 3 late, forged ones, a repeated
 // message 1 and data before it do no harm, and the data is not lost.
 func TestDataOvertakesMessage3(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
@@ -28,14 +29,15 @@ type call struct {
 	noWait    bool   // an offline peer ends the wait at once
 	onWaiting func() // called once when the hub waits for the peer; must not block
 
-	abandoned atomic.Bool // its frames that are not sent yet need not be
+	abandoned atomic.Bool  // its frames that are not sent yet need not be
+	unsettled atomic.Int64 // its frames in the outbox: the hub has not acknowledged them
 
 	// lost, unless nil, is all that the call is for: it is told that a frame sent with it
 	// was given up. The link waits for it.
 	lost func(error)
 
 	keys   []frameKey // guarded by calls.mu
-	waited bool       // guarded by calls.mu
+	waited time.Time  // guarded by calls.mu: since when the hub waits for the peer, as it said last
 	ended  bool       // guarded by calls.mu
 }
 
@@ -167,19 +169,33 @@ func (c *call) noticed(n *hubproto.Notice) {
 		return
 	}
 	c.calls.mu.Lock()
-	first := !c.waited && !c.ended
-	c.waited = true
+	first := c.waited.IsZero() && !c.ended
+	c.waited = time.Now()
 	c.calls.mu.Unlock()
 	if first && c.onWaiting != nil {
 		c.onWaiting()
 	}
 }
 
-// waiting reports whether the hub has said that it waits for the peer.
-func (c *call) waiting() bool {
+// firstContact is how long a hub waits for a peer, by default, before it says that the
+// peer is offline.
+const firstContact = 10 * time.Second
+
+// waiting reports whether the hub has ever said that it waits for the peer, and whether it
+// does so still, as far as can be told: where it acknowledges frames (acks), it does that
+// when the peer is there, or with word that the peer stays away.
+func (c *call) waiting(acks bool) (ever, still bool) {
 	c.calls.mu.Lock()
-	defer c.calls.mu.Unlock()
-	return c.waited
+	waited := c.waited
+	c.calls.mu.Unlock()
+	switch {
+	case waited.IsZero():
+		return false, false
+	case acks:
+		return true, c.unsettled.Load() > 0
+	default:
+		return true, time.Since(waited) <= firstContact+time.Second
+	}
 }
 
 // noticeError is the error of a call that the notice ends; nil for reasons that

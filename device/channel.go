@@ -39,6 +39,7 @@ type dialOptions struct {
 	noHeal    bool
 	onWaiting func()
 	through   *Channel
+	ours      bool // the peer is known to be one of sealmq
 }
 
 // NoWait makes Dial fail with ErrPeerOffline as soon as the hub says that the peer
@@ -121,8 +122,10 @@ type Channel struct {
 // Ockam peer name the listener too, "FWD_…=>listener". policy says who may be at
 // the other end.
 //
-// Without NoWait an offline peer is waited for as long as the hub does, 10 s. ctx
-// bounds the whole.
+// Without NoWait an offline peer is waited for as long as the hub does, 10 s. One that
+// is there and does not answer, because its program is just starting or has too many
+// callers, is asked again until ctx or Config.ChannelLimits.Handshake (30 s) ends, unless
+// it may be a stock one: where the route names a listener. ctx bounds the whole.
 //
 // Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so, or once
 // ctx ends while the hub waits for the peer; ErrPeerRefused, ErrWrongIdentity,
@@ -177,23 +180,28 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	defer leave(nil)
 	ctx, call := n.calls.begin(ctx, opts.noWait, opts.onWaiting)
 	defer call.end()
-	asked := to
+	asked, confirmed := to, n.link.ours
 	if opts.through != nil {
 		outer, err := opts.through.present(ctx)
 		if err != nil {
 			return nil, err
 		}
+		confirmed = outer.Confirmed
 		to = route.To(outer.EncryptorAddress()).Append(to...)
 		var unhook func()
 		ctx, unhook = opts.through.untilEnd(ctx)
 		defer unhook()
 	}
-	cur, err := n.endpoint.Dial(ctx, to, policy, opts.channel)
+	acks := !n.overStream && opts.through == nil
+	handshake := opts.channel
+	handshake.Repeat = func() bool { return call.mayRepeat(opts.ours || len(asked) == 1 && confirmed(), acks) }
+	cur, err := n.endpoint.Dial(ctx, to, policy, handshake)
 	if err == nil {
 		return cur, nil
 	}
 	call.abandon()
 	cause := context.Cause(ctx)
+	waited, waiting := call.waiting(acks)
 	late := errors.Is(err, channel.ErrTimeout) && cause == nil || errors.Is(cause, context.DeadlineExceeded)
 	switch {
 	case n.Err() != nil:
@@ -208,12 +216,15 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 		return nil, &wrongIdentityError{to: to, err: err}
 	case errors.Is(err, channel.ErrBusy):
 		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
-	case late && call.waiting():
+	case late && waiting:
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
 	case late && (errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict)):
 		// Whoever is in between can send a public history that is older, too.
 		return nil, callError("no answer to the handshake through", to, ErrTimeout,
 			"an answer came, with a change history that an identity seen before has rotated away or contradicts; it was not accepted")
+	case late && waited:
+		return nil, callError("no answer to the handshake through", to, ErrTimeout,
+			"the peer was offline when it was dialled, and the hub has not said that it stayed so: "+silentListener(asked))
 	case late:
 		return nil, callError("no answer to the handshake through", to, ErrTimeout, n.silenceHint(asked))
 	case errors.Is(cause, context.Canceled):
@@ -223,6 +234,16 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	default:
 		return nil, fmt.Errorf("device: dialling %s: %w", to, err)
 	}
+}
+
+// mayRepeat reports whether a first message may be sent again. The one before must have
+// reached the peer, or be lost: none lies in this device's outbox, which may have no
+// connection, and none waits at the hub, for a peer that is offline or takes nothing. And
+// the peer must be one of sealmq (ours), which takes a repeat for what it is: one that the
+// hub has waited for is, since that is a device on MQTT.
+func (c *call) mayRepeat(ours, acks bool) bool {
+	waited, waiting := c.waiting(acks)
+	return (ours || waited) && !waiting && c.unsettled.Load() == 0
 }
 
 // watch makes the channel again whenever it breaks. It is the only one to end the
@@ -399,7 +420,7 @@ func (c *Channel) redial(onDemand bool) bool {
 	who := c.Peer().Identifier
 	policy := channel.And(channel.TrustIdentifiers(who), c.policy)
 	opts := c.opts
-	opts.onWaiting = nil
+	opts.onWaiting, opts.ours = nil, c.confirmed.Load()
 	for {
 		if onDemand && !c.wanted() {
 			return false

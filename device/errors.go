@@ -172,9 +172,17 @@ func (n *Node) silenceHint(to route.Route) string {
 // (spec routing 6.3), and drops what goes to one that it does not have.
 func listenerHint(to route.Route) string {
 	if len(to) == 1 {
-		return fmt.Sprintf("if the peer is a stock Ockam node, name its listener too: %s=>LISTENER", to[0].Value)
+		return silentListener(to) + fmt.Sprintf(" A stock Ockam node's has to be named: %s=>LISTENER", to[0].Value)
 	}
-	return fmt.Sprintf("has the peer a listener named %q? A sealmq peer's forwarding address needs none behind it", to[len(to)-1].Value)
+	return silentListener(to) + " A sealmq peer's forwarding address needs none behind it"
+}
+
+// silentListener says what may be wrong with the listener of a peer that is there.
+func silentListener(to route.Route) string {
+	if len(to) == 1 {
+		return "has the peer's program its listener by now, or too much to do?"
+	}
+	return fmt.Sprintf("has the peer a listener named %q? Or it has too much to do.", to[len(to)-1].Value)
 }
 
 // UndeliveredError is what the hub says of frames that it had acknowledged and then

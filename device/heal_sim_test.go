@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -58,8 +59,10 @@ type healSim struct {
 	key    byte
 	count  map[string]int
 
-	logger *slog.Logger // alice's; nil: none
-	limits streamLimits // of each of alice's outboxes
+	logger   *slog.Logger   // alice's; nil: none
+	limits   streamLimits   // of each of alice's outboxes
+	slow     time.Duration  // how long bob's program takes before it listens
+	channels channel.Limits // bob's
 
 	run    [2]*process // nil: not running
 	lives  [2]int
@@ -445,6 +448,9 @@ func (s *healSim) start(who int) {
 	s.lives[who]++
 	w := &simWay{s: s, who: who, rng: rand.New(rand.NewPCG(s.seed, uint64(10*s.lives[who]+who)))}
 	cfg := Config{Identity: s.names[who], KeepTrying: true}
+	if who == bob {
+		cfg.ChannelLimits = s.channels
+	}
 	if who == alice {
 		cfg.OutboxDir, cfg.Logger = s.dir, s.logger
 		cfg.OutboxMessages, cfg.OutboxBytes = s.limits.messages, s.limits.bytes
@@ -531,6 +537,7 @@ func (s *healSim) kill(who int) bool {
 
 // listen is how bob's program becomes reachable.
 func (s *healSim) listen(p *process) {
+	time.Sleep(s.slow)
 	if _, err := p.node.Listen("listener", channel.TrustIdentifiers(s.names[alice].Identifier())); err != nil {
 		s.errorf("%v", err)
 		return
@@ -1042,6 +1049,135 @@ func TestMessageThatKills(t *testing.T) {
 			t.Errorf("%d connections were ended", n)
 		}
 		s.poison.Store(0)
+	})
+}
+
+// firstContactSim is a simulation without faults, whose two devices are at the hub, of which
+// bob has an alias there.
+func firstContactSim(t *testing.T, stream bool) *healSim {
+	s := newHealSim(t, 2)
+	s.faults, s.stream, s.dials = false, stream, true
+	s.startHub(nil)
+	s.start(bob)
+	<-s.forwarder
+	s.start(alice)
+	for s.run[alice].node.State() != Online {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return s
+}
+
+// dialBob is one call to Dial, and how long it took.
+func (s *healSim) dialBob(to route.Route) (time.Duration, error) {
+	begun := time.Now()
+	ch, err := s.run[alice].node.Dial(s.t.Context(), to, channel.TrustEveryone)
+	took := time.Since(begun)
+	if err == nil {
+		_ = ch.Close()
+	}
+	return took, err
+}
+
+// TestFirstContactWhileStarting: a peer that was waited for, and whose program listens only
+// a moment after it has connected, is reached soon after that.
+func TestFirstContactWhileStarting(t *testing.T) {
+	for name, stream := range map[string]bool{"over MQTT": false, "over TCP": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := firstContactSim(t, stream)
+				defer s.close()
+				s.kill(bob)
+				time.Sleep(5 * time.Second)
+				s.slow = 500 * time.Millisecond
+				time.AfterFunc(2*time.Second, func() { s.start(bob) })
+				most := 2*time.Second + s.slow + 2*time.Second // the next repeat
+				if stream {
+					// Nothing tells that the hub waits no longer.
+					most = firstContact + time.Second + 3*time.Second
+				}
+				if d, err := s.dialBob(s.to); err != nil || d > most {
+					t.Errorf("%v, after %v", err, d)
+				}
+			})
+		})
+	}
+}
+
+// TestFirstContactWaitsOnce: while a peer is away, one first message of each call waits for
+// it at the hub, and no more, and it hears that the peer stays away.
+func TestFirstContactWaitsOnce(t *testing.T) {
+	for name, stream := range map[string]bool{"over MQTT": false, "over TCP": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := firstContactSim(t, stream)
+				defer s.close()
+				s.kill(bob)
+				time.Sleep(5 * time.Second)
+				before := s.hub.Counters().Received
+				d, err := s.dialBob(s.to)
+				if !errors.Is(err, ErrPeerOffline) || d < firstContact || d > firstContact+time.Second {
+					t.Errorf("%v, after %v", err, d)
+				}
+				if n := s.hub.Counters().Received - before; n != 1 {
+					t.Errorf("%d messages", n)
+				}
+			})
+		})
+	}
+}
+
+// TestBusyListener: calls that a listener has no room for at once get in when it has.
+func TestBusyListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHealSim(t, 2)
+		s.faults, s.stream, s.dials = false, false, true
+		s.channels = channel.Limits{Rate: 2, Burst: 2, HalfOpenPerSource: 1}
+		defer s.close()
+		s.startHub(nil)
+		s.start(bob)
+		<-s.forwarder
+		s.start(alice)
+		var calls sync.WaitGroup
+		for range 12 {
+			calls.Go(func() {
+				if d, err := s.dialBob(s.to); err != nil {
+					t.Errorf("%v, after %v", err, d)
+				}
+			})
+		}
+		calls.Wait()
+		if st := s.run[bob].node.Stats().Channels; st.Accepted != 12 || st.Dropped.Of(channel.DropRate) == 0 {
+			t.Errorf("bob: %+v", st)
+		}
+	})
+}
+
+// TestNoRepeatToStrangers: the first message goes once to a listener that may be a stock
+// one, which would begin another handshake for each, and again where the hub has waited for
+// the peer, which is one of sealmq then. What is said in the end is true in both cases.
+func TestNoRepeatToStrangers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := firstContactSim(t, false)
+		defer s.close()
+		before := s.run[alice].node.Stats().FramesSent
+		_, err := s.dialBob(s.to.Append(route.Local("nobody")))
+		if !errors.Is(err, ErrTimeout) || errors.Is(err, ErrPeerOffline) || !strings.Contains(err.Error(), `named "nobody"?`) {
+			t.Error(err)
+		}
+		if n := s.run[alice].node.Stats().FramesSent - before; n != 1 {
+			t.Errorf("%d messages", n)
+		}
+		s.kill(bob)
+		time.Sleep(5 * time.Second)
+		time.AfterFunc(time.Second, func() { s.start(bob) })
+		before = s.run[alice].node.Stats().FramesSent
+		_, err = s.dialBob(s.to.Append(route.Local("nobody")))
+		if !errors.Is(err, ErrTimeout) || errors.Is(err, ErrPeerOffline) || !strings.Contains(err.Error(), "has not said that it stayed so") {
+			t.Error(err)
+		}
+		if n := s.run[alice].node.Stats().FramesSent - before; n < 4 {
+			t.Errorf("%d messages", n)
+		}
 	})
 }
 

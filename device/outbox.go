@@ -206,6 +206,9 @@ func (o *outbox) dropFlowLocked(f *flow) {
 
 func (o *outbox) insertLocked(key string, body []byte, class route.Class, c *call) {
 	o.seq++
+	if c != nil {
+		c.unsettled.Add(1)
+	}
 	f := o.flowLocked(key)
 	f.entries = append(f.entries, entry{seq: o.seq, class: class, body: body, call: c})
 	f.bytes += len(body)
@@ -336,6 +339,9 @@ func (o *outbox) leaveLocked(f *flow, e *entry) {
 	o.bytes -= n
 	o.frames--
 	e.state, e.body = entryDone, nil
+	if e.call != nil {
+		e.call.unsettled.Add(-1)
+	}
 	for i := 0; i < len(o.flushers); i++ {
 		w := o.flushers[i]
 		if e.seq > w.upTo {

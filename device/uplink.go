@@ -290,6 +290,14 @@ func (u *uplink) silent() bool {
 	return u.mute && !u.stock.Load()
 }
 
+// ours reports whether the hub is one of sealmq. There a forwarding address alone leads to
+// no listener of a stock peer, whose name has to follow (spec routing 6.3).
+func (u *uplink) ours() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.answer != nil
+}
+
 func (u *uplink) setState(s State, err error) {
 	u.mu.Lock()
 	changed := u.state != s
