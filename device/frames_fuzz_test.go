@@ -271,7 +271,10 @@ func FuzzFrames(f *testing.F) {
 	} {
 		f.Add(b)
 	}
-	id := testIdentity()
+	id, err := identity.Create() // testIdentity may be of a bubble's year 2000
+	if err != nil {
+		f.Fatal(err)
+	}
 	var r *receiver
 	f.Cleanup(func() {
 		if r != nil {
