@@ -119,8 +119,13 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 			p.b.undeliverable(in, pk, DropFull)
 			return
 		}
+		before := p.frames
 		p.park(in, pk, n)
+		moved := p.frames != before
 		p.unlockAndAck()
+		if moved {
+			p.pump()
+		}
 		return
 	}
 	stored, err := p.store(pk, in.ticket, n)
@@ -206,7 +211,8 @@ func (p *Port) join(pk *Packet, src *Port) {
 	}
 }
 
-// park lets a packet wait for a full outbox. p.mu is held.
+// park lets a packet wait for a full outbox, unless room has come meanwhile. p.mu is
+// held.
 func (p *Port) park(in *inbound, pk *Packet, n int) {
 	w := &waiting{ticket: in.ticket, packet: pk.freeze(), frames: n}
 	if in.link.port.kind == portStream {
@@ -221,9 +227,7 @@ func (p *Port) park(in *inbound, pk *Packet, n int) {
 	if w.deadline != 0 {
 		p.wakeBy(w.deadline)
 	}
-	if p.frames < p.b.cfg.OutboxFrames && p.bytes < p.b.cfg.OutboxBytes {
-		p.b.starve(p) // room here, but not in the hub
-	}
+	p.unpark()
 }
 
 // hold lets a first contact wait for a device. p.mu is held and released.
@@ -309,23 +313,30 @@ func (p *Port) admit(w *waiting) {
 
 // unpark stores waiting packets while there is room; p.mu is held.
 func (p *Port) unpark() {
-	i := 0
-	for ; i < len(p.parked) && !p.full(p.parked[i].ticket.bytes); i++ {
-		w := p.parked[i]
-		p.parked[i] = nil
-		p.parkedFrames -= w.frames
-		p.admit(w)
-	}
-	if i == len(p.parked) {
-		p.parked = nil
-		return
-	}
-	if i > 0 {
-		p.madeRoom = p.b.now()
-	}
-	p.parked = p.parked[i:]
-	if p.frames < p.b.cfg.OutboxFrames && p.bytes < p.b.cfg.OutboxBytes {
+	for {
+		i := 0
+		for ; i < len(p.parked) && !p.full(p.parked[i].ticket.bytes); i++ {
+			w := p.parked[i]
+			p.parked[i] = nil
+			p.parkedFrames -= w.frames
+			p.admit(w)
+		}
+		if i == len(p.parked) {
+			p.parked = nil
+			return
+		}
+		if i > 0 {
+			p.madeRoom = p.b.now()
+		}
+		p.parked = p.parked[i:]
+		if p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes {
+			return
+		}
+		// Room here, but not in the hub. What came there before starve woke nobody.
 		p.b.starve(p)
+		if p.full(p.parked[0].ticket.bytes) {
+			return
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -464,4 +465,35 @@ func TestAgeLimit(t *testing.T) {
 			t.Errorf("%+v", n)
 		}
 	})
+}
+
+// TestRoomThatComesBeforeSomebodyWaitsForIt: a packet that has found the hub full, and
+// is not noted as waiting yet when there is room again, is let in all the same.
+func TestRoomThatComesBeforeSomebodyWaitsForIt(t *testing.T) {
+	for range 5 {
+		b := newTestBridge(t, func(c *Config) { c.TotalFrames, c.OutboxFrames = 64, 1000 })
+		full := attach(t, b, "full", false)
+		away := attach(t, b, "away", true)
+		target := away.Port()
+		away.Close(true)
+		sender, late := attach(t, b, "sender", true), attach(t, b, "late", true)
+		for i := range 60 {
+			sender.number(full.Port().Address(), i)
+		}
+		late.mu.Lock() // await stands here, between full and starve
+		sent := make(chan uint64)
+		go func() { sent <- late.number(target.Address(), 1) }()
+		for target.mu.TryLock() {
+			target.mu.Unlock()
+			runtime.Gosched()
+		}
+		for range 100 {
+			runtime.Gosched()
+		}
+		full.conn.ack() // the hub is empty again
+		late.mu.Unlock()
+		token := <-sent
+		equal(t, "waiting", b.Counters().Waiting, 0)
+		equal(t, "acknowledged", late.conn.acked()[1:], []uint64{token}) // the first is the hello's
+	}
 }
