@@ -29,7 +29,9 @@
 //     and subscribes to its own <root>/<client id>/in, with QoS 1; its inbox is
 //     then served by the hook, with packet identifiers from 0x8000 up;
 //   - an observer subscribes to anything under the root and gets records and
-//     copies, with QoS 0;
+//     copies, with QoS 0; one that comes back to a session that mochi has kept sees
+//     on, and gets the records again. A store of mochi's keeps no such filter: after a
+//     restart an observer has to subscribe again, whatever the CONNACK says;
 //   - anybody else gets 0x80 (MQTT 5: 0x87) for a filter under the root. A
 //     filter that reaches beyond, such as "#", is granted and shows what lies
 //     outside;

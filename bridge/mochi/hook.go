@@ -53,6 +53,7 @@ var provides = [256]bool{
 	mqtt.OnConnect:             true,
 	mqtt.OnConnectAuthenticate: true,
 	mqtt.OnACLCheck:            true,
+	mqtt.OnSessionEstablish:    true,
 	mqtt.OnSessionEstablished:  true,
 	mqtt.OnDisconnect:          true,
 	mqtt.OnPacketRead:          true,
@@ -352,11 +353,30 @@ func (h *Hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) (ok bool) {
 	return h.o.Outside(s.who, topic, write)
 }
 
+// OnSessionEstablish remembers which session an observer comes back to: mochi is about to
+// replace it, if it keeps it.
+func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
+	defer func() { h.failed("OnSessionEstablish", recover()) }()
+	s := sessionOf(cl)
+	if s == nil || s.who.Role != bridge.RoleObserver || pk.Connect.Clean {
+		return
+	}
+	old, ok := h.o.Server.Clients.Get(cl.ID)
+	if ok && (!old.Properties.Clean || old.Properties.ProtocolVersion == 5) {
+		s.before = sessionOf(old)
+	}
+}
+
 // OnSessionEstablished taps the connection: from here on frames and their
-// acknowledgements do not pass through mochi.
+// acknowledgements do not pass through mochi. An observer that came back sees on.
 func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	defer func() { h.failed("OnSessionEstablished", recover()) }()
-	if s := sessionOf(cl); s != nil && s.link != nil && !h.o.noTap {
+	s := sessionOf(cl)
+	switch {
+	case s == nil:
+	case s.before != nil:
+		h.succeed(s)
+	case s.link != nil && !h.o.noTap:
 		s.conn.SetTap(s.tap, s.long)
 	}
 }

@@ -3,6 +3,8 @@ package mochibridge
 import (
 	"slices"
 
+	"github.com/mochi-mqtt/server/v2/packets"
+
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/topics"
@@ -94,6 +96,9 @@ func (h *Hook) mayWatch(s *session) bool {
 // if that has not begun, and else in the next.
 func (h *Hook) watch(s *session, filters []string) {
 	h.watchMu.Lock()
+	for s.after != nil { // taken over while the SUBACK was written
+		s = s.after
+	}
 	asked := len(s.replay) > 0
 	for _, f := range filters {
 		if !slices.Contains(s.filters, f) {
@@ -125,6 +130,27 @@ func (h *Hook) watch(s *session, filters []string) {
 			}
 		}
 	})
+}
+
+// succeed has an observer that came back to its session see what the session's filters
+// show, beginning with the records: they may have changed meanwhile. Where others have
+// taken the place it goes again, since it believes that it sees.
+func (h *Hook) succeed(s *session) {
+	old := s.before
+	s.before = nil
+	h.watchMu.Lock()
+	old.after = s
+	delete(h.observers, old)
+	filters := slices.Clone(old.filters)
+	h.watchMu.Unlock()
+	switch {
+	case len(filters) == 0:
+	case h.mayWatch(s):
+		h.watch(s, filters)
+	default:
+		h.o.Counters.add(ObserversFull)
+		s.bye(packets.ErrQuotaExceeded)
+	}
 }
 
 // retained sends a retained record, now or when there is room.

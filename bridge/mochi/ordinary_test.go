@@ -487,6 +487,80 @@ func TestObserversAreBounded(t *testing.T) {
 	})
 }
 
+// TestObserverComesBack: an observer whose session was kept sees on with the filters of
+// that session, and is not left in the belief that it does when it cannot.
+func TestObserverComesBack(t *testing.T) {
+	ways(t, func(t *testing.T, change func(*setup)) {
+		h := newHub(t, change, func(s *setup) { s.hook.Observers = 1 })
+		h.device(t, "always", false)
+		for _, v5 := range []bool{false, true} {
+			o := rawmqtt.Options{ID: nth("o", len(h.Clients.GetAll())), User: "observer", Keep: true}
+			if v5 {
+				o.Props = []byte{17, 0, 0, 1, 0} // Session Expiry Interval 256 s
+			}
+			c := h.login(t, v5, o)
+			if _, err := c.Sub(1, 0, "sealmq/+/status", "sealmq/x/in", "x/#"); err != nil {
+				t.Fatal(err)
+			}
+			send(t, c, rawmqtt.Unsubscribe(v5, 1, "sealmq/x/in"))
+			expect(t, c, rawmqtt.UNSUBACK, rawmqtt.PUBLISH)
+			alive := c
+			present := func(want byte) {
+				t.Helper()
+				c = h.dial(t, v5)
+				if p, err := c.Login(o); err != nil || p.Code() != 0 || p.Body[0] != want {
+					t.Fatalf("session present % x, %v, want %d", p.Body, err, want)
+				}
+			}
+			for round := range 3 {
+				if round == 1 { // else the old connection is still there
+					_ = alive.Close()
+					h.unobserved(t)
+				}
+				present(1)
+				alive = c
+				// The records as they are now, and then what happens.
+				for p := expect(t, c, rawmqtt.PUBLISH); !p.Retain() || p.Topic != "sealmq/always/status"; {
+					p = expect(t, c, rawmqtt.PUBLISH)
+				}
+				h.device(t, nth("alice", round), v5).Close()
+				for p := expect(t, c, rawmqtt.PUBLISH); p.Retain() || p.Topic != nth("sealmq/alice", round)+"/status"; {
+					p = expect(t, c, rawmqtt.PUBLISH)
+				}
+			}
+			h.hook.watchMu.Lock()
+			for s := range h.hook.observers {
+				if got := strings.Join(s.filters, " "); got != "sealmq/+/status x/#" && got != "sealmq/+/status" {
+					t.Errorf("filters %s", got)
+				}
+			}
+			h.hook.watchMu.Unlock()
+
+			_ = c.Close()
+			h.unobserved(t)
+			other := h.login(t, false, rawmqtt.Options{ID: "other", User: "observer"})
+			if _, err := other.Sub(1, 0, "sealmq/#"); err != nil {
+				t.Fatal(err)
+			}
+			present(1)
+			closedByPeer(t, c) // there is no place for it
+			_ = other.Close()
+			h.unobserved(t)
+
+			o.Keep, o.Props = false, nil
+			present(0)
+			h.device(t, "bob", false)
+			silent(t, c)
+			_ = c.Close()
+		}
+	})
+}
+
+func (h *hub) unobserved(t *testing.T) {
+	t.Helper()
+	eventually(t, "nobody observes", func() bool { h.hook.watchMu.Lock(); defer h.hook.watchMu.Unlock(); return h.hook.unobserve == nil })
+}
+
 // TestLargeFramesWaitForRoom: frames that fill more than half of the output
 // buffer are delivered one at a time.
 func TestLargeFramesWaitForRoom(t *testing.T) {

@@ -42,7 +42,10 @@ type session struct {
 
 	fresh []string // an observer's filters in this SUBSCRIBE
 
+	before *session // whose kept session an observer takes over; the reader goroutine's
+
 	// An observer's, guarded by h.watchMu.
+	after   *session          // who has taken it over
 	filters []string          // under the root
 	replay  []string          // filters whose records a replay that has not begun will send
 	backlog map[string][]byte // records that wait for room, by topic
