@@ -48,6 +48,9 @@ type forwarder struct {
 	port  *Port // of the owner; nil: not connected any more, or inside the hub
 	seen  int64
 	claim []byte
+
+	told   bool  // what changed has said last: whether the owner is online,
+	toldAt int64 // and when
 }
 
 // storedRoute is the registered route, ready for use.
@@ -362,14 +365,21 @@ func (r *registry) sweep() {
 	}
 }
 
-// seen notes that a port came or went.
+// seenEvery is how old what is published and stored of a forwarder may be, besides
+// whether its owner is online.
+const seenEvery = time.Minute
+
+// seen notes that a port came or went. A connection that comes to nothing, or one of
+// many in a row, is not worth a record for each of its forwarders.
 func (r *registry) seen(p *Port) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.b.now()
 	for _, f := range r.byPort[p] {
 		f.seen = now
-		r.changed(f)
+		if f.online() != f.told || now-f.toldAt >= int64(seenEvery) {
+			r.changed(f)
+		}
 	}
 }
 
@@ -413,6 +423,7 @@ func (r *registry) record(f *forwarder) *hubproto.ForwarderRecord {
 
 // changed publishes and journals a forwarder.
 func (r *registry) changed(f *forwarder) {
+	f.told, f.toldAt = f.online(), r.b.now()
 	r.b.records.set(RecordForwarder, f.addr, r.record(f).JSON())
 	if j := r.b.cfg.Journal; j != nil {
 		j.Forwarder(r.b.stateOf(f))

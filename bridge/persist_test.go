@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,5 +148,58 @@ func TestStoreThatStops(t *testing.T) {
 				t.Error("bob was told that he is full")
 			}
 		}
+	})
+}
+
+// countingJournal counts what it hears of forwarders.
+type countingJournal struct {
+	testJournal
+	n int
+}
+
+func (j *countingJournal) Forwarder(s ForwarderState) { j.n++; j.testJournal.Forwarder(s) }
+
+// TestConnectionsThatSayNothingWriteNothing: who connects and goes, as often as he likes,
+// has the forwarders of the device written once a minute, and when it really comes or goes.
+func TestConnectionsThatSayNothingWriteNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &countingJournal{testJournal: testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}}
+		b := newTestBridge(t, func(c *Config) { c.Journal = j })
+		m := attach(t, b, "mallory", true)
+		for i := range 4 {
+			m.register(ServiceForwarding, "register", fmt.Sprint("m", i))
+		}
+		wrote := func(what string, want int, f func()) {
+			before := j.n
+			f()
+			equal(t, what, j.n-before, want)
+		}
+		nothing := func() {
+			l, err := b.ConnectDevice(device("mallory"), newFakeConn(true)) // no SUBSCRIBE, no hello
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Close(true)
+		}
+		wrote("it goes", 4, func() { m.Close(true) })
+		wrote("a hundred that say nothing", 0, func() {
+			for range 100 {
+				nothing()
+			}
+		})
+		time.Sleep(2 * time.Minute)
+		wrote("ten, later", 4, func() {
+			for range 10 {
+				nothing()
+			}
+		})
+		for _, f := range j.states {
+			if !f.Seen.Equal(time.Now()) || f.Online {
+				t.Errorf("%+v", f)
+			}
+		}
+		wrote("it comes", 4, func() { m = attach(t, b, "mallory", true) })
+		wrote("it says hello again", 0, func() { m.sayHello(false, 1) })
+		wrote("it is taken over and goes", 4, func() { attach(t, b, "mallory", true).Close(true) })
 	})
 }
