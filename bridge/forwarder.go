@@ -340,13 +340,19 @@ func (r *registry) leave(f *forwarder) {
 }
 
 func (r *registry) remove(f *forwarder) {
+	passing := f.passing()
 	r.unown(f)
 	delete(r.m, f.addr)
 	r.b.table.remove(f.addr, f.self)
 	r.b.records.set(RecordForwarder, f.addr, nil)
-	if j := r.b.cfg.Journal; j != nil {
+	if j := r.b.cfg.Journal; j != nil && !passing {
 		j.ForwarderGone(f.addr)
 	}
+}
+
+// passing reports whether a forwarder ends with a stream, and so with the process.
+func (f *forwarder) passing() bool {
+	return f.kind == hubproto.Dynamic && f.port != nil && f.port.kind == portStream
 }
 
 func (r *registry) expired(f *forwarder, now int64) bool {
@@ -425,7 +431,7 @@ func (r *registry) record(f *forwarder) *hubproto.ForwarderRecord {
 func (r *registry) changed(f *forwarder) {
 	f.told, f.toldAt = f.online(), r.b.now()
 	r.b.records.set(RecordForwarder, f.addr, r.record(f).JSON())
-	if j := r.b.cfg.Journal; j != nil {
+	if j := r.b.cfg.Journal; j != nil && !f.passing() {
 		j.Forwarder(r.b.stateOf(f))
 	}
 }

@@ -38,7 +38,7 @@ type ForwarderState struct {
 	Claim  []byte
 }
 
-// Journal hears of each change to the state as it happens, so that a store need
+// Journal hears of each change to a State as it happens, so that a store need
 // not be written whole. Its methods are called with a lock held: they must not
 // call the bridge and must not wait.
 type Journal interface {
@@ -114,10 +114,9 @@ func (b *Bridge) State() State {
 	b.registry.mu.Lock()
 	defer b.registry.mu.Unlock()
 	for _, f := range b.registry.m {
-		if f.port != nil && f.port.kind == portStream && f.kind == hubproto.Dynamic {
-			continue
+		if !f.passing() {
+			s.Forwarders = append(s.Forwarders, b.stateOf(f))
 		}
-		s.Forwarders = append(s.Forwarders, b.stateOf(f))
 	}
 	return s
 }

@@ -203,3 +203,23 @@ func TestConnectionsThatSayNothingWriteNothing(t *testing.T) {
 		wrote("it is taken over and goes", 4, func() { attach(t, b, "mallory", true).Close(true) })
 	})
 }
+
+// TestForwardersOfStreamsEndWithTheProcess: however it ends, and they are not written.
+func TestForwardersOfStreamsEndWithTheProcess(t *testing.T) {
+	j := &countingJournal{testJournal: testJournal{states: map[string]ForwarderState{}, ports: map[string]PortState{}}}
+	b := newTestBridge(t, func(c *Config) { c.Journal, c.StaticOverStream = j, true })
+	s := stream(t, b, true)
+	if s.register(ServiceForwarding, "register", "m") == "" {
+		t.Fatal("not registered")
+	}
+	equal(t, "written", j.n, 0)
+	gate := s.register(ServiceStaticForwarding, "gate", "m")
+	equal(t, "what an alias leads to is kept", j.n, 1)
+	killed := j.after(t, nil)
+	equal(t, "forwarders", killed.Counters().Forwarders, 1)
+	if killed.Forwarder(gate) == nil {
+		t.Error("the alias is gone")
+	}
+	s.Close(true)
+	equal(t, "journaled in the end", len(j.states), 1)
+}
