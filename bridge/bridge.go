@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/internal/sources"
 	"github.com/sealmq/sealmq/route"
@@ -40,8 +39,8 @@ type Bridge struct {
 	timers   timers
 
 	mu      sync.Mutex
-	devices map[string]*Port            // by client id
-	byOwner map[identity.Identifier]int // devices of an identity
+	devices map[string]*Port // by client id
+	byOwner map[claimant]int // devices of an identity
 	streams map[*Port]struct{}
 	closed  bool
 
@@ -81,7 +80,7 @@ func New(cfg Config) (*Bridge, error) {
 		cfg:     cfg,
 		table:   newTable(),
 		devices: make(map[string]*Port),
-		byOwner: make(map[identity.Identifier]int),
+		byOwner: make(map[claimant]int),
 		streams: make(map[*Port]struct{}),
 		guests: sources.New[netip.Prefix](sources.Limits{
 			Each: cfg.GuestRate, EachBurst: cfg.GuestBurst,
@@ -351,13 +350,22 @@ func (b *Bridge) displaceIdle() bool {
 func (b *Bridge) devicePort(p Principal, restored bool) (*Port, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	owner := p.claimant()
+	full := !restored && !p.Identity.IsZero() && b.byOwner[owner] >= b.cfg.PortsPerIdentity
 	if port := b.devices[p.ClientID]; port != nil {
 		if b.closed {
 			return nil, ErrClosed
 		}
+		if p.Proven && port.counted != owner {
+			if full {
+				return nil, ErrPortQuota
+			}
+			b.uncount(port)
+			b.count(port, owner)
+		}
 		return port, nil
 	}
-	if !restored && !p.Identity.IsZero() && b.byOwner[p.Identity] >= b.cfg.PortsPerIdentity {
+	if full {
 		return nil, ErrPortQuota
 	}
 	if err := b.roomForPort(); err != nil {
@@ -374,14 +382,19 @@ func (b *Bridge) devicePort(p Principal, restored bool) (*Port, error) {
 	port.oneShot = b.cfg.OneShot(p.ClientID)
 	port.cursor = box.Next()
 	b.devices[p.ClientID] = port
-	if port.counted = p.Identity; !p.Identity.IsZero() {
-		b.byOwner[p.Identity]++
-	}
+	b.count(port, owner)
 	b.table.put(port.addr, port.self)
 	if !restored {
 		port.journal(false)
 	}
 	return port, nil
+}
+
+// count puts a device into its identity's quota; b.mu is held.
+func (b *Bridge) count(p *Port, owner claimant) {
+	if p.counted = owner; !owner.id.IsZero() {
+		b.byOwner[owner]++
+	}
 }
 
 // uncount takes a device out of its identity's quota; b.mu is held.

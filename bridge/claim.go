@@ -49,12 +49,12 @@ func (b *Bridge) features() hubproto.Features {
 // that it does not hand out rubbish; nobody has to believe it.
 type claims struct {
 	b     *Bridge
-	limit *sources.Limiter[identity.Identifier]
+	limit *sources.Limiter[claimant]
 }
 
 // registerClaimServices puts the services into an empty table.
 func (b *Bridge) registerClaimServices() {
-	c := &claims{b: b, limit: sources.New[identity.Identifier](sources.Limits{
+	c := &claims{b: b, limit: sources.New[claimant](sources.Limits{
 		Each: b.cfg.RegistrationRate, EachBurst: b.cfg.RegistrationBurst,
 		Total: claimRate, TotalBurst: claimBurst, Known: claimIdentities,
 	})}
@@ -73,7 +73,7 @@ func (c *claims) serveClaim(r *Request) {
 		r.Drop(DropRequest)
 		return
 	}
-	if !c.limit.Allow(r.From.Identity, time.Unix(0, c.b.now())) {
+	if !c.limit.Allow(r.From.claimant(), time.Unix(0, c.b.now())) {
 		r.Drop(DropThrottled) // and not into the log either
 		return
 	}

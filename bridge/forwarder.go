@@ -87,14 +87,14 @@ type registry struct {
 	mu     sync.Mutex
 	m      map[string]*forwarder
 	byPort map[*Port]map[string]*forwarder
-	byID   map[identity.Identifier]int // the zero one is all plain TCP peers
+	byID   map[claimant]int // the zero one is all plain TCP peers
 }
 
 func (r *registry) init(b *Bridge) {
 	r.b = b
 	r.m = make(map[string]*forwarder)
 	r.byPort = make(map[*Port]map[string]*forwarder)
-	r.byID = make(map[identity.Identifier]int)
+	r.byID = make(map[claimant]int)
 }
 
 func (r *registry) count() int {
@@ -278,12 +278,24 @@ func (r *registry) quota(p *Port, old *forwarder, owner Principal) error {
 	switch {
 	case old == nil && len(r.m) >= cfg.MaxForwarders:
 		return ErrQuota
-	case p != nil && (old == nil || old.port != p) && len(r.byPort[p]) >= cfg.ForwardersPerPort:
+	case (old == nil || old.owner.claimant() != owner.claimant()) && r.byID[owner.claimant()] >= r.most(owner.Identity):
 		return ErrQuota
-	case (old == nil || old.owner.Identity != owner.Identity) && r.byID[owner.Identity] >= r.most(owner.Identity):
+	case p != nil && (old == nil || old.port != p) && len(r.byPort[p]) >= cfg.ForwardersPerPort && !(owner.Proven && r.displace(p)):
 		return ErrQuota
 	}
 	return nil
+}
+
+// displace makes room at a port for a proven owner: it removes what somebody left there
+// who had only claimed to be the owner.
+func (r *registry) displace(p *Port) bool {
+	for _, f := range r.byPort[p] {
+		if !f.owner.Proven {
+			r.remove(f)
+			return true
+		}
+	}
+	return false
 }
 
 // most is how many forwarders an identity may have. Peers that show none share a
@@ -307,12 +319,12 @@ func (b *Bridge) HasForwarder(id identity.Identifier) bool {
 	r := &b.registry
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !id.IsZero() && r.byID[id] > 0
+	return !id.IsZero() && r.byID[claimant{id, true}]+r.byID[claimant{id, false}] > 0
 }
 
 func (r *registry) own(f *forwarder, p *Port, owner Principal) {
 	f.owner, f.port = owner, p
-	r.byID[owner.Identity]++
+	r.byID[owner.claimant()]++
 	if p != nil {
 		if r.byPort[p] == nil {
 			r.byPort[p] = make(map[string]*forwarder)
@@ -322,9 +334,9 @@ func (r *registry) own(f *forwarder, p *Port, owner Principal) {
 }
 
 func (r *registry) unown(f *forwarder) {
-	id := f.owner.Identity
-	if r.byID[id]--; r.byID[id] <= 0 {
-		delete(r.byID, id)
+	owner := f.owner.claimant()
+	if r.byID[owner]--; r.byID[owner] <= 0 {
+		delete(r.byID, owner)
 	}
 	r.leave(f)
 }

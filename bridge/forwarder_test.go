@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -297,4 +298,42 @@ func TestLinksAreBounded(t *testing.T) {
 	p.linksMu.Lock()
 	defer p.linksMu.Unlock()
 	equal(t, "links", len(p.links), maxLinks)
+}
+
+// TestClaimedIdentitiesUseNothingUpOfProvenOnes: on an open hub anybody may say that he
+// is somebody, and leaves room for who can prove it.
+func TestClaimedIdentitiesUseNothingUpOfProvenOnes(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) {
+		c.ForwardersPerPort, c.ForwardersPerIdentity, c.PortsPerIdentity, c.RegistrationBurst = 2, 3, 3, 8
+	})
+	victim := identifierOf("victim")
+	who := func(k int, proven bool) Principal {
+		return Principal{Identity: victim, ClientID: fmt.Sprint("victim-", k), Role: RoleDevice, Proven: proven}
+	}
+	arrive := func(k int, proven bool) *peer {
+		p := connect(t, b, who(k, proven), true)
+		p.sayHello(false, 1)
+		return p
+	}
+	ok := func(p *peer, m string) bool { return p.register(ServiceForwarding, "register", m) != "" }
+	refused := func(k int, proven bool) {
+		t.Helper()
+		if _, err := b.ConnectDevice(who(k, proven), newFakeConn(true)); !errors.Is(err, ErrPortQuota) {
+			t.Errorf("client id %d: %v", k, err)
+		}
+	}
+	x, y, z := arrive(1, false), arrive(2, false), arrive(3, false)
+	refused(4, false)
+	equal(t, "claimed", []bool{ok(x, "1"), ok(x, "2"), ok(y, "1"), ok(z, "1")}, []bool{true, true, true, false})
+	// The owner comes under a new client id, and under those that are used already.
+	own := []*peer{arrive(5, true), arrive(1, true), arrive(2, true)}
+	refused(3, true)
+	refused(6, true)
+	equal(t, "proven", []bool{ok(own[0], "1"), ok(own[1], "3"), ok(own[1], "4"), ok(own[1], "5"), ok(own[2], "1")},
+		[]bool{true, true, true, false, false})
+	equal(t, "forwarders", b.Counters().Forwarders, 4) // and the one of the second client id
+	// Room for what was claimed is free again, once the owner has taken it over.
+	arrive(6, false)
+	arrive(7, false)
+	refused(8, false)
 }

@@ -58,6 +58,15 @@ type Principal struct {
 	Grant any
 }
 
+// claimant is whose quotas something is in. Who has shown no proof of an identity uses
+// up nothing of who can.
+type claimant struct {
+	id     identity.Identifier
+	proven bool
+}
+
+func (p *Principal) claimant() claimant { return claimant{p.Identity, p.Proven} }
+
 // Conn is one live connection of a peer, made by a front. The bridge calls it
 // without holding a lock of its own, so its methods may call back into the
 // Link. None may block.

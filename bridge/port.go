@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
@@ -40,8 +39,8 @@ type Port struct {
 	self     *worker
 	stamp    route.Hops // addr
 	stripe   *stripe
-	meter    *meter              // nil: no limit
-	counted  identity.Identifier // whose quota of ports it is in; Bridge.mu
+	meter    *meter   // nil: no limit
+	counted  claimant // whose quota of ports it is in; Bridge.mu
 
 	online atomic.Bool // attached, or taken over by a connection that will be
 
