@@ -480,6 +480,55 @@ func TestFreshOutboxesCostLittle(t *testing.T) {
 	}
 }
 
+// What is withdrawn, or acknowledged, behind a message that is not acknowledged counts as
+// long as it has to be remembered.
+func TestAcknowledgementsAheadAreBounded(t *testing.T) {
+	r := newRig(ReceiverConfig{Messages: 100, PeerBytes: 64_000, TotalBytes: 640_000})
+	withdraw := func(box byte, count uint64) {
+		serial++
+		r.Data(identity.Identifier{1}, 1, &Data{
+			Header: Header{Outbox: OutboxID{1, box}, Session: 1, Serial: serial, Base: 1}, Count: count, Void: true,
+		}, nil, simStart)
+	}
+	ahead := func() (n int) {
+		for _, in := range r.peers[identity.Identifier{1}].inboxes {
+			n += len(in.acked)
+		}
+		return n
+	}
+	r.from(1, 0, 1)
+	r.from(1, 0, 2)
+	r.Ack(identity.Identifier{1}, OutboxID{1, 0}, 2)
+	withdraw(0, 3)
+	if c := r.Counters(); c.TotalBytes != 1000+2*perMessage || c.Unacked != 1 || ahead() != 2 {
+		t.Errorf("%+v, %d ahead", c, ahead())
+	}
+	for count := uint64(4); count <= MaxWindow; count++ {
+		withdraw(0, count)
+	}
+	if c := r.Counters(); ahead() != 99 || c.TotalBytes != 1000+99*perMessage || c.Unacked != 1 {
+		t.Errorf("%+v, %d ahead", c, ahead())
+	}
+	for box := byte(1); box < 20; box++ {
+		r.from(1, box, 1)
+		for count := uint64(2); count <= 100; count++ {
+			withdraw(box, count)
+		}
+	}
+	if c := r.Counters(); c.TotalBytes > 64_000 || ahead() > 64_000/perMessage {
+		t.Errorf("%+v, %d ahead", c, ahead())
+	}
+	for box := range byte(20) {
+		r.Ack(identity.Identifier{1}, OutboxID{1, box}, 1)
+	}
+	if c := r.Counters(); c.TotalBytes != 0 || c.Unacked != 0 || ahead() != 0 {
+		t.Errorf("when all is acknowledged: %+v, %d ahead", c, ahead())
+	}
+	if in := r.inbox(identity.Identifier{1}, OutboxID{1, 0}); in.base != 101 || in.bytes != 0 || len(in.sizes) != 0 {
+		t.Errorf("the first has %+v", in)
+	}
+}
+
 func TestReceiverForgetsOnlyWhatIsSettled(t *testing.T) {
 	r := newRig(ReceiverConfig{PeerOutboxes: 2})
 	send := func(box byte, count, base uint64, at time.Time) *State {

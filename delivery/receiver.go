@@ -26,7 +26,8 @@ type ReceiverConfig struct {
 	Messages, Bytes int
 	// PeerBytes and TotalBytes bound what all outboxes of a peer, and all outboxes,
 	// have received and not acknowledged, each message counting 256 bytes more than
-	// its payload. Defaults 16 MiB and 64 MiB. A peer has a quarter, at most, of what
+	// its payload, and an acknowledgement whose turn has not come as a message without
+	// any. Defaults 16 MiB and 64 MiB. A peer has a quarter, at most, of what
 	// the others leave of TotalBytes; what has come early gives way to what is due.
 	PeerBytes, TotalBytes int
 	// PeerOutboxes and TotalOutboxes bound the outboxes remembered: those that a
@@ -115,7 +116,7 @@ type inbox struct {
 	known   uint64 // base as the sender knows it
 	next    uint64 // lowest count not handed on
 	acked   map[uint64]bool
-	sizes   map[uint64]int    // of what is received and not acknowledged
+	sizes   map[uint64]int    // of what is received, and not acknowledged or ahead of base
 	held    map[uint64]*early // received ahead of next
 	bytes   int               // sum of sizes
 	refusal Refusal
@@ -365,6 +366,7 @@ func (r *Receiver) forget(in *inbox, base uint64) {
 // advance moves base over what is acknowledged.
 func (r *Receiver) advance(in *inbox) {
 	for in.acked[in.base] {
+		r.release(in, in.base)
 		delete(in.acked, in.base)
 		in.base++
 	}
@@ -373,26 +375,33 @@ func (r *Receiver) advance(in *inbox) {
 
 // take accounts for the bytes of a message.
 func (r *Receiver) take(in *inbox, count uint64, n int) {
-	if n == 0 || in.sizes[count] != 0 {
+	if in.sizes[count] != 0 {
 		return
 	}
-	in.sizes[count] = n
-	in.bytes += n
-	in.peer.use.bytes += n
-	r.use.bytes += n
+	r.resize(in, count, n)
 	r.count.Unacked++
 }
 
 func (r *Receiver) release(in *inbox, count uint64) {
-	n := in.sizes[count]
-	if n == 0 {
+	if in.sizes[count] == 0 {
 		return
 	}
-	delete(in.sizes, count)
-	in.bytes -= n
-	in.peer.use.bytes -= n
-	r.use.bytes -= n
-	r.count.Unacked--
+	r.resize(in, count, 0)
+	if !in.acked[count] {
+		r.count.Unacked--
+	}
+}
+
+func (r *Receiver) resize(in *inbox, count uint64, n int) {
+	more := n - in.sizes[count]
+	if n == 0 {
+		delete(in.sizes, count)
+	} else {
+		in.sizes[count] = n
+	}
+	in.bytes += more
+	in.peer.use.bytes += more
+	r.use.bytes += more
 }
 
 // Ask takes a question.
@@ -497,7 +506,7 @@ func weight(d *Data) int { return len(d.Payload) + perMessage }
 func (r *Receiver) inWindow(in *inbox, d *Data) bool {
 	// Senders count payloads alone.
 	return d.Count-in.base < uint64(r.cfg.Messages) &&
-		(in.bytes == 0 || in.bytes-perMessage*len(in.sizes)+len(d.Payload) <= r.cfg.Bytes)
+		(d.Void || in.bytes == 0 || in.bytes-perMessage*len(in.sizes)+len(d.Payload) <= r.cfg.Bytes)
 }
 
 // share is how many bytes a peer may have that has so many of those that all have.
@@ -509,7 +518,7 @@ func (r *Receiver) share(own, all int) int {
 // early must not keep it out. A peer that has nothing may always have one message.
 func (r *Receiver) room(in *inbox, d *Data) bool {
 	n, p := weight(d), in.peer
-	if in.sizes[d.Count] != 0 || d.Void {
+	if in.sizes[d.Count] != 0 {
 		return true
 	}
 	own, all := p.use.due(), r.use.due()
@@ -537,16 +546,14 @@ func (r *Receiver) room(in *inbox, d *Data) bool {
 
 // hand gives the message due to the program; false when it is refused.
 func (r *Receiver) hand(in *inbox, d *Data, via any) bool {
-	if d.Void {
-		r.release(in, d.Count)
-		in.next++
-		in.refusal = RefusalNone
-		r.ack(in, d.Count)
-		r.answer(in, in.channel)
-		return true
-	}
 	refusal := RefusalFull
-	if r.room(in, d) {
+	switch {
+	case d.Void && in.base == in.next:
+		refusal = RefusalNone // of which nothing stays
+	case !r.room(in, d):
+	case d.Void:
+		refusal = RefusalNone
+	default:
 		r.remember(in)
 		refusal = r.cfg.Hand(Item{
 			Peer: in.peer.who, Outbox: in.id, Count: d.Count, Redelivered: d.Redelivered,
@@ -560,6 +567,12 @@ func (r *Receiver) hand(in *inbox, d *Data, via any) bool {
 		return false
 	}
 	in.refusal = RefusalNone
+	if d.Void {
+		in.next++
+		r.ack(in, d.Count)
+		r.answer(in, in.channel)
+		return true
+	}
 	r.count.Handed++
 	r.take(in, d.Count, weight(d))
 	in.next++
@@ -606,13 +619,17 @@ func (r *Receiver) inbox(who identity.Identifier, id OutboxID) *inbox {
 }
 
 func (r *Receiver) ack(in *inbox, count uint64) {
-	r.release(in, count)
 	if count == in.base {
+		r.release(in, count)
 		in.base++
-	} else {
-		in.acked[count] = true
+		r.advance(in)
+		return
 	}
-	r.advance(in)
+	if in.sizes[count] != 0 {
+		r.count.Unacked--
+	}
+	in.acked[count] = true
+	r.resize(in, count, perMessage)
 }
 
 // Return takes back a message that was handed on and that the program will never
@@ -624,7 +641,9 @@ func (r *Receiver) Return(who identity.Identifier, id OutboxID, count uint64) (c
 		return 0
 	}
 	for c := count; c < in.next; c++ {
-		r.release(in, c)
+		if !in.acked[c] {
+			r.release(in, c)
+		}
 	}
 	in.next = count
 	r.answer(in, in.channel)
