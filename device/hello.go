@@ -36,13 +36,14 @@ func randomAddress() string {
 
 // hubIdentity is what a node knows of its hub.
 type hubIdentity struct {
-	pin     identity.Identifier // zero: take whoever proves an identity first
+	pin     identity.Identifier // zero: take whoever proves an identity first; see remember
 	proxied bool                // TLS ends before the hub
 	known   *identity.Identity  // proved; nil before
 	seen    identity.Registry   // so that no hub shows a key that was rotated away; may be nil
 	epoch   [hubproto.EpochLen]byte
-	// passing says that known's identity ends with its process, as it said itself, so
-	// that without a pin another one is as good after that (ADR 11).
+	// passing says that known's identity ends with its process, as it said itself each
+	// time, so that without a pin another one is as good after that (ADR 11). That is not
+	// signed, so it is never believed of a hub that has not said so before.
 	passing bool
 	log     *slog.Logger // may be nil
 }
@@ -87,12 +88,13 @@ func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.Co
 			h.log.Warn("the hub has a new identity: it keeps none over a restart; run it with a data folder, or pin it",
 				"old", expected, "new", who.Identifier())
 		}
-		h.passing = a.Features&hubproto.FeatureEphemeral != 0
+		passing := a.Features&hubproto.FeatureEphemeral != 0
 		if h.seen != nil {
 			if err := h.seen.Update(who); errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict) {
 				return fmt.Errorf("%w: %w", ErrWrongHub, err)
 			}
 		}
+		h.passing = passing && (h.passing || h.known == nil || h.known.Identifier() != who.Identifier())
 		h.known = who
 		return nil
 	case !expected.IsZero():
@@ -100,6 +102,18 @@ func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.Co
 	default:
 		return err
 	}
+}
+
+// remember has the memory of hubs hold one that has just proved its identity, and this
+// node to it from now on.
+func (h *hubIdentity) remember(m *hubMemory, a *hubproto.HelloAnswer) error {
+	if err := m.proved(a); err != nil {
+		return err
+	}
+	if m != nil && m.kept && h.pin.IsZero() {
+		h.pin = a.Hub
+	}
+	return nil
 }
 
 var errNoHistory = errors.New("it sent no change history")

@@ -58,6 +58,9 @@ func (m *hubMemory) proved(a *hubproto.HelloAnswer) error {
 		return refused(fmt.Errorf("device: known hubs: %w", err))
 	}
 	m.kept = true
+	if e, ok, err := m.file.Lookup(m.name); err == nil && ok { // else the line is not known
+		m.line = e.Line
+	}
 	return nil
 }
 

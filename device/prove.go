@@ -169,7 +169,7 @@ func (d *provingDialer) introduce(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	return d.memory.proved(a)
+	return d.hub.remember(d.memory, a)
 }
 
 // compare returns by how much this device's clock is ahead of the hub's.

@@ -258,7 +258,7 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 			return permanent(u.memory.explain(err))
 		} else if err != nil {
 			u.log.Warn("the hub has not proved an identity", "claims", a.Hub, "err", err)
-		} else if err := u.memory.proved(a); err != nil {
+		} else if err := u.hub.remember(u.memory, a); err != nil {
 			return err
 		}
 		if skew := u.now().Sub(a.Time); skew.Abs() > clockSkew {

@@ -1,0 +1,87 @@
+package device
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
+)
+
+// signedHello is a hub's answer, of a connection without TLS.
+func signedHello(t *testing.T, hub *identity.Private, g *greeting, f hubproto.Features) *hubproto.HelloAnswer {
+	t.Helper()
+	now := time.Now().Truncate(time.Millisecond)
+	sig, err := hub.Sign(hubproto.HelloContext, hubproto.HelloSigned(g.nonce, now, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &hubproto.HelloAnswer{Hub: hub.Identifier(), Time: now, History: hub.Identity().ChangeHistory(), Signature: sig, Features: f}
+}
+
+// TestEphemeralBitUnpinsNobody: somebody in between adds the bit, which is not signed, to
+// a hub's answer, and is the hub himself at the next connection.
+func TestEphemeralBitUnpinsNobody(t *testing.T) {
+	const bit = hubproto.FeatureEphemeral
+	hub, other := hubFor(t), hubFor(t)
+	type contact struct {
+		hub  *identity.Private
+		says hubproto.Features
+	}
+	for name, c := range map[string]struct {
+		file     bool
+		contacts []contact
+		taken    bool // the last one
+		line     int
+	}{
+		"a hub that keeps its identity":            {false, []contact{{hub, 0}, {other, bit}}, false, 0},
+		"once met without the bit":                 {false, []contact{{hub, 0}, {hub, bit}, {other, 0}}, false, 0},
+		"the bit was left out once":                {false, []contact{{hub, bit}, {hub, 0}, {hub, bit}, {other, 0}}, false, 0},
+		"written to the file":                      {true, []contact{{hub, 0}, {hub, bit}, {other, 0}}, false, 2},
+		"written to the file at the second time":   {true, []contact{{hub, bit}, {hub, 0}, {other, bit}}, false, 2},
+		"a hub that keeps none":                    {true, []contact{{hub, bit}, {hub, bit}, {other, bit}}, true, 0},
+		"its successor that keeps one":             {true, []contact{{hub, bit}, {other, 0}}, true, 0},
+		"the successor is held to it, in the file": {true, []contact{{hub, bit}, {other, 0}, {other, bit}, {hub, 0}}, false, 2},
+		"the successor is held to it, by memory":   {false, []contact{{hub, bit}, {other, 0}, {other, bit}, {hub, 0}}, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var cfg Config
+			if c.file {
+				cfg.KnownHubs = filepath.Join(t.TempDir(), "known")
+				other := cfg.hubMemory(hubURL{address: "elsewhere:1883"})
+				if err := other.proved(&hubproto.HelloAnswer{Hub: hubFor(t).Identifier()}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := cfg.hubMemory(hubURL{address: "hub.example:1883"})
+			h := hubIdentity{seen: identity.NewMemoryRegistry(0)}
+			var err error
+			for i, c := range c.contacts {
+				if err != nil {
+					t.Fatalf("contact %d: %v", i, err)
+				}
+				g := newGreeting()
+				a := signedHello(t, c.hub, &g, c.says)
+				if err = h.verify(&g, a, nil); err == nil {
+					err = h.remember(m, a)
+				}
+			}
+			last := c.contacts[len(c.contacts)-1].hub.Identifier()
+			if c.taken {
+				if err != nil || h.known.Identifier() != last {
+					t.Errorf("not taken: %v", err)
+				}
+				return
+			}
+			var mismatch *HubMismatchError
+			if err = m.explain(err); !errors.As(err, &mismatch) || mismatch.Got != last || h.known.Identifier() == last {
+				t.Fatalf("taken: %v", err)
+			}
+			if mismatch.File != cfg.KnownHubs || mismatch.Line != c.line {
+				t.Errorf("remembered in %q, line %d", mismatch.File, mismatch.Line)
+			}
+		})
+	}
+}
