@@ -97,6 +97,7 @@ type Channel struct {
 	confirmed atomic.Bool // the peer is known to acknowledge messages
 	unknown   time.Time   // since when the hub has known nobody at the address; for watch
 	missed    bool        // and the program knows; for watch
+	mistaken  bool        // the program knows that somebody else is there; for watch
 
 	// Guarded by deliveries.mu.
 	streams map[string]*stream // outboxes, by address of the peer
@@ -115,6 +116,7 @@ type Channel struct {
 	restart uint64           // guarded by mu: times it was made again
 	remade  chan struct{}    // guarded by mu: closed and replaced when it was made again
 	lost    error            // guarded by mu: an *UndeliveredError for the next Flush
+	failed  error            // guarded by mu: why the last attempt to make it again failed, until one works
 }
 
 // Dial opens a secure channel to the listener at the end of a route. A forwarding
@@ -258,7 +260,7 @@ func (c *Channel) watch() {
 			if !c.redial(true) {
 				return
 			}
-			if c.missed {
+			if c.missed || c.mistaken {
 				c.n.events.emit(Event{Kind: EventChannelRestored, Channel: c})
 			}
 			continue
@@ -416,7 +418,7 @@ func (c *Channel) redial(onDemand bool) bool {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval = firstRedial, longRedial
 	pauses.Multiplier, pauses.RandomizationFactor = 2, 0.5
-	c.unknown, c.missed = time.Time{}, false
+	c.unknown, c.missed, c.mistaken = time.Time{}, false, false
 	who := c.Peer().Identifier
 	policy := channel.And(channel.TrustIdentifiers(who), c.policy)
 	opts := c.opts
@@ -461,7 +463,7 @@ func (c *Channel) redial(onDemand bool) bool {
 			default:
 			}
 			c.update(func() {
-				c.cur, c.over, c.healing = cur, over, false
+				c.cur, c.over, c.healing, c.failed = cur, over, false, nil
 				c.restart++
 				close(c.remade)
 				c.remade = make(chan struct{})
@@ -479,8 +481,24 @@ func (c *Channel) redial(onDemand bool) bool {
 		// A wrong identity is no reason to stop: whoever carries our frames can make
 		// it appear, and must not be able to end the channel.
 		c.n.log.Debug("channel not yet made again", "peer", who, "err", err)
+		if c.mend.Err() == nil {
+			c.mu.Lock()
+			c.failed = err
+			c.mu.Unlock()
+		}
 		c.miss(err)
 	}
+}
+
+// because adds to what ended a wait why the channel is not there, if it is not.
+func (c *Channel) because(err error) error {
+	c.mu.Lock()
+	failed := c.failed
+	c.mu.Unlock()
+	if failed == nil {
+		return err
+	}
+	return fmt.Errorf("%w; the last attempt to reach the peer: %w", err, failed)
 }
 
 // unknownTime is how long the hub must know nobody at an address for that to be more than
@@ -488,8 +506,17 @@ func (c *Channel) redial(onDemand bool) bool {
 const unknownTime = time.Minute
 
 // miss tells the program, once, of a peer that the hub has not known for too long: none of
-// the attempts finds one whose address has changed.
+// the attempts finds one whose address has changed. And once of somebody else who is there.
 func (c *Channel) miss(err error) {
+	what := "Channel.Close and Dial there"
+	if c.persist {
+		what = "Outbox.Forget and an outbox there; what waited is to be posted again"
+	}
+	who := c.Peer().Identifier
+	if errors.Is(err, ErrWrongIdentity) && !c.mistaken {
+		c.mistaken = true
+		c.tell(EventWrongPeer, fmt.Errorf("%w; it was to be %v; if that has another address now, %s", err, who, what))
+	}
 	switch {
 	case !errors.Is(err, ErrUnknownAddress):
 		c.unknown = time.Time{}
@@ -501,15 +528,15 @@ func (c *Channel) miss(err error) {
 		return
 	}
 	c.missed = true
-	what := "Channel.Close and Dial there"
-	if c.persist {
-		what = "Outbox.Forget and an outbox there; what waited is to be posted again"
-	}
-	err = fmt.Errorf("%w: %s, where %v was to be, for %v; its address may have changed, as with a hub that was set up anew, "+
+	c.tell(EventPeerLost, fmt.Errorf("%w: %s, where %v was to be, for %v; its address may have changed, as with a hub that was set up anew, "+
 		"or it was away for longer than the hub keeps it: ask for its present one, then %s",
-		ErrUnknownAddress, c.to, c.Peer().Identifier, time.Since(c.unknown).Round(time.Second), what)
+		ErrUnknownAddress, c.to, who, time.Since(c.unknown).Round(time.Second), what))
+}
+
+// tell says that the peer is not found, for each outbox that waits for it.
+func (c *Channel) tell(kind EventKind, err error) {
 	c.n.log.Warn("peer not found", "err", err)
-	ev := Event{Kind: EventPeerLost, Channel: c, Err: err}
+	ev := Event{Kind: kind, Channel: c, Err: err}
 	boxes := c.n.outboxes.through(c)
 	for _, ev.Outbox = range boxes {
 		c.n.events.emit(ev)
@@ -593,7 +620,7 @@ func (c *Channel) present(ctx context.Context) (*channel.Channel, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, ctxError(ctx, "waiting for the channel to be made again")
+			return nil, c.because(ctxError(ctx, "waiting for the channel to be made again"))
 		}
 	}
 }

@@ -61,7 +61,8 @@ func (c *Channel) Guarantee() Guarantee {
 // calls may run at once. payload may be used again afterwards.
 //
 // When ctx ends first the message is withdrawn: it is not sent again, but the peer's
-// program may have taken it if the error is ErrUnacknowledged. A Channel keeps
+// program may have taken it if the error is ErrUnacknowledged. The error says too why the
+// peer could not be reached, if it could not. A Channel keeps
 // messages in memory only; Node.Outbox keeps them on disk.
 //
 // Errors: ErrNoDelivery at once when the peer cannot acknowledge, as no stock Ockam

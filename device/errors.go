@@ -84,7 +84,8 @@ var (
 	// say that the hub has the message.
 	ErrNoDelivery = errors.New("device: the peer does not acknowledge messages")
 	// ErrUnacknowledged: the wait for the peer's acknowledgement ended before it
-	// came. The peer's program may have taken the message or not.
+	// came. The peer's program may have taken the message or not. It wraps why the peer
+	// could not be reached last, if it could not.
 	ErrUnacknowledged = errors.New("device: the peer has not acknowledged the message")
 	// ErrNoWorker: at the peer nobody takes messages at the address, or they are not
 	// open to this device.

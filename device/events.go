@@ -66,6 +66,11 @@ const (
 	// dialled at; Err, an ErrUnknownAddress, says what to do. Outbox is an outbox that
 	// waits for it. It is tried on; EventChannelRestored says that it is found.
 	EventPeerLost
+	// EventWrongPeer: somebody else than the peer of Channel answers at the address that it
+	// is dialled at; Err, an ErrWrongIdentity, says who, and what to do. Outbox is an outbox
+	// that waits for the peer. It is tried on, since whoever carries the frames can make it
+	// look so; EventChannelRestored says that the peer is found.
+	EventWrongPeer
 	// EventOutboxEnded: nothing more of Outbox is sent; Err (ErrOutboxBehind) says why.
 	EventOutboxEnded
 )
@@ -75,7 +80,7 @@ var eventNames = [...]string{
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
 	EventSendFailed: "send-failed", EventUndelivered: "undelivered", EventOutboxEnded: "outbox-ended",
-	EventPeerLost: "peer-lost",
+	EventPeerLost: "peer-lost", EventWrongPeer: "wrong-peer",
 }
 
 // String returns the kind's name in lower case.

@@ -462,7 +462,7 @@ func (s *healSim) start(who int) {
 				case s.lost <- e.Time:
 				default:
 				}
-			case EventPeerLost:
+			case EventPeerLost, EventWrongPeer:
 				s.missed <- e
 			case EventChannelRestored:
 				s.restored.Store(true)
@@ -917,6 +917,92 @@ func TestPeerLost(t *testing.T) {
 				s.key -= 2
 				s.restart(4, 0) // back to what they were
 				s.until(time.Minute, "at the old address")
+				synctest.Wait()
+				if !s.restored.Load() {
+					t.Error("nobody said that the peer is found")
+				}
+			})
+		})
+	}
+}
+
+// TestWrongPeer: somebody else is where an outbox, or a channel, expects its peer. The
+// program hears of that once, and why nothing is acknowledged; and when the peer is back.
+func TestWrongPeer(t *testing.T) {
+	for name, met := range map[string]bool{"known before": true, "never met": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newHealSim(t, 2)
+				s.faults, s.stream, s.dials = false, false, false
+				defer s.close()
+				s.startHub(nil)
+				genuine := s.names[bob]
+				other, err := identity.Create()
+				if err != nil {
+					t.Fatal(err)
+				}
+				var through *Channel
+				s.start(alice)
+				if met {
+					s.start(bob)
+					<-s.forwarder
+					s.post()
+					s.until(time.Second, "before")
+					if through, err = s.run[alice].node.Dial(t.Context(), s.to, channel.TrustEveryone); err != nil {
+						t.Fatal(err)
+					}
+					s.kill(bob)
+					s.stopHub()
+					s.startHub(nil) // anybody can have the alias
+				}
+				s.names[bob] = other
+				s.start(bob)
+				<-s.forwarder
+				s.names[bob] = genuine
+				wait := func(d time.Duration) context.Context {
+					ctx, cancel := context.WithTimeout(context.Background(), d)
+					t.Cleanup(cancel)
+					return ctx
+				}
+				check := func(what string, err error) {
+					t.Helper()
+					if !errors.Is(err, ErrTimeout) || !errors.Is(err, ErrWrongIdentity) {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				check("Deliver", s.box.Deliver(wait(3*time.Minute), make([]byte, 8)))
+				r, err := s.box.Post(t.Context(), binary.BigEndian.AppendUint64(nil, s.posted+1))
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = r.Wait(wait(time.Minute))
+				check("Wait", err)
+				if !errors.Is(err, ErrUnacknowledged) {
+					t.Errorf("Wait: %v", err)
+				}
+				events := 1
+				if met {
+					events = 2
+					check("Send", through.SendString(wait(time.Minute), "app", "hello"))
+				}
+				if n := len(s.missed); n != events {
+					t.Fatalf("said %d times", n)
+				}
+				for range events {
+					e := <-s.missed
+					about := e.Outbox == s.box || through != nil && e.Channel == through && e.Outbox == nil
+					if e.Kind != EventWrongPeer || e.Kind.String() != "wrong-peer" || !errors.Is(e.Err, ErrWrongIdentity) || !about {
+						t.Errorf("%+v", e)
+					}
+				}
+				s.kill(bob)
+				s.stopHub()
+				s.startHub(nil)
+				s.restored.Store(false)
+				s.start(bob)
+				if err := r.Wait(wait(time.Minute)); err != nil {
+					t.Error(err)
+				}
 				synctest.Wait()
 				if !s.restored.Load() {
 					t.Error("nobody said that the peer is found")

@@ -40,6 +40,7 @@ type stream struct {
 // Receipt stands for a message that waits for the acknowledgement of the peer's
 // program.
 type Receipt struct {
+	st     *stream
 	id     MessageID
 	done   chan struct{}
 	err    error // set before done is closed
@@ -63,13 +64,15 @@ func (r *Receipt) Err() error {
 	}
 }
 
-// Wait waits for the acknowledgement, until ctx ends; that ends the wait alone.
+// Wait waits for the acknowledgement, until ctx ends; that ends the wait alone. The
+// ErrUnacknowledged then wraps why the peer could not be reached last, if it could not:
+// ErrPeerOffline, ErrUnknownAddress, ErrWrongIdentity or others.
 func (r *Receipt) Wait(ctx context.Context) error {
 	select {
 	case <-r.done:
 		return r.err
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnacknowledged, ctxError(ctx, "waiting for the peer's acknowledgement"))
+		return fmt.Errorf("%w: %w", ErrUnacknowledged, r.st.ch.because(ctxError(ctx, "waiting for the peer's acknowledgement")))
 	}
 }
 
@@ -129,7 +132,7 @@ func (st *stream) armLocked() {
 func (st *stream) post(ctx context.Context, payload []byte, strict bool) (*Receipt, error) {
 	n := st.weight(len(payload))
 	if err := st.room.Acquire(ctx, n); err != nil {
-		return nil, ctxError(ctx, "waiting for room in the outbox of the peer's "+fmt.Sprintf("%q", st.to))
+		return nil, st.ch.because(ctxError(ctx, "waiting for room in the outbox of the peer's "+fmt.Sprintf("%q", st.to)))
 	}
 	ds := st.ds
 	ds.mu.Lock()
@@ -140,6 +143,7 @@ func (st *stream) post(ctx context.Context, payload []byte, strict bool) (*Recei
 	}
 	count := st.snd.Add(st.to, payload, st.store == nil)
 	r := &Receipt{
+		st:   st,
 		id:   MessageID{Sender: ds.n.Identifier(), Outbox: st.id, Count: count},
 		done: make(chan struct{}), strict: strict,
 	}
@@ -340,7 +344,7 @@ func (st *stream) await(ctx context.Context, r *Receipt) error {
 		<-r.done
 		return r.err
 	}
-	err := ctxError(ctx, "waiting for the peer's acknowledgement")
+	err := st.ch.because(ctxError(ctx, "waiting for the peer's acknowledgement"))
 	sent := st.withdraw(r, err)
 	if rerr := r.Err(); rerr == nil || !errors.Is(rerr, err) {
 		return rerr // settled in the same moment
