@@ -65,6 +65,8 @@ type Bridge struct {
 	lines    *rate.Limiter // in the log, of what peers can cause as often as they like
 	unlogged atomic.Uint64 // left out since the last such line
 
+	storeClosed sync.Once // the line about a store that was closed before the bridge
+
 	done chan struct{}
 	wg   sync.WaitGroup
 }

@@ -1,6 +1,8 @@
 package bridge
 
 import (
+	"errors"
+	"io/fs"
 	"sync"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
@@ -131,6 +133,10 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 	stored, err := p.store(pk, in.ticket, n)
 	if err != nil {
 		p.mu.Unlock()
+		if p.b.withholds(err) && in.ticket.ack != nil {
+			in.link.port.stripe.drop(DropStorage, n)
+			return
+		}
 		if unlogged, ok := p.b.mayLog(); ok {
 			p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err, "unlogged", unlogged)
 		}
@@ -147,6 +153,19 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		in.ticket.fire()
 	}
 	p.pump()
+}
+
+// withholds reports whether a packet that was not stored is not acknowledged either: its
+// sender has it, and sends it again to the hub that comes next. That is so when the store
+// has been closed before the bridge, which is said once.
+func (b *Bridge) withholds(err error) bool {
+	if !errors.Is(err, fs.ErrClosed) {
+		return false
+	}
+	b.storeClosed.Do(func() {
+		b.cfg.Logger.Error("the store was closed before the bridge: what comes now is not acknowledged", "err", err)
+	})
+	return true
 }
 
 // tooLong reports whether a frame has grown past what a stream carries (spec routing
@@ -303,6 +322,8 @@ func (p *Port) admit(w *waiting) {
 	p.release(w)
 	stored, err := p.store(&w.packet, w.ticket, w.frames)
 	switch {
+	case err != nil && p.b.withholds(err):
+		p.stripe.drop(DropStorage, w.frames)
 	case err != nil:
 		p.stripe.drop(DropStorage, w.frames)
 		p.acks = append(p.acks, w.ticket)

@@ -19,7 +19,9 @@ type Outbox interface {
 	// the bytes of the frames. stored is true when they are stored as safely as
 	// this outbox ever stores; false when t.Done will be called later, by
 	// another goroutine, in the order of the Appends, once they are. In either
-	// case Read returns them from now on. An error means that none was kept.
+	// case Read returns them from now on. An error means that none was kept; the
+	// packet is acknowledged all the same, and reported as undeliverable, unless
+	// the error is fs.ErrClosed: the store has been closed before the bridge.
 	Append(p *Packet, t Ticket) (bytes int, stored bool, err error)
 	// Read fills dst, up to its capacity, with the entries from the sequence
 	// on, oldest first, and returns it. The bytes are valid until Settle.

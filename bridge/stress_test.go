@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/time/rate"
@@ -206,5 +208,53 @@ func TestStress(t *testing.T) {
 	}
 	if slices.Max(c.Dropped[:]) == 0 || c.Delivered == 0 {
 		t.Errorf("nothing happened: %+v", c)
+	}
+}
+
+// closedOutbox is of a store that is closed in mid-run.
+type closedOutbox struct {
+	Outbox
+	closed *atomic.Bool
+}
+
+func (o closedOutbox) Append(p *Packet, t Ticket) (int, bool, error) {
+	if o.closed.Load() {
+		return 0, false, fmt.Errorf("store: %w", fs.ErrClosed)
+	}
+	return o.Outbox.Append(p, t)
+}
+
+// TestStoreClosedBeforeTheBridge: what can no longer be stored is neither acknowledged nor
+// reported to its sender, who has it still; nor does each get a line.
+func TestStoreClosedBeforeTheBridge(t *testing.T) {
+	memory := newMemoryOutboxes()
+	var log bytes.Buffer
+	var closed atomic.Bool
+	b := newTestBridge(t, func(c *Config) {
+		c.OutboxFrames = 1
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		c.Outboxes = func(name string, durable bool) (Outbox, error) {
+			box, err := memory(name, durable)
+			return closedOutbox{box, &closed}, err
+		}
+	})
+	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
+	was := len(a.conn.acked())
+	a.number(d.Port().Address(), 1)
+	a.number(d.Port().Address(), 2) // waits for room
+	equal(t, "acknowledged", len(a.conn.acked())-was, 1)
+	told := len(a.conn.entries())
+	closed.Store(true)
+	d.conn.ack() // there is room
+	for range 20 {
+		a.number(d.Port().Address(), 3)
+	}
+	c := b.Counters()
+	equal(t, "counted", []uint64{c.Dropped[DropStorage], uint64(c.Queued), uint64(c.Waiting)}, []uint64{21, 0, 0})
+	equal(t, "acknowledged", len(a.conn.acked())-was, 1)
+	equal(t, "told", len(a.conn.entries()), told)
+	equal(t, "lines", strings.Count(log.String(), "\n"), 1)
+	if !strings.Contains(log.String(), "closed before the bridge") {
+		t.Error(log.String())
 	}
 }

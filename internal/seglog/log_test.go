@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,7 +126,7 @@ func TestReopen(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := add(l, 0, false, nil, 0, nil); !errors.Is(err, ErrClosed) {
+			if _, err := add(l, 0, false, nil, 0, nil); !errors.Is(err, ErrClosed) || !errors.Is(err, fs.ErrClosed) {
 				t.Fatalf("append after close: %v", err)
 			}
 			l, rep, got = open(t, dir, Options[note]{Mode: mode})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -49,8 +50,8 @@ var (
 	ErrNewer = errors.New("seglog: written by a newer version")
 	// ErrInUse means that another process has the folder open.
 	ErrInUse = errors.New("seglog: folder is in use by another process")
-	// ErrClosed means that the log has been closed.
-	ErrClosed = errors.New("seglog: closed")
+	// ErrClosed means that the log has been closed. It is an fs.ErrClosed.
+	ErrClosed = fmt.Errorf("seglog: %w", fs.ErrClosed)
 	// ErrKind means that a kind of record is the log's own: 255.
 	ErrKind = errors.New("seglog: kind of record is reserved")
 	// ErrTooLarge means that a record is longer than MaxRecord.
