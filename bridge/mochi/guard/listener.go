@@ -22,7 +22,7 @@ import (
 // Defaults of [Config].
 const (
 	DefaultConnectTimeout = 10 * time.Second
-	DefaultConnectSize    = 32 << 10
+	DefaultConnectSize    = 128 << 10
 	DefaultStallTimeout   = 30 * time.Second
 	DefaultLinger         = 100 * time.Millisecond
 	DefaultBuffer         = 1 << 20
@@ -62,8 +62,7 @@ type Config struct {
 	// CONNECT, TLS handshake included; a WebSocket has it twice, for the
 	// upgrade and for CONNECT. Default 10 s.
 	ConnectTimeout time.Duration
-	// ConnectSize is the longest CONNECT in bytes, its will included. Default 32 KiB: the
-	// proof of a device has 16 KiB at most.
+	// ConnectSize is the longest CONNECT in bytes, its will included. Default 128 KiB.
 	ConnectSize int
 	// StallTimeout is how long a peer may accept no byte. Default 30 s.
 	StallTimeout time.Duration
