@@ -107,6 +107,34 @@ func TestSenderIgnoresNonsense(t *testing.T) {
 	}
 }
 
+// However much an earlier process left, an answer costs no more than a window.
+func TestAnswersCostAWindow(t *testing.T) {
+	const n = 200_000
+	r := Restored{Next: n + 1}
+	for i := range uint64(n) {
+		r.Pending = append(r.Pending, Stored{Count: i + 1, To: "app"})
+	}
+	s := RestoreSender(SenderConfig{}, r)
+	s.Attach([16]byte{1})
+	drain(s, simStart)
+	st := &State{Header: Header{Session: 1, Serial: 1, Base: 1}, Next: 1, Messages: 10, Bytes: 1000}
+	start := time.Now()
+	for range 5000 { // each took 1 ms
+		s.Receive(st, simStart)
+	}
+	if d := time.Since(start); d > 4*time.Second {
+		t.Errorf("5,000 answers took %v", d)
+	}
+	// One that acknowledges far more than a window is believed.
+	st.Base, st.Next = n-1, n
+	if acked := s.Receive(st, simStart); len(acked) != n-2 || s.base != n-1 || s.open != 2 {
+		t.Errorf("%d acknowledged, base %d, %d open", len(acked), s.base, s.open)
+	}
+	if got := counts(drain(s, simStart)); len(got) != 1 || got[0] != n {
+		t.Errorf("sent %v", got)
+	}
+}
+
 func TestSenderAsksWhenAnswersStayAway(t *testing.T) {
 	s := attached(1)
 	drain(s, simStart)

@@ -404,10 +404,12 @@ func (s *Sender) Receive(st *State, now time.Time) (acked []uint64) {
 	s.asking = false
 	s.maxMessages = min(max(st.Messages, 1), MaxWindow)
 	s.maxBytes = st.Bytes
+	// Of what is behind, nothing was sent in this session, and the State says nothing.
+	end := min(s.top+1, max(s.base, st.Base, st.Next)+MaxWindow)
 	for i := range s.items {
 		it := &s.items[i]
 		count := s.base + uint64(i)
-		if count > s.top {
+		if count >= end {
 			break
 		}
 		if ackedBy(st, count) && !it.settled {
