@@ -105,13 +105,19 @@ func (h *hubIdentity) verify(g *greeting, a *hubproto.HelloAnswer, state *tls.Co
 }
 
 // remember has the memory of hubs hold one that has just proved its identity, and this
-// node to it from now on.
+// node to it from now on. Of a hub that it is held to the registry forgets no rotation
+// for the sake of strangers.
 func (h *hubIdentity) remember(m *hubMemory, a *hubproto.HelloAnswer) error {
 	if err := m.proved(a); err != nil {
 		return err
 	}
 	if m != nil && m.kept && h.pin.IsZero() {
 		h.pin = a.Hub
+	}
+	if k, ok := h.seen.(identity.Keeper); ok && !h.pin.IsZero() {
+		if err := k.Keep(h.pin); err != nil && h.log != nil {
+			h.log.Warn("cannot remember the hub's keys", "hub", h.pin, "err", err)
+		}
 	}
 	return nil
 }

@@ -85,3 +85,76 @@ func TestEphemeralBitUnpinsNobody(t *testing.T) {
 		})
 	}
 }
+
+// TestStrangersDoNotPushTheHubOut: the rotation of a hub that is pinned, by configuration
+// or in the file, is remembered on disk, however many strangers come with identities that
+// they have rotated.
+func TestStrangersDoNotPushTheHubOut(t *testing.T) {
+	vault, err := identity.OpenVault(filepath.Join(t.TempDir(), "vault"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hub, err := vault.Create("hub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	backup, err := vault.Export("hub", identity.Protection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stolen, err := vault.Import("stolen", backup, identity.Protection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hub.Rotate(); err != nil {
+		t.Fatal(err)
+	}
+	var strangers []*identity.Private
+	for range 8 {
+		s := hubFor(t)
+		if err := s.Rotate(); err != nil {
+			t.Fatal(err)
+		}
+		strangers = append(strangers, s)
+	}
+	for name, cfg := range map[string]Config{
+		"by configuration": {Hub: hub.Identifier()},
+		"in the file":      {KnownHubs: filepath.Join(t.TempDir(), "known")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "seen")
+			m := cfg.hubMemory(hubURL{address: "hub.example:1883"})
+			open := func() *identity.FileRegistry {
+				r, err := identity.OpenRegistry(dir, len(strangers)/2)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			meet := func(by *identity.Private, r identity.Registry, pin identity.Identifier) error {
+				h := hubIdentity{pin: pin, seen: r}
+				g := newGreeting()
+				a := signedHello(t, by, &g, 0)
+				if err := h.verify(&g, a, nil); err != nil {
+					return err
+				}
+				return h.remember(m, a)
+			}
+			r := open()
+			if err := meet(hub, r, cfg.Hub); err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range strangers {
+				if err := r.Update(s.Identity()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := meet(stolen, open(), hub.Identifier()); !errors.Is(err, ErrWrongHub) || !errors.Is(err, identity.ErrOlder) {
+				t.Errorf("the key that was rotated away: %v", err)
+			}
+			if err := meet(hub, open(), hub.Identifier()); err != nil {
+				t.Errorf("the hub: %v", err)
+			}
+		})
+	}
+}
