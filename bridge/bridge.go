@@ -10,9 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/time/rate"
-
 	"github.com/sealmq/sealmq/internal/hubproto"
+	"github.com/sealmq/sealmq/internal/loglimit"
 	"github.com/sealmq/sealmq/internal/sources"
 	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
@@ -62,8 +61,7 @@ type Bridge struct {
 	guests *sources.Limiter[netip.Prefix] // hellos of guests
 	hub    Link                           // the sender of what services answer
 
-	lines    *rate.Limiter // in the log, of what peers can cause as often as they like
-	unlogged atomic.Uint64 // left out since the last such line
+	lines *loglimit.Lines // in the log, of what peers can cause as often as they like
 
 	storeClosed sync.Once // the line about a store that was closed before the bridge
 
@@ -88,7 +86,7 @@ func New(cfg Config) (*Bridge, error) {
 			Each: cfg.GuestRate, EachBurst: cfg.GuestBurst,
 			Total: cfg.GuestTotalRate, TotalBurst: cfg.GuestTotalBurst, Known: guestNetworks,
 		}),
-		lines: rate.NewLimiter(logLines, 10*logLines),
+		lines: loglimit.New(logLines),
 		done:  make(chan struct{}),
 	}
 	_, _ = rand.Read(b.epoch[:]) // never fails (crypto/rand)
@@ -110,13 +108,7 @@ const logLines = 10
 
 // mayLog reports whether something that peers can cause as often as they like, and that
 // is counted besides, gets a line in the log, and how many got none since the last line.
-func (b *Bridge) mayLog() (unlogged uint64, ok bool) {
-	if !b.lines.Allow() {
-		b.unlogged.Add(1)
-		return 0, false
-	}
-	return b.unlogged.Swap(0), true
-}
+func (b *Bridge) mayLog() (unlogged loglimit.Unlogged, ok bool) { return b.lines.Next() }
 
 // Close kicks every connection, forgets every queue in memory and waits for the
 // bridge's goroutines. Calls that come later do nothing or return ErrClosed.

@@ -13,11 +13,11 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
-	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/loglimit"
 	"github.com/sealmq/sealmq/topics"
 )
 
@@ -27,9 +27,8 @@ type Hook struct {
 	o     Options
 	purge sync.Once
 
-	lines    *rate.Limiter // of refused connections in the log
-	unlogged atomic.Uint64 // refused since the last such line
-	users    accounts
+	lines *loglimit.Lines // of refusals in the log
+	users accounts
 
 	rechecks atomic.Uint64 // how often Recheck has begun
 
@@ -303,11 +302,13 @@ func (h *Hook) refuse(cl *mqtt.Client, e Event, r *Refusal) error {
 	}
 	h.o.Counters.add(e)
 	// A flood of refusals must not become a flood of lines; each is counted.
-	if h.lines.Allow() {
-		h.o.Logger.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
-			"why", e.String(), "reason", r.Reason, "err", r.Err, "unlogged", h.unlogged.Swap(0))
-	} else {
-		h.unlogged.Add(1)
+	if unlogged, ok := h.lines.Next(); ok {
+		log := h.o.Logger
+		if r.Err != nil {
+			log = log.With("err", r.Err)
+		}
+		log.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
+			"why", e.String(), "reason", r.Reason, "unlogged", unlogged)
 	}
 	_ = cl.WritePacket(packets.Packet{
 		FixedHeader: packets.FixedHeader{Type: packets.Connack},

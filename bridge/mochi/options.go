@@ -9,10 +9,10 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/bridge/mochi/guard"
+	"github.com/sealmq/sealmq/internal/loglimit"
 	"github.com/sealmq/sealmq/route"
 	"github.com/sealmq/sealmq/topics"
 )
@@ -223,7 +223,7 @@ func New(o Options) (*Hook, error) {
 	}
 	return &Hook{
 		o:         o,
-		lines:     rate.NewLimiter(refusalLines, 10*refusalLines),
+		lines:     loglimit.New(refusalLines),
 		live:      make(map[string]*session),
 		sessions:  make(map[*session]struct{}),
 		observers: make(map[*session]struct{}),
