@@ -202,6 +202,7 @@ func (b *Bridge) ConnectDevice(p Principal, c Conn) (*Link, error) {
 		return nil, ErrClientID
 	}
 	l := &Link{conn: c}
+	l.from = sender(p, l.network())
 	for {
 		port, err := b.devicePort(p, false)
 		if errors.Is(err, ErrTooManyPorts) && b.displaceIdle() {
@@ -243,6 +244,7 @@ func (b *Bridge) ConnectStream(p Principal, c Conn) (*Link, error) {
 	}
 	port.box = box
 	l := &Link{port: port, conn: c}
+	l.from = sender(p, l.network())
 	port.attached = true
 	port.online.Store(true)
 	port.cursor = box.Next()

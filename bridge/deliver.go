@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"sync"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
@@ -252,24 +253,73 @@ func (p *Port) park(in *inbound, pk *Packet, n int) {
 // hold lets a first contact wait for a device. p.mu is held and released.
 func (p *Port) hold(in *inbound, pk *Packet, n int) {
 	w := &waiting{ticket: in.ticket, packet: pk.freeze(), frames: n}
+	w.bytes = len(w.packet.raw)
 	w.deadline = pk.Arrival + int64(p.b.cfg.FirstContact)
 	cfg := &p.b.cfg
-	if p.heldFrames+n > cfg.FirstContactFrames && p.heldFrames > 0 || p.heldBytes+len(w.packet.raw) > cfg.FirstContactBytes ||
-		p.b.waiting.bytes.Load() > cfg.WaitingBytes {
-		p.mu.Unlock()
+	full := p.b.waiting.bytes.Load() > cfg.WaitingBytes
+	var ns notes
+	for !full && (p.heldFrames+n > cfg.FirstContactFrames && p.heldFrames > 0 || p.heldBytes+w.bytes > cfg.FirstContactBytes) {
+		full = !p.displace(w, &ns)
+	}
+	held := !full && p.await(w)
+	if held {
+		p.held = append(p.held, w)
+		p.heldFrames += n
+		p.heldBytes += w.bytes
+		p.wakeBy(w.deadline)
+	}
+	p.unlockAndAck()
+	p.b.send(ns)
+	switch {
+	case full:
 		p.b.undeliverable(in, pk, DropFull)
-		return
+	case held:
+		in.link.notify(hubproto.ReasonWaiting, &pk.views[0], n)
 	}
-	if !p.await(w) {
-		p.mu.Unlock()
-		return
+}
+
+// heldBy tells apart who has first contacts waiting. Each of the hub's own connections
+// counts for itself.
+type heldBy struct {
+	from uint64
+	link *Link
+}
+
+func (w *waiting) by() heldBy {
+	l := w.ticket.link
+	if l.from != 0 {
+		return heldBy{from: l.from}
 	}
-	p.held = append(p.held, w)
-	p.heldFrames += n
-	p.heldBytes += w.bytes
-	p.wakeBy(w.deadline)
-	p.mu.Unlock()
-	in.link.notify(hubproto.ReasonWaiting, &pk.views[0], n)
+	return heldBy{link: l}
+}
+
+// displace ends the newest first contact of the sender who has most of the room for them,
+// as long as that is more than what w's would have with w. p.mu is held.
+func (p *Port) displace(w *waiting, ns *notes) bool {
+	cfg := &p.b.cfg
+	room := make(map[heldBy]int) // frames and bytes, as parts of their limits
+	charge := func(w *waiting) { room[w.by()] += w.frames*cfg.FirstContactBytes + w.bytes*cfg.FirstContactFrames }
+	charge(w)
+	for _, o := range p.held {
+		charge(o)
+	}
+	last := -1
+	for i, o := range p.held {
+		if m := room[o.by()]; m > room[w.by()] && (last < 0 || m >= room[p.held[last].by()]) {
+			last = i
+		}
+	}
+	if last < 0 {
+		return false
+	}
+	o := p.held[last]
+	p.held = slices.Delete(p.held, last, last+1)
+	p.heldFrames -= o.frames
+	p.heldBytes -= o.bytes
+	reason, _ := DropFull.reason()
+	ns.add(p.b.noteForPacket(&o.packet, p.addr, reason))
+	p.settle(o, DropFull)
+	return true
 }
 
 // await charges a waiting packet to its connection. It returns false, and the

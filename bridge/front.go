@@ -2,7 +2,9 @@ package bridge
 
 import (
 	"errors"
+	"hash/maphash"
 	"net"
+	"net/netip"
 
 	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/route"
@@ -66,6 +68,17 @@ type claimant struct {
 }
 
 func (p *Principal) claimant() claimant { return claimant{p.Identity, p.Proven} }
+
+var senderSeed = maphash.MakeSeed()
+
+// sender tells those apart who share room with others: identities, and where there is
+// none the networks that peers come from.
+func sender(p Principal, network netip.Prefix) uint64 {
+	if p.Identity.IsZero() {
+		return max(1, maphash.Comparable(senderSeed, network))
+	}
+	return max(1, maphash.Comparable(senderSeed, p.claimant()))
+}
 
 // Conn is one live connection of a peer, made by a front. The bridge calls it
 // without holding a lock of its own, so its methods may call back into the

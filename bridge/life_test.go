@@ -2,7 +2,9 @@ package bridge
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -453,4 +455,49 @@ func TestCloseKicks(t *testing.T) {
 		t.Error(err)
 	}
 	d.Close(false)
+}
+
+// TestFirstContactsOfOneSenderLeaveRoomForOthers: who has most dials waiting for a device
+// that is away gives up the newest of them for somebody who has fewer.
+func TestFirstContactsOfOneSenderLeaveRoomForOthers(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) { c.FirstContactFrames = 4 })
+	bob := attach(t, b, "bob", true)
+	fwd := bob.register(ServiceForwarding, "register", "M")
+	bob.Close(true)
+	mallory, alice, carol := attach(t, b, "mallory", true), attach(t, b, "alice", true), attach(t, b, "carol", true)
+	second := connect(t, b, Principal{Identity: identifierOf("mallory"), ClientID: "mallory-2", Role: RoleDevice, Proven: true}, true)
+	second.sayHello(false, 1)
+	n := 0
+	dial := func(p *peer, want hubproto.Reason) {
+		t.Helper()
+		n++
+		p.send(route.To(fwd), route.To("Di"), binary.BigEndian.AppendUint32(nil, uint32(n)))
+		said := p.conn.notices(t)
+		equal(t, fmt.Sprint("dial ", n), said[len(said)-1].Reason, want)
+	}
+	gaveWay := func(p *peer, times int) {
+		t.Helper()
+		full := 0
+		for _, n := range p.conn.notices(t) {
+			if n.Reason == hubproto.ReasonFull {
+				full++
+			}
+		}
+		equal(t, "answered full", full, times)
+	}
+	const waiting, full = hubproto.ReasonWaiting, hubproto.ReasonFull
+	dial(mallory, waiting)
+	dial(mallory, waiting)
+	dial(mallory, waiting)
+	dial(mallory, waiting)
+	dial(mallory, full)
+	dial(second, full) // it is one sender
+	dial(alice, waiting)
+	gaveWay(mallory, 2)
+	dial(carol, waiting)
+	gaveWay(mallory, 3)
+	dial(alice, full) // she would have as many then
+	equal(t, "acknowledged", len(mallory.conn.acked()), 1+1+2) // hello, refused, given up
+	equal(t, "dropped", b.Counters().Dropped[DropFull], uint64(2+2+1))
+	equal(t, "what is delivered, in order", attach(t, b, "bob", true).numbers(), []int{1, 2, 7, 8})
 }

@@ -122,6 +122,7 @@ func (p *Port) Online() bool { return p.online.Load() }
 type Link struct {
 	port *Port
 	conn Conn
+	from uint64 // a hash of who is there, see sender; 0: inside the hub
 
 	dead  atomic.Bool
 	hello atomic.Bool // said hello on this connection
