@@ -496,7 +496,7 @@ func TestFirstContactsOfOneSenderLeaveRoomForOthers(t *testing.T) {
 	gaveWay(mallory, 2)
 	dial(carol, waiting)
 	gaveWay(mallory, 3)
-	dial(alice, full) // she would have as many then
+	dial(alice, full)                                          // she would have as many then
 	equal(t, "acknowledged", len(mallory.conn.acked()), 1+1+2) // hello, refused, given up
 	equal(t, "dropped", b.Counters().Dropped[DropFull], uint64(2+2+1))
 	equal(t, "what is delivered, in order", attach(t, b, "bob", true).numbers(), []int{1, 2, 7, 8})
