@@ -6,11 +6,11 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/internal/underway"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -101,8 +101,9 @@ func (c *conn) count() {
 func (c *conn) read() Event {
 	cfg := &c.s.cfg
 	src := &source{input: &c.s.input, nc: c.nc, cfg: cfg, deadline: time.Now().Add(cfg.PreambleTimeout)}
+	src.holder.Network, src.holder.End = connlimit.Network(c.nc.RemoteAddr()), func() { c.end(InputFull) }
 	src.frames = route.NewReader(src, cfg.Frames)
-	defer func() { c.s.input.Add(int64(-src.held)) }()
+	defer func() { c.s.input.Hold(&src.holder, 0, cfg.TotalInput) }()
 	if err := src.frames.ReadPreamble(); err != nil {
 		return readEvent(err, PreambleTimeout)
 	}
@@ -166,7 +167,7 @@ func readEvent(err error, late Event) Event {
 // begun a deadline that allows for its length, and one between frames the idle
 // time-out.
 type source struct {
-	input  *atomic.Int64 // the server's
+	input  *underway.Room // the server's
 	nc     net.Conn
 	cfg    *Config
 	frames *route.Reader // that reads from here
@@ -176,7 +177,8 @@ type source struct {
 	deadline time.Time     // of what is being waited for; zero: none
 	armed    time.Time     // the deadline of nc
 
-	held int // bytes charged to Config.TotalInput
+	held   int // bytes charged to Config.TotalInput
+	holder underway.Holder
 }
 
 // smallFrame is the longest frame that is not counted while it arrives.
@@ -186,18 +188,18 @@ const smallFrame = 16 << 10
 // room for.
 var errInputFull = errors.New("tcp: too many long frames under way")
 
-// hold charges what the frame reader holds.
+// hold charges what the frame reader holds, in steps of a small frame.
 func (s *source) hold() error {
 	n := s.frames.Held()
 	if n <= smallFrame {
 		n = 0
 	}
-	more := n - s.held
-	if more == 0 {
+	n = (n + smallFrame - 1) &^ (smallFrame - 1)
+	if n == s.held {
 		return nil
 	}
 	s.held = n
-	if total := s.input.Add(int64(more)); more > 0 && total > s.cfg.TotalInput {
+	if !s.input.Hold(&s.holder, int64(n), s.cfg.TotalInput) {
 		return errInputFull
 	}
 	return nil

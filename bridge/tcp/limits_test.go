@@ -262,6 +262,41 @@ func TestTotalInput(t *testing.T) {
 	})
 }
 
+// TestLongFramesOfOneAddressLeaveRoomForOthers: they have half of TotalInput.
+func TestLongFramesOfOneAddressLeaveRoomForOthers(t *testing.T) {
+	h := newHub(t, options{server: func(c *Config) { c.TotalInput = 800 << 10 }})
+	addr, host := "", byte(1)
+	plain := h.dial
+	h.dial = func() (net.Conn, error) {
+		if addr == "" {
+			nc, err := plain()
+			if err == nil {
+				addr = nc.RemoteAddr().String()
+			}
+			return nc, err
+		}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}
+		return d.DialContext(t.Context(), "tcp", addr)
+	}
+	for range 9 {
+		p := h.connect()
+		p.alive()
+		begun := append(route.AppendFrameHeader(nil, 200<<10), make([]byte, 100<<10)...)
+		_, _ = p.Write(begun) // fails where it is closed meanwhile
+	}
+	for end := time.Now().Add(patience); h.counts.Count(InputFull) < 5; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d closed, %d bytes arriving", h.counts.Count(InputFull), h.s.Arriving())
+		}
+	}
+	host = 2
+	other := h.connect()
+	other.send(route.To("echo"), route.To("r"), make([]byte, 200<<10))
+	if f := other.next(); len(f.Payload) != 200<<10 {
+		t.Errorf("answer of %d bytes", len(f.Payload))
+	}
+}
+
 // TestBackPressureByBytes: large frames for a slow peer hold their sender back,
 // and never make it overrun the bridge's window, which would cut it.
 func TestBackPressureByBytes(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/internal/underway"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -69,8 +70,9 @@ type Config struct {
 	// read. Default 1 GiB.
 	TotalOutput int64
 	// TotalInput bounds what the frames above 16 KiB that have begun to arrive, and
-	// the buffers grown for such, hold in all connections together: one that would
-	// take more is closed. Default 256 MiB.
+	// the buffers grown for such, hold in all connections together: where it would be
+	// more, the connection that has most is closed. Those of one IP address (IPv6: a
+	// network of 64 bits) may have half of it. Default 256 MiB.
 	TotalInput int64
 	// ReadWindow is how many frames of a connection may wait for an acknowledgement
 	// before the server stops reading from it; the bridge's own window, in frames
@@ -136,8 +138,8 @@ func (c Config) complete() (Config, error) {
 // methods are safe for concurrent use.
 type Server struct {
 	cfg    Config
-	output atomic.Int64 // bytes buffered for all connections
-	input  atomic.Int64 // what TotalInput bounds
+	output atomic.Int64  // bytes buffered for all connections
+	input  underway.Room // what TotalInput bounds
 
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
@@ -233,7 +235,7 @@ func (s *Server) admit(nc net.Conn) {
 }
 
 // Arriving returns what TotalInput bounds.
-func (s *Server) Arriving() int64 { return s.input.Load() }
+func (s *Server) Arriving() int64 { return s.input.Bytes() }
 
 // Buffered returns how many bytes of output are buffered.
 func (s *Server) Buffered() int64 { return s.output.Load() }

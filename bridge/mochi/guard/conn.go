@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sealmq/sealmq/internal/underway"
 )
 
 // Errors of a guarded connection. They wrap net.ErrClosed where the connection
@@ -96,7 +98,7 @@ type Conn struct {
 
 	known, stranger bool   // what SetUser said
 	user            uint64 // a hash; 0: none
-	arriving        arriving
+	arriving        underway.Holder
 
 	exempt  atomic.Bool
 	value   atomic.Pointer[any]

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/sealmq/sealmq/internal/connlimit"
+	"github.com/sealmq/sealmq/internal/underway"
 )
 
 // Defaults of [Limits].
@@ -51,7 +52,7 @@ type Limits struct {
 	Input int64
 
 	output atomic.Int64
-	input  input
+	input  underway.Room
 
 	once  sync.Once
 	conns connlimit.Limits // of the three above
