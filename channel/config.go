@@ -171,8 +171,8 @@ type Limits struct {
 	// Dials bounds the handshakes begun here and not finished. Default 256.
 	Dials int
 	// Workers is how many goroutines do the handshakes of peers, whose sources take
-	// turns. Default: half of GOMAXPROCS, one at least. One more looks at the
-	// credentials that peers show anew.
+	// turns. Default: half of GOMAXPROCS, one at least. One more does handshakes with
+	// long change histories and looks at the credentials that peers show anew.
 	Workers int
 	// Handshake is how long a handshake may take, in both roles. Default 30 s.
 	Handshake time.Duration

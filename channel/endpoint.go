@@ -35,11 +35,11 @@ type Endpoint struct {
 	log    *slog.Logger
 	epoch  [epochLen]byte
 
-	ctx      context.Context // ends with Close
-	cancel   context.CancelFunc
-	pool     *pool          // does handshakes
-	renewals *pool          // verifies credentials that peers show anew
-	wg       sync.WaitGroup // goroutines and running timer functions
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	pool   *pool          // does handshakes
+	slow   *pool          // verifies long histories, and what peers show anew
+	wg     sync.WaitGroup // goroutines and running timer functions
 
 	frameLimit atomic.Int64
 	online     atomic.Bool
@@ -101,7 +101,7 @@ func NewEndpoint(cfg Config) (*Endpoint, error) {
 	e.online.Store(true)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.pool = newPool(e.limits.Workers)
-	e.renewals = newPool(1)
+	e.slow = newPool(1)
 	return e, nil
 }
 
@@ -220,7 +220,7 @@ func (e *Endpoint) Close() error {
 	closing.Wait()
 	e.cancel()
 	e.pool.close()
-	e.renewals.close()
+	e.slow.close()
 	e.wg.Wait()
 	return nil
 }

@@ -1,6 +1,7 @@
 package channel
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -121,5 +122,41 @@ func TestRefreshesLeaveHandshakesAlone(t *testing.T) {
 		}
 		<-held
 		_ = dial(t, a, "bob", DialOptions{})
+	})
+}
+
+// However long it takes to verify long histories, others get in; and so does who has one.
+func TestLongHistoriesLeaveHandshakesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newTestNet()
+		gate, held := make(chan struct{}), make(chan struct{}, 16)
+		reg := &watchedRegistry{MemoryRegistry: identity.NewMemoryRegistry(0)}
+		reg.verify = func(h []byte) {
+			if len(h) > longMessage {
+				held <- struct{}{}
+				<-gate
+			}
+		}
+		a, b := listen(t, n, func(c *Config) {
+			c.Registry = reg
+			c.Limits.Workers = 1
+		})
+		eve := newIdentity(t)
+		for len(eve.Identity().ChangeHistory()) <= longMessage {
+			if err := eve.Rotate(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 3 {
+			p := n.party(t, fmt.Sprint("eve", i), func(c *Config) { c.Identity = eve })
+			c := dial(t, p, "bob", DialOptions{NoConfirm: true})
+			send(t, c, "right behind message 3")
+		}
+		<-held
+		_ = dial(t, a, "bob", DialOptions{})
+		close(gate)
+		for range 3 {
+			b.next(t)
+		}
 	})
 }

@@ -306,7 +306,7 @@ func (c *Channel) refresh(it *orderItem) {
 	c.refreshNext = &it.msg
 	if !c.refreshing {
 		c.refreshing = true
-		c.e.renewals.submit(c.who(), c.runRefresh)
+		c.e.slow.submit(c.who(), c.runRefresh)
 	}
 }
 

@@ -156,6 +156,16 @@ func (h *halfOpen) receive(in Inbound) {
 	}
 }
 
+// longMessage is from where on a message 3 may take long to verify, in bytes: about 30
+// changes of an identity. 256 take tens of milliseconds.
+const longMessage = 8 << 10
+
+// isLong reports whether a frame may be such a message 3.
+func isLong(in Inbound) bool {
+	n := len(in.Frame.Payload)
+	return n > longMessage && n <= MaxHandshakeMessage
+}
+
 // fullLocked reports whether a frame that costs so much is too much to hold.
 func (h *halfOpen) fullLocked(size int) bool {
 	switch {
@@ -209,8 +219,11 @@ func (h *halfOpen) hold(n int) {
 	h.e.earlyBytes.Add(int64(n))
 }
 
-// work tries what has arrived as message 3. It runs on a worker.
-func (h *halfOpen) work() {
+// work tries what has arrived as message 3. It runs on a worker, and leaves what may take
+// long to another, that keeps nobody else's handshake waiting.
+func (h *halfOpen) work() { h.workOn(false) }
+
+func (h *halfOpen) workOn(slowly bool) {
 	for {
 		h.mu.Lock()
 		if h.stopped || len(h.queue) == 0 {
@@ -219,6 +232,11 @@ func (h *halfOpen) work() {
 			return
 		}
 		in := h.queue[0]
+		if isLong(in) && !slowly {
+			h.mu.Unlock()
+			h.e.slow.submit(h.src, func() { h.workOn(true) })
+			return
+		}
 		h.queue = h.queue[1:]
 		h.mu.Unlock()
 		if over := h.try(in); over {
