@@ -86,7 +86,7 @@ func resultOfProof(err error) proofResult {
 	}{
 		{errCleartext, proofCleartext},
 		{errUsed, proofUsed}, {errBeforeStart, proofUnknownUse}, {errForgotten, proofUnknownUse},
-		{errUsedFull, proofBusy}, {ErrLoginBusy, proofBusy},
+		{errUsedFull, proofBusy}, {errUnrecorded, proofBusy}, {ErrLoginBusy, proofBusy},
 		{errNotListed, proofNotAllowed}, {errNoCredential, proofNotAllowed},
 		{hubproto.ErrAudience, proofAudience}, {hubproto.ErrProofClientID, proofClientID},
 		{hubproto.ErrExporter, proofExporter}, {errNoBinding, proofExporter},

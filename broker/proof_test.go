@@ -751,6 +751,82 @@ func TestUsedProofs(t *testing.T) {
 	}
 }
 
+// TestUsedProofsBelieveNoOldFile: what is not written is not believed to be all by the
+// next hub, where the file can be emptied but not removed; and where it can be neither,
+// nobody is let in unwritten.
+func TestUsedProofsBelieveNoOldFile(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		empties bool
+	}{{"emptied", true}, {"neither", false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			now := time.Unix(1_800_000_000, 0)
+			open := func() *usedProofs {
+				u, err := openUsed(dir, now, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = u.close() })
+				return u
+			}
+			u := open()
+			use := func(number byte) error {
+				f := &hubproto.ProofFacts{Nonce: [hubproto.NonceLen]byte{number}, CreatedAt: now}
+				return u.use(someID(1), netip.MustParsePrefix("192.0.2.1/32"), f, now.Add(time.Minute), now)
+			}
+			u.since = 0
+			if err := use(1); err != nil {
+				t.Fatal(err)
+			}
+			aside := u.path + ".aside"
+			u.remove = func(path string) error {
+				if !tt.empties { // there is nothing to be emptied there either
+					_ = os.Rename(path, aside)
+				}
+				return os.ErrPermission
+			}
+			_ = u.file.Close() // it cannot be written any more
+			admitted := []byte{1}
+			for n := range byte(3) {
+				err := use(2 + n)
+				if tt.empties != (err == nil) || err != nil && resultOfProof(err) != proofBusy {
+					t.Errorf("number %d: %v", 2+n, err)
+				}
+				if err == nil {
+					admitted = append(admitted, 2+n)
+				}
+			}
+			before := u
+			if !tt.empties {
+				if err := os.Rename(aside, u.path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			u = open()
+			for _, n := range admitted {
+				if err := use(n); err == nil {
+					t.Errorf("number %d is taken once more after a start", n)
+				}
+			}
+			if tt.empties {
+				return
+			}
+			// It goes on once the file can be removed.
+			u = before
+			u.remove = os.Remove
+			for n := range byte(2) {
+				if err := use(8 + n); err != nil {
+					t.Errorf("number %d: %v", 8+n, err)
+				}
+			}
+			if _, err := os.Stat(u.path); !os.IsNotExist(err) {
+				t.Errorf("the file is still there: %v", err)
+			}
+		})
+	}
+}
+
 // TestClockSetBack: a hub whose wall clock is set back lets no proof in that was used and
 // forgotten, in the memory as in the file; a step of a second changes nothing, and once the
 // clock has caught up nothing is left of it.

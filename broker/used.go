@@ -46,6 +46,7 @@ var (
 	errBeforeStart = errors.New("broker: the proof was made before this hub started, and what was used then is not known")
 	errForgotten   = errors.New("broker: the hub's clock was set back, and which proofs of that time were used is forgotten")
 	errUsedFull    = errors.New("broker: too many proofs at once")
+	errUnrecorded  = errors.New("broker: that the proof is used can neither be written nor, for the next start, be left open")
 )
 
 // usedKey names a proof: a hash of identifier and nonce.
@@ -88,6 +89,8 @@ type usedProofs struct {
 	path    string
 	file    *os.File // nil: memory only
 	records int      // in file
+	stale   bool     // at path is a file that lacks proofs, and the next start would believe it
+	remove  func(path string) error
 }
 
 // usedHeap has the entry that ends first on top.
@@ -108,7 +111,7 @@ func (h *usedHeap) Pop() any {
 // because there is no file or it is damaged, unbound proofs made until now are
 // refused. dir is the data folder, "" for none.
 func openUsed(dir string, now time.Time, logger *slog.Logger) (*usedProofs, error) {
-	u := &usedProofs{logger: logger, have: make(map[usedKey]struct{}), perID: make(map[identity.Identifier]int), perNet: make(map[netip.Prefix]int), since: now.Unix()}
+	u := &usedProofs{logger: logger, have: make(map[usedKey]struct{}), perID: make(map[identity.Identifier]int), perNet: make(map[netip.Prefix]int), since: now.Unix(), remove: os.Remove}
 	if dir == "" {
 		return u, nil
 	}
@@ -208,10 +211,15 @@ func (u *usedProofs) use(id identity.Identifier, from netip.Prefix, f *hubproto.
 		return errForgotten
 	case len(u.byEnd) >= usedTotal || u.perNet[from] >= usedPerNetwork || u.perID[id] >= usedPerIdentity:
 		return errUsedFull
+	case u.stale && u.discard() != nil:
+		return errUnrecorded
 	}
 	u.keep(e)
 	if u.file != nil {
 		u.write(e)
+	}
+	if u.stale {
+		return errUnrecorded
 	}
 	return nil
 }
@@ -243,7 +251,8 @@ func (u *usedProofs) forget(now int64) {
 	}
 }
 
-// write appends to the file. A hub that cannot write goes on.
+// write appends to the file. A hub that cannot write goes on, if it can see to it that the
+// next one knows.
 func (u *usedProofs) write(e usedEntry) {
 	_, err := u.file.Write(appendUsed(nil, e))
 	if err == nil {
@@ -256,17 +265,28 @@ func (u *usedProofs) write(e usedEntry) {
 	}
 }
 
-// lose has the hub go on without the file, which it removes: the next one knows that it
-// does not know.
+// lose has the hub go on without the file, see discard.
 func (u *usedProofs) lose(why error) error {
-	u.logger.Error("used proofs cannot be written; devices without TLS may have to connect twice after the next start", "file", u.path, "err", why)
+	err := u.discard()
+	u.logger.Error("used proofs cannot be written; devices without TLS may have to connect twice after the next start", "file", u.path, "err", errors.Join(why, err))
+	return err
+}
+
+// discard removes the file, or empties it where its folder does not allow that: the next
+// hub knows that it does not know. While neither is possible it is stale.
+func (u *usedProofs) discard() error {
 	if u.file != nil {
 		_ = u.file.Close()
 		u.file = nil
 	}
-	if err := os.Remove(u.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := u.remove(u.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if os.Truncate(u.path, 0) != nil { // without a header it is not believed
+			u.stale = true
+			return err
+		}
 	}
+	u.stale = false
 	return nil
 }
 
