@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -246,7 +245,7 @@ func TestAccounts(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var log bytes.Buffer
+	var log lockedLog
 	h := start(t, Config{PasswordFile: file, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	for _, tc := range []struct {
 		clientID, user, password string

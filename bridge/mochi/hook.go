@@ -28,6 +28,7 @@ type Hook struct {
 	purge sync.Once
 
 	lines *loglimit.Lines // of refusals in the log
+	moves *loglimit.Lines // of who comes and goes
 	users accounts
 
 	rechecks atomic.Uint64 // how often Recheck has begun
@@ -267,11 +268,14 @@ func (h *Hook) guarded(cl *mqtt.Client) (*guard.Conn, error) {
 	return c, nil
 }
 
-// OnDisconnect has what ended a wrapped connection counted.
+// OnDisconnect has what ended a wrapped connection counted, and logs the end.
 func (h *Hook) OnDisconnect(cl *mqtt.Client, err error, _ bool) {
 	defer func() { h.failed("OnDisconnect", recover()) }()
 	if c, ok := cl.Net.Conn.(*guard.Conn); ok {
 		c.Ended(err)
+	}
+	if s := sessionOf(cl); s != nil {
+		s.went(err)
 	}
 }
 
@@ -307,7 +311,7 @@ func (h *Hook) refuse(cl *mqtt.Client, e Event, r *Refusal) error {
 		if r.Err != nil {
 			log = log.With("err", r.Err)
 		}
-		log.Info("connection refused", "client", cl.ID, "peer", cl.Net.Remote, "listener", cl.Net.Listener,
+		log.Info("connection refused", "client", clip(cl.ID), "peer", cl.Net.Remote, "listener", cl.Net.Listener,
 			"why", e.String(), "reason", r.Reason, "unlogged", unlogged)
 	}
 	_ = cl.WritePacket(packets.Packet{
@@ -373,8 +377,11 @@ func (h *Hook) OnSessionEstablish(cl *mqtt.Client, pk packets.Packet) {
 func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	defer func() { h.failed("OnSessionEstablished", recover()) }()
 	s := sessionOf(cl)
+	if s == nil {
+		return
+	}
+	s.came()
 	switch {
-	case s == nil:
 	case s.before != nil:
 		h.succeed(s)
 	case s.link != nil && !h.o.noTap:

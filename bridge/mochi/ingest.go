@@ -95,6 +95,7 @@ func (s *session) alias(pk *packets.Packet, kind topics.Kind, own bool, limit ui
 // forbidden answers a PUBLISH under the root by somebody who may not.
 func (h *Hook) forbidden(cl *mqtt.Client, pk *packets.Packet) (packets.Packet, error) {
 	h.o.Counters.add(PublishRefused)
+	h.denied(cl, "publish", pk.TopicName)
 	v5 := cl.Properties.ProtocolVersion == 5
 	switch {
 	case pk.Properties.TopicAliasFlag:

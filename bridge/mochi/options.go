@@ -20,8 +20,9 @@ import (
 // DefaultObservers is how many observers may watch at one time.
 const DefaultObservers = 64
 
-// refusalLines is how many refused connections are logged a second.
-const refusalLines = 10
+// logLines is how many refusals are logged a second, and how many of those who come and
+// go.
+const logLines = 10
 
 // observerFilters is how many filters under the root one observer may have.
 const observerFilters = 64
@@ -79,8 +80,9 @@ type Options struct {
 
 	// Counters counts, nil: the hook has its own.
 	Counters *Counters
-	// Logger hears of refused connections and recovered panics; nil discards.
-	// It never gets payloads, passwords or packets.
+	// Logger hears who comes and goes, what is refused, and of recovered panics; nil
+	// discards. It never gets payloads, passwords or packets, and 10 lines a second
+	// at most of refusals, and of those who come and go, with bursts of 100.
 	Logger *slog.Logger
 
 	guestTime time.Duration // tests shorten guestTime
@@ -223,7 +225,8 @@ func New(o Options) (*Hook, error) {
 	}
 	return &Hook{
 		o:         o,
-		lines:     loglimit.New(refusalLines),
+		lines:     loglimit.New(logLines),
+		moves:     loglimit.New(logLines),
 		live:      make(map[string]*session),
 		sessions:  make(map[*session]struct{}),
 		observers: make(map[*session]struct{}),

@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -31,6 +32,7 @@ type session struct {
 
 	kicked atomic.Bool
 	clean  atomic.Bool // said DISCONNECT
+	since  time.Time   // established; the reader goroutine's
 
 	mu     sync.Mutex // guards window
 	window window

@@ -46,6 +46,9 @@ func (h *Hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) (out packets.Pack
 	for i := range pk.Filters {
 		f := &pk.Filters[i]
 		m := h.judge(s, f)
+		if m == markRefuse {
+			h.denied(cl, "subscription", f.Filter)
+		}
 		if s != nil {
 			s.marks = append(s.marks, m)
 			if m == markObserve {
@@ -125,6 +128,8 @@ func (h *Hook) OnSubscribed(cl *mqtt.Client, pk packets.Packet, codes []byte) {
 				codes[i] = packets.ErrNotAuthorized.Code
 			}
 			h.o.Counters.add(SubscribeRefused)
+		case s != nil && codes[i] >= packets.ErrUnspecifiedError.Code:
+			h.denied(cl, "subscription", pk.Filters[i].Filter)
 		}
 	}
 }
