@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 
@@ -40,10 +41,11 @@ type ServerConfig struct {
 
 // Server is a whole MQTT server with the forwarder in it: nothing reaches it but
 // through guarded listeners, and its clients get QoS 0 and 1. It is for programs
-// that have no mochi server of their own. Serve and Close are each for one call.
+// that have no mochi server of their own. Serve is for one call.
 type Server struct {
 	server *mqtt.Server
 	hook   *Hook
+	close  func() error // mochi's, which panics when it is called again
 }
 
 // NewServer checks the configuration and makes a server that listens where it
@@ -125,15 +127,15 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 			return nil, fmt.Errorf("mochibridge: listener %q: %w", l.ID, err)
 		}
 	}
-	return &Server{server, hook}, nil
+	return &Server{server, hook, sync.OnceValue(server.Close)}, nil
 }
 
 // Serve starts serving and returns at once.
 func (s *Server) Serve() error { return s.server.Serve() }
 
 // Close closes the listeners, ends every connection and stops the hooks. The
-// bridge stays open.
-func (s *Server) Close() error { return s.server.Close() }
+// bridge stays open. A second Close waits for the first, and returns what it did.
+func (s *Server) Close() error { return s.close() }
 
 // atLeastWarn drops what mochi logs below a warning.
 type atLeastWarn struct{ slog.Handler }
