@@ -278,11 +278,11 @@ func (p *Port) hold(in *inbound, pk *Packet, n int) {
 	}
 }
 
-// heldBy tells apart who has first contacts waiting. Each of the hub's own connections
-// counts for itself.
+// heldBy tells apart who has first contacts waiting. What comes from one node inside the
+// hub is one sender's, over whatever links.
 type heldBy struct {
 	from uint64
-	link *Link
+	node *Port
 }
 
 func (w *waiting) by() heldBy {
@@ -290,7 +290,7 @@ func (w *waiting) by() heldBy {
 	if l.from != 0 {
 		return heldBy{from: l.from}
 	}
-	return heldBy{link: l}
+	return heldBy{node: l.port}
 }
 
 // displace ends the newest first contact of the sender who has most of the room for them,

@@ -501,3 +501,32 @@ func TestFirstContactsOfOneSenderLeaveRoomForOthers(t *testing.T) {
 	equal(t, "dropped", b.Counters().Dropped[DropFull], uint64(2+2+1))
 	equal(t, "what is delivered, in order", attach(t, b, "bob", true).numbers(), []int{1, 2, 7, 8})
 }
+
+// TestFirstContactsFromInsideTheHubLeaveRoomForOthers: though each has a link of its own.
+func TestFirstContactsFromInsideTheHubLeaveRoomForOthers(t *testing.T) {
+	b := newTestBridge(t, func(c *Config) { c.FirstContactFrames = 4 })
+	bob, alice := attach(t, b, "bob", true), attach(t, b, "alice", true)
+	fwd := bob.register(ServiceForwarding, "register", "M")
+	bob.Close(true)
+	node := NewLocal(b)
+	defer node.Close()
+	sent := make(chan error)
+	for range 4 {
+		go func() { sent <- node.Send(t.Context(), route.Frame{Onward: route.To(fwd)}, route.Stored) }()
+	}
+	for b.Counters().Waiting < 4 {
+		time.Sleep(time.Millisecond)
+	}
+	alice.send(route.To(fwd), route.To("Di"), nil)
+	equal(t, "alice's dial", alice.conn.notices(t)[0].Reason, hubproto.ReasonWaiting)
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	equal(t, "gave way", b.Counters().Dropped[DropFull], uint64(1))
+	attach(t, b, "bob", true)
+	for range 3 {
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+	}
+}
