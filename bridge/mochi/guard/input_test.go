@@ -1,7 +1,9 @@
 package guard
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -203,4 +205,44 @@ func TestPacketAboveTheLimitOfAnotherListener(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPacketsComeWhole: however a stream of short and long packets is cut, its headers too.
+func TestPacketsComeWhole(t *testing.T) {
+	withInput(t, 0, func(t *testing.T, b *broker, _ *Limits) {
+		sub, _ := b.loginFrom(t, 1, rawmqtt.Options{ID: "sub"})
+		if p, err := sub.Sub(1, 0, "t"); err != nil || p.Code() != 0 {
+			t.Fatal(p, err)
+		}
+		random := rand.New(rand.NewPCG(1, 2))
+		var want [][]byte
+		for _, most := range []int{3, 4000, 100_000} {
+			// From the first byte on, so that some of it is there before the tap.
+			stream := rawmqtt.Connect(true, rawmqtt.Options{ID: fmt.Sprint("pub", most)})
+			for _, n := range []int{0, smallPacket - 20, 1, smallPacket, 100_000, smallPacket + 20, 2, 3 * smallPacket, 0} {
+				if most == 3 {
+					n = min(n, smallPacket+20)
+				}
+				body := make([]byte, n)
+				for i := range body {
+					body[i] = byte(random.Uint32())
+				}
+				want = append(want, body)
+				stream = append(stream, rawmqtt.Publish(true, 0, "t", 0, body)...)
+			}
+			c := b.dial(t, true)
+			for len(stream) > 0 {
+				n := min(len(stream), 1+random.IntN(most))
+				send(t, c, stream[:n])
+				stream = stream[n:]
+			}
+			expect(t, c, rawmqtt.CONNACK)
+			for len(want) > 0 {
+				if p := expect(t, sub, rawmqtt.PUBLISH); !bytes.Equal(p.Payload, want[0]) {
+					t.Fatalf("%d bytes, want %d", len(p.Payload), len(want[0]))
+				}
+				want = want[1:]
+			}
+		}
+	})
 }
