@@ -13,6 +13,7 @@ import (
 
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -217,7 +218,7 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	case errors.Is(err, channel.ErrWrongIdentity):
 		return nil, &wrongIdentityError{to: to, err: err}
 	case errors.Is(err, channel.ErrBusy):
-		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+		return nil, fmt.Errorf("%w: %w; Config.ChannelLimits.Dials bounds what this device dials at once", ErrBusy, err)
 	case late && waiting:
 		return nil, callError("dialling", to, ErrPeerOffline, "it did not connect to the hub in time; try again when it is there")
 	case late && (errors.Is(err, identity.ErrOlder) || errors.Is(err, identity.ErrConflict)):
@@ -452,10 +453,18 @@ func (c *Channel) redial(onDemand bool) bool {
 		if c.n.link.stock.Load() || opts.through != nil {
 			limit = stockRedialTime
 		}
+		select {
+		case c.n.redials <- struct{}{}:
+		case <-c.mend.Done():
+			return false
+		case <-c.n.stopped.Done():
+			continue
+		}
 		over := c.n.under(&opts)
 		ctx, cancel := context.WithTimeout(c.mend, limit)
-		cur, err := c.n.dial(ctx, c.to, policy, &opts)
+		cur, err := c.n.dialAgain(ctx, c.to, policy, opts)
 		cancel()
+		<-c.n.redials
 		switch {
 		case err == nil:
 			select {
@@ -488,6 +497,44 @@ func (c *Channel) redial(onDemand bool) bool {
 		}
 		c.miss(err)
 	}
+}
+
+// maxWaits bounds the first messages of attempts to make channels again that wait at the
+// hub for peers which are offline: each has a place in the window of what the hub has not
+// acknowledged, which others need.
+const maxWaits = 32
+
+// redialShares returns how many attempts that no call waits for may go on at once, so that
+// they leave the calls half of what may be dialled, and how many of those may wait at the hub.
+func redialShares(l channel.Limits) (all, waits int) {
+	dials := l.Dials
+	if dials <= 0 { // what cannot be is refused elsewhere
+		dials = 256
+	}
+	all = max(dials/2, 1)
+	return all, min(maxWaits, all/2)
+}
+
+// dialAgain is dial for an attempt that no call waits for. Where too many such attempts
+// wait for their peers already, the hub is asked first whether this one is there.
+func (n *Node) dialAgain(ctx context.Context, to route.Route, policy channel.Policy, opts dialOptions) (*channel.Channel, error) {
+	select {
+	case n.waits <- struct{}{}:
+		defer func() { <-n.waits }()
+		opts.noWait = false // the program has said so for its own call
+		return n.dial(ctx, to, policy, &opts)
+	default:
+	}
+	opts.noWait = true
+	if address, ok := forwarding(to); ok && opts.through == nil && n.link.ours() {
+		looking, cancel := context.WithTimeout(ctx, lookupTime)
+		r, err := n.record(looking, (&hubproto.LookupRequest{Address: address}).Marshal, lookupService)
+		cancel()
+		if err == nil && r != nil && !r.Online {
+			return nil, callError("dialling", to, ErrPeerOffline, "it is not connected to the hub")
+		}
+	}
+	return n.dial(ctx, to, policy, &opts)
 }
 
 // because adds to what ended a wait why the channel is not there, if it is not.

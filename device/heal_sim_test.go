@@ -63,6 +63,7 @@ type healSim struct {
 	limits   streamLimits   // of each of alice's outboxes
 	slow     time.Duration  // how long bob's program takes before it listens
 	channels channel.Limits // bob's
+	firsts   int            // first contacts that may wait for one device; 0: the default
 
 	run    [2]*process // nil: not running
 	lives  [2]int
@@ -397,7 +398,7 @@ func (s *healSim) errorf(format string, args ...any) {
 
 // startHub starts a hub that knows what state says.
 func (s *healSim) startHub(state *bridge.State) {
-	cfg := bridge.Config{Key: [32]byte{1, s.key}, Identity: bridge.IdentitySigner(s.hubID)}
+	cfg := bridge.Config{Key: [32]byte{1, s.key}, Identity: bridge.IdentitySigner(s.hubID), FirstContactFrames: s.firsts}
 	if s.seed%5 == 0 {
 		cfg.OutboxFrames = 4 // full whenever a device is away
 	}
@@ -1010,6 +1011,79 @@ func TestWrongPeer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestManyPeersAway: outboxes whose peers are offline are in nobody's way, and go on when
+// those are back.
+func TestManyPeersAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHealSim(t, 2)
+		s.faults, s.stream, s.dials, s.firsts = false, false, false, 1000
+		defer s.close()
+		s.startHub(nil)
+		away := s.names[bob]
+		s.start(bob)
+		<-s.forwarder
+		s.kill(bob)
+		time.Sleep(5 * time.Second)
+		var err error
+		if s.names[bob], err = identity.Create(); err != nil {
+			t.Fatal(err)
+		}
+		s.asked = []ForwarderOption{Alias("carol")}
+		s.start(bob)
+		<-s.forwarder
+		carol := Destination{Route: route.To("forward_to_carol"), Peer: s.names[bob].Identifier()}
+		s.names[bob] = away
+		s.start(alice)
+		node := s.run[alice].node
+		const peers = 300
+		for i := range peers {
+			to := Destination{Route: s.to.Append(route.Local(fmt.Sprint("listener", i))), Peer: away.Identifier()}
+			box, err := node.Outbox(to, "app")
+			if err == nil {
+				_, err = box.Post(t.Context(), make([]byte, 8))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.post()
+		for _, to := range []route.Route{carol.Route, carol.Route.Append(route.Local("listener"))} {
+			time.Sleep(7 * time.Second)
+			carol.Route = to
+			begun := time.Now()
+			if err := node.Deliver(t.Context(), carol, "app", make([]byte, 8)); err != nil || time.Since(begun) > 2*time.Second {
+				t.Errorf("delivered after %v: %v", time.Since(begun), err)
+			}
+			begun = time.Now()
+			ch, err := node.Dial(t.Context(), carol.Route, channel.TrustIdentifiers(carol.Peer))
+			if err != nil || time.Since(begun) > time.Second {
+				t.Fatalf("dialled after %v: %v", time.Since(begun), err)
+			}
+			_ = ch.Close()
+			if n := s.hub.Counters().Waiting; n == 0 || n > 2*maxWaits { // some are ending
+				t.Errorf("%d first messages wait at the hub", n)
+			}
+		}
+		s.kill(bob)
+		s.asked = []ForwarderOption{Alias("bob")}
+		s.channels = channel.Limits{Rate: 1000, Burst: 1000, HalfOpenPerSource: 1000, HalfOpen: 1000}
+		s.start(bob)
+		<-s.forwarder
+		for i := range peers {
+			if _, err := s.run[bob].node.Listen(fmt.Sprint("listener", i), channel.TrustEveryone); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.until(madeAgain, "when bob is back")
+		time.Sleep(redialTime + madeAgain) // where a first attempt has failed
+		for _, box := range node.Outboxes() {
+			if n, _ := box.Pending(); n != 0 {
+				t.Errorf("%d messages wait for %s", n, box.Destination().Route)
+			}
+		}
+	})
 }
 
 // attempts is a slog.Handler that notes when a channel broke, and when each attempt to

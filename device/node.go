@@ -75,6 +75,9 @@ type Node struct {
 	channels   map[*Channel]struct{}
 	closeDone  chan struct{}
 	lineages   map[[16]byte]struct{} // of the channels dialled here
+	// redials has one for each attempt to make a channel again, waits for each of those
+	// that may wait for its peer.
+	redials, waits chan struct{}
 
 	online chan struct{} // closed and replaced when the node gets online
 	lost   error         // guarded by mu: an *UndeliveredError for the next Flush
@@ -162,6 +165,8 @@ func newNode(u hubURL, cfg Config) (*Node, error) {
 	}
 	n.early.n = n
 	n.stopped, n.stop = context.WithCancelCause(context.Background())
+	redials, waits := redialShares(cfg.ChannelLimits)
+	n.redials, n.waits = make(chan struct{}, redials), make(chan struct{}, waits)
 	n.deliveries = newDeliveries(n)
 	if u.scheme == "tcp" {
 		n.overStream = true
