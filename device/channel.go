@@ -111,7 +111,7 @@ type Channel struct {
 	cur     *channel.Channel // guarded by mu; nil before the first one
 	over    uint64           // guarded by mu: what cur was dialled over, see Node.under
 	healing bool             // guarded by mu: cur is broken and another one is on its way
-	resting bool             // guarded by mu: and is not, until an outbox wants it
+	resting bool             // guarded by mu: and is not, unless an outbox wants it: others don't wait for it
 	changed chan struct{}    // guarded by mu: closed and replaced when any of these change
 	err     error            // guarded by mu: why it ended
 	restart uint64           // guarded by mu: times it was made again
@@ -472,7 +472,7 @@ func (c *Channel) redial(onDemand bool) bool {
 			default:
 			}
 			c.update(func() {
-				c.cur, c.over, c.healing, c.failed = cur, over, false, nil
+				c.cur, c.over, c.healing, c.resting, c.failed = cur, over, false, false, nil
 				c.restart++
 				close(c.remade)
 				c.remade = make(chan struct{})
@@ -676,12 +676,13 @@ func (c *Channel) present(ctx context.Context) (*channel.Channel, error) {
 // for an outbox alone.
 var errResting = fmt.Errorf("%w; it is made again when there is something to deliver", ErrPeerClosed)
 
-// rest says whether an outbox has to want the channel for it to be made again.
-func (c *Channel) rest(on bool) {
+// rest says that an outbox has to want the channel for it to be made again. Until it is,
+// it rests, whether one does or not.
+func (c *Channel) rest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.resting != on {
-		c.resting = on
+	if !c.resting {
+		c.resting = true
 		close(c.changed)
 		c.changed = make(chan struct{})
 	}

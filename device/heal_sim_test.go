@@ -1013,6 +1013,62 @@ func TestWrongPeer(t *testing.T) {
 	}
 }
 
+// TestAtRest: once its peer has closed a channel in order, Send and Request say so at once,
+// whether a message waits to be delivered or not, until the channel is made again for one.
+func TestAtRest(t *testing.T) {
+	for name, waiting := range map[string]bool{"nothing waits": false, "a message waits": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := firstContactSim(t, false)
+				defer s.close()
+				ch := s.run[alice].dial(s)
+				if err := ch.Deliver(t.Context(), "app", make([]byte, 8)); err != nil {
+					t.Fatal(err)
+				}
+				_ = s.run[bob].node.Close()
+				s.kill(bob)
+				synctest.Wait()
+				var calls sync.WaitGroup
+				if waiting {
+					calls.Go(func() {
+						if err := ch.Deliver(t.Context(), "app", make([]byte, 8)); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				for range 3 {
+					time.Sleep(3 * time.Second)
+					begun := time.Now()
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					if err := ch.SendString(ctx, "app", "hello"); !errors.Is(err, ErrPeerClosed) {
+						t.Errorf("Send: %v", err)
+					}
+					if _, err := ch.Request(ctx, "app", nil); !errors.Is(err, ErrPeerClosed) {
+						t.Errorf("Request: %v", err)
+					}
+					cancel()
+					if d := time.Since(begun); d != 0 {
+						t.Errorf("said after %v", d)
+					}
+				}
+				s.start(bob)
+				<-s.forwarder
+				if !waiting {
+					calls.Go(func() {
+						if err := ch.Deliver(t.Context(), "app", make([]byte, 8)); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				calls.Wait()
+				if err := ch.Send(t.Context(), "app", make([]byte, 8)); err != nil {
+					t.Errorf("Send, once it is made again: %v", err)
+				}
+			})
+		})
+	}
+}
+
 // TestManyPeersAway: outboxes whose peers are offline are in nobody's way, and go on when
 // those are back.
 func TestManyPeersAway(t *testing.T) {

@@ -190,10 +190,10 @@ func (c *Channel) wanted() bool {
 			}
 		}
 		c.n.deliveries.mu.Unlock()
-		c.rest(waiting == 0)
 		if waiting > 0 {
 			return true
 		}
+		c.rest()
 		select {
 		case <-c.want:
 		case <-c.mend.Done():
