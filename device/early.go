@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,11 @@ func (e *early) keep(o node.Origin, f route.Frame, class route.Class) bool {
 	size := f.EncodedLen()
 	if e.closed.Load() || e.n.local.Has(first.Value) || len(e.frames) == earlyFrames || e.bytes+size > earlyBytes {
 		return false
+	}
+	if slices.ContainsFunc(e.frames, func(k earlyFrame) bool {
+		return bytes.Equal(k.f.Payload, f.Payload) && k.f.Onward.Equal(f.Onward) && k.f.Return.Equal(f.Return)
+	}) {
+		return false // a repeat
 	}
 	f.Payload = bytes.Clone(f.Payload) // not the whole packet
 	e.frames = append(e.frames, earlyFrame{o, f, class})

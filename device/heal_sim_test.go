@@ -20,6 +20,7 @@ import (
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/node"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -1295,7 +1296,7 @@ func (s *healSim) dialBob(to route.Route) (time.Duration, error) {
 }
 
 // TestFirstContactWhileStarting: a peer that was waited for, and whose program listens only
-// a moment after it has connected, is reached soon after that.
+// after earlyTime, is reached soon after that.
 func TestFirstContactWhileStarting(t *testing.T) {
 	for name, stream := range map[string]bool{"over MQTT": false, "over TCP": true} {
 		t.Run(name, func(t *testing.T) {
@@ -1304,19 +1305,34 @@ func TestFirstContactWhileStarting(t *testing.T) {
 				defer s.close()
 				s.kill(bob)
 				time.Sleep(5 * time.Second)
-				s.slow = 500 * time.Millisecond
+				s.slow = earlyTime + time.Second
 				time.AfterFunc(2*time.Second, func() { s.start(bob) })
-				most := 2*time.Second + s.slow + 2*time.Second // the next repeat
-				if stream {
-					// Nothing tells that the hub waits no longer.
-					most = firstContact + time.Second + 3*time.Second
-				}
-				if d, err := s.dialBob(s.to); err != nil || d > most {
+				if d, err := s.dialBob(s.to); err != nil || d > 2*time.Second+s.slow+12*time.Second {
 					t.Errorf("%v, after %v", err, d)
 				}
 			})
 		})
 	}
+}
+
+// TestFirstContactIsKeptOnce: repeats of a message that is kept for a program which does not
+// listen yet take nobody else's room.
+func TestFirstContactIsKeptOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := firstContactSim(t, false)
+		defer s.close()
+		s.kill(bob)
+		time.Sleep(5 * time.Second)
+		s.slow = earlyTime - time.Second
+		s.start(bob)
+		if d, err := s.dialBob(s.to); err != nil || d > s.slow+2*time.Second {
+			t.Errorf("%v, after %v", err, d)
+		}
+		st := s.run[bob].node.Stats()
+		if n := st.Channels.Dropped.Of(channel.DropFirstRepeat); n != 0 || st.Local.Dropped[node.DropUnknown] < 2 {
+			t.Errorf("%d repeats were kept; %+v", n, st.Local)
+		}
+	})
 }
 
 // TestFirstContactWaitsOnce: while a peer is away, one first message of each call waits for
