@@ -75,6 +75,30 @@ func TestSenderResendsWhatIsLost(t *testing.T) {
 	want(t, "lost", counts(drain(s, simStart)), []uint64{6})
 }
 
+// What was withdrawn waits for nothing, though the receiver is to hear of it.
+func TestWithdrawnDoesNotWait(t *testing.T) {
+	s := attached(3)
+	is := func(what string, waiting, bytes, open int) {
+		t.Helper()
+		n, b := s.Waiting()
+		_, o, _ := s.Pending()
+		want(t, what, []int{n, b, o}, []int{waiting, bytes, open})
+	}
+	is("added", 3, 30, 3)
+	drain(s, simStart)
+	s.Withdraw(2)
+	s.Withdraw(2)
+	is("withdrawn", 2, 20, 3)
+	s.Receive(&State{Header: Header{Session: 1, Serial: 3, Base: 2}, Next: 4, Messages: 10, Bytes: 1000}, simStart)
+	is("the first is acknowledged", 1, 10, 2)
+	want(t, "told of what was withdrawn", counts(drain(s, simStart)), []uint64{2})
+	s.Receive(&State{Header: Header{Session: 1, Serial: 4, Base: 4}, Next: 4, Messages: 10, Bytes: 1000}, simStart)
+	is("all are acknowledged", 0, 0, 0)
+
+	s = RestoreSender(SenderConfig{}, Restored{Next: 4, Pending: []Stored{{Count: 1, Void: true}, {Count: 3, To: "app", Payload: []byte("x")}}})
+	is("restored", 1, 1, 2)
+}
+
 // A peer that lies, or an answer that is none, changes nothing.
 func TestSenderIgnoresNonsense(t *testing.T) {
 	for name, st := range map[string]*State{

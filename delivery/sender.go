@@ -62,6 +62,7 @@ type Sender struct {
 	items []item // of the counts from base on
 	base  uint64 // lowest count not acknowledged
 	open  int    // items that are not settled
+	voids int    // of those, the withdrawn
 	bytes int    // of the payloads held
 	top   uint64 // highest count that was ever transmitted
 	told  uint64 // highest base that the receiver has heard of
@@ -137,6 +138,9 @@ func RestoreSender(cfg SenderConfig, r Restored) *Sender {
 		}
 		s.items = append(s.items, item{to: p.To, payload: p.Payload, size: len(p.Payload), tx: queued, void: p.Void})
 		s.open++
+		if p.Void {
+			s.voids++
+		}
 		s.bytes += len(p.Payload)
 	}
 	for s.next() < r.Next {
@@ -148,8 +152,13 @@ func RestoreSender(cfg SenderConfig, r Restored) *Sender {
 // next is the count of the next message.
 func (s *Sender) next() uint64 { return s.base + uint64(len(s.items)) }
 
-// Next count, and how many messages and bytes wait for acknowledgement.
+// Pending returns the next count, and how many messages and bytes wait for
+// acknowledgement; those that were withdrawn too, of which the receiver is to hear.
 func (s *Sender) Pending() (next uint64, messages, bytes int) { return s.next(), s.open, s.bytes }
+
+// Waiting returns how many messages and bytes wait for acknowledgement and were not
+// withdrawn.
+func (s *Sender) Waiting() (messages, bytes int) { return s.open - s.voids, s.bytes }
 
 // Behind returns the count that the receiver waits for next when it has had messages
 // from this outbox that this Sender has never sent, 0 otherwise. Then what Restored
@@ -197,6 +206,7 @@ func (s *Sender) Withdraw(count uint64) bool {
 		return false
 	}
 	s.empty(it)
+	s.voids++
 	if it.tx == sent || it.tx == received {
 		// The receiver must hear that nobody waits for it any more.
 		s.land(it)
@@ -414,6 +424,9 @@ func (s *Sender) Receive(st *State, now time.Time) (acked []uint64) {
 		}
 		if ackedBy(st, count) && !it.settled {
 			s.land(it)
+			if it.void {
+				s.voids--
+			}
 			s.empty(it)
 			it.settled, it.tx = true, received
 			s.open--

@@ -282,12 +282,12 @@ func (o *Outbox) Destination() Destination {
 // Address returns the address at the peer.
 func (o *Outbox) Address() string { return o.address }
 
-// Pending returns how many messages, and bytes of payload, wait for acknowledgement.
+// Pending returns how many messages, and bytes of payload, wait for acknowledgement:
+// not those that have failed, or whose sender has stopped waiting (Outbox.Deliver).
 func (o *Outbox) Pending() (messages, bytes int) {
 	o.n.deliveries.mu.Lock()
 	defer o.n.deliveries.mu.Unlock()
-	_, messages, bytes = o.st.snd.Pending()
-	return messages, bytes
+	return o.st.snd.Waiting()
 }
 
 // Last returns the id of the last message that was added; its Count is 0 before the

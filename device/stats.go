@@ -103,7 +103,7 @@ func (ds *deliveries) stats() DeliveryStats {
 		Repeated: c.Repeated, Stale: c.Stale, Refused: c.Refused, Outboxes: c.Outboxes,
 	}
 	for _, st := range ds.streams {
-		_, messages, bytes := st.snd.Pending()
+		messages, bytes := st.snd.Waiting()
 		s.Waiting += messages
 		s.WaitingBytes += bytes
 	}
