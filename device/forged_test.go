@@ -207,8 +207,12 @@ func TestForgedRegistration(t *testing.T) {
 					h, hub := newFakeHub(t), hubFor(t)
 					n, c := forgedNode(t, h, hub)
 					created := make(chan *Forwarder, 1)
+					var opts []ForwarderOption
+					if alias != "" {
+						opts = append(opts, Alias(alias))
+					}
 					go func() {
-						f, err := n.CreateForwarder(t.Context(), "listener", Alias(alias))
+						f, err := n.CreateForwarder(t.Context(), "listener", opts...)
 						if err != nil {
 							t.Error(err)
 						}

@@ -44,6 +44,7 @@ type Forwarder struct {
 	n        *Node
 	listener *Listener
 	alias    string
+	static   bool     // an alias was asked for
 	m        string   // its address on this device
 	through  *Channel // nil: it is registered in plain
 
@@ -63,8 +64,12 @@ type Forwarder struct {
 type ForwarderOption func(*Forwarder)
 
 // Alias asks for a static forwarder: its address is one that people can choose and
-// remember. An alias belongs to the identity that first took it.
-func Alias(alias string) ForwarderOption { return func(f *Forwarder) { f.alias = alias } }
+// remember. An alias belongs to the identity that first took it. An empty one is an
+// error, not a dynamic forwarder. Hubs of sealmq take 128 letters, digits, '_', '.' and
+// '-' at most.
+func Alias(alias string) ForwarderOption {
+	return func(f *Forwarder) { f.alias, f.static = alias, true }
+}
 
 // RegisterThrough registers through a channel that was dialled to the hub's own listener
 // ("api"), as a hub over TCP wants it where plain peers may not register or take an
@@ -92,8 +97,11 @@ func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...For
 	for _, opt := range opts {
 		opt(f)
 	}
-	if strings.Contains(f.alias, "#") || f.alias == registerText {
-		return nil, fmt.Errorf("device: forwarder: the alias %q is not possible; use letters, digits, '_', '.' and '-'", f.alias)
+	switch {
+	case f.static && f.alias == "":
+		return nil, errors.New("device: forwarder: the alias is empty; without the option Alias a forwarder is dynamic")
+	case strings.Contains(f.alias, "#") || f.alias == registerText:
+		return nil, fmt.Errorf("device: forwarder: the alias %q is not possible; %s", f.alias, aliasRule)
 	}
 	n.mu.Lock()
 	f.listener = n.listeners[listener]
@@ -123,6 +131,22 @@ func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...For
 	return f, nil
 }
 
+// What hubs of sealmq take as an alias; others take more.
+const (
+	maxAlias  = 128
+	aliasRule = "use letters, digits, '_', '.' and '-', 128 of them at most"
+)
+
+// plainAlias reports whether any hub takes an alias, as far as its characters go.
+func plainAlias(a string) bool {
+	for _, c := range []byte(a) {
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return len(a) <= maxAlias
+}
+
 func (f *Forwarder) create(ctx context.Context) error {
 	what := "registering a forwarder"
 	ctx, cancel := context.WithTimeoutCause(ctx, registerTime, fmt.Errorf("%w: the hub did not answer the registration of a forwarder", ErrTimeout))
@@ -139,6 +163,8 @@ func (f *Forwarder) create(ctx context.Context) error {
 		return nil
 	case errors.Is(err, ErrUnknownAddress):
 		return fmt.Errorf("%w: it has no %s", ErrHubRefused, f.service())
+	case errors.Is(err, ErrHubRefused) && !plainAlias(f.alias):
+		return fmt.Errorf("%w %q: no hub of sealmq takes it: %s", ErrAliasRefused, f.alias, aliasRule)
 	case errors.Is(err, ErrHubRefused) && f.through != nil && f.alias != "":
 		return fmt.Errorf("%w %q: the credential does not allow it, it belongs to another identity, or no forwarder can have it", ErrAliasRefused, f.alias)
 	case errors.Is(err, ErrHubRefused) && f.alias != "":

@@ -2,6 +2,7 @@ package device
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -131,5 +132,42 @@ func TestRegistrationWithoutAnswer(t *testing.T) {
 		}
 		_ = n.Close()
 		_ = c.Close()
+	})
+}
+
+// TestAliasThatIsNone: an empty alias is no dynamic forwarder, and of a malformed one it is
+// said that it is, not that somebody else has it.
+func TestAliasThatIsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		n, c := online(t, h, h.config(), 1024)
+		if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
+			t.Fatal(err)
+		}
+		asked := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.serve(func(f route.Frame) {
+				asked++
+				c.deliverNotice(f, hubproto.ReasonRefused)
+			})
+		}()
+		for _, alias := range []string{"", "a#b", registerText} {
+			if _, err := n.CreateForwarder(t.Context(), "listener", Alias(alias)); err == nil || errors.Is(err, ErrAliasRefused) {
+				t.Errorf("%q: %v", alias, err)
+			}
+		}
+		if asked != 0 {
+			t.Errorf("the hub was asked %d times", asked)
+		}
+		for alias, malformed := range map[string]bool{"pump 7": true, "pumpe/ä": true, strings.Repeat("x", 129): true, "pump-7": false, strings.Repeat("x", 128): false} {
+			_, err := n.CreateForwarder(t.Context(), "listener", Alias(alias))
+			if !errors.Is(err, ErrAliasRefused) || strings.Contains(err.Error(), "use letters") != malformed || strings.Contains(err.Error(), "another identity") == malformed {
+				t.Errorf("%q: %v", alias, err)
+			}
+		}
+		_ = n.Close()
+		<-done
 	})
 }
