@@ -157,10 +157,15 @@ func TestData(t *testing.T) {
 				}
 				t.Run(side, func(t *testing.T) {
 					t.Parallel()
-					c := converse(t, side == "of an initiator on TCP")
+					overTCP := side == "of an initiator on TCP"
+					c := converse(t, overTCP)
 					e := at(c)
 					act, ended := a(e)
-					c.under(t, e, act, ended, leastData[name])
+					least := leastData[name]
+					if overTCP {
+						least /= 3 // a busy hub drops what waits for longer than a second
+					}
+					c.under(t, e, act, ended, least)
 				})
 			}
 		})

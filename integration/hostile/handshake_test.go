@@ -450,6 +450,11 @@ var liarRoute = route.To("dev_00000000000000000000000000000000", "liar")
 
 // impersonate answers first messages as the liar.
 func impersonate(t *testing.T, l liar) attack {
+	return answering(t, l, 4) // as many as a device looks at
+}
+
+// answering answers each message 1 so many times as the liar.
+func answering(t *testing.T, l liar, times int) attack {
 	return func(p *passage) [][]byte {
 		if p.way == down {
 			return asIs(p)
@@ -462,7 +467,7 @@ func impersonate(t *testing.T, l liar) attack {
 			t.Error(err)
 			return nil
 		}
-		for range 4 { // as many as a device looks at
+		for range times {
 			p.at.sendLocked(down, encode(route.Frame{Onward: p.Return, Return: liarRoute, Payload: msg2}))
 		}
 		return nil
