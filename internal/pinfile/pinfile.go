@@ -26,6 +26,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/sealmq/sealmq/identity"
 )
@@ -209,7 +210,7 @@ func (f *File) note(name string, e Entry, known bool) {
 }
 
 func validName(name string) bool {
-	return name != "" && len(name) <= maxName && name[0] != '#' && !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f })
+	return name != "" && len(name) <= maxName && name[0] != '#' && !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f || unicode.IsSpace(r) })
 }
 
 // merge decides what is remembered next.

@@ -134,6 +134,19 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// TestSpacesInNames: a name with a space of any kind in it is refused, and spoils no file.
+func TestSpacesInNames(t *testing.T) {
+	f := Open(filepath.Join(t.TempDir(), "known"))
+	for _, name := range []string{" ", "a b", "\u00a0", "a\u2003b", "a\u0085"} {
+		if err := f.Remember(name, alice, 0); err == nil {
+			t.Errorf("%q is taken", name)
+		}
+	}
+	if _, _, err := f.Lookup("a"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMemoryIsBounded(t *testing.T) {
 	f := Open("")
 	for i := range maxMemory + 10 {
