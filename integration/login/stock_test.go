@@ -1,13 +1,11 @@
 package login
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/sealmq/sealmq/broker"
@@ -64,7 +62,7 @@ func TestStockIsUnsigned(t *testing.T) {
 	ch, err := alice.Dial(within(t), route.To(dynamic, "listener"), channel.TrustIdentifiers(bob))
 	must(t, err)
 	if who := ch.Peer().Identifier; who != bob || log.count(told, dynamic) != 1 {
-		t.Errorf("alice has %v, and expects bob at an address that nobody has signed for; she is told: %s", who, log.text())
+		t.Errorf("alice has %v, and expects bob at an address that nobody has signed for; she is told: %s", who, log.String())
 	}
 	must(t, ch.Close())
 	// Without a claim it is the handshake that tells.
@@ -115,27 +113,12 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// logged keeps a log.
-type logged struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *logged) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
-
-func (l *logged) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
+// logged is a log of JSON lines.
+type logged struct{ lockedBuffer }
 
 // count returns how many lines with a message are about an address.
 func (l *logged) count(message, address string) (n int) {
-	for line := range strings.Lines(l.text()) {
+	for line := range strings.Lines(l.String()) {
 		var rec struct{ Msg, Address string }
 		if json.Unmarshal([]byte(line), &rec) == nil && rec.Msg == message && rec.Address == address {
 			n++
