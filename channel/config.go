@@ -168,7 +168,7 @@ type Limits struct {
 	// Sources is how many sources are told apart; the rest share one allowance.
 	// Default 4,096.
 	Sources int
-	// Dials bounds the handshakes begun here and not finished. Default 256.
+	// Dials bounds the handshakes begun here and not finished. Default DefaultDials.
 	Dials int
 	// Workers is how many goroutines do the handshakes of peers, whose sources take
 	// turns. Default: half of GOMAXPROCS, one at least. One more does handshakes with
@@ -217,6 +217,9 @@ func (l Limits) Validate() error {
 // minFrame leaves room for a handshake.
 const minFrame = 4 << 10
 
+// DefaultDials is the default of Limits.Dials.
+const DefaultDials = 256
+
 func (l Limits) withDefaults() Limits {
 	set(&l.Frame, route.DefaultFrame)
 	set(&l.Channels, 4096)
@@ -226,7 +229,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Rate, 10)
 	set(&l.Burst, 32)
 	set(&l.Sources, 4096)
-	set(&l.Dials, 256)
+	set(&l.Dials, DefaultDials)
 	set(&l.Workers, max(1, runtime.GOMAXPROCS(0)/2))
 	set(&l.Handshake, 30*time.Second)
 	set(&l.Probe, 5*time.Second)

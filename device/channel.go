@@ -509,7 +509,7 @@ const maxWaits = 32
 func redialShares(l channel.Limits) (all, waits int) {
 	dials := l.Dials
 	if dials <= 0 { // what cannot be is refused elsewhere
-		dials = 256
+		dials = channel.DefaultDials
 	}
 	all = max(dials/2, 1)
 	return all, min(maxWaits, all/2)

@@ -93,7 +93,4 @@ func isFinal(err error, before bool) bool {
 	return errors.As(err, &p) && !(p.mends && before)
 }
 
-func isPermanent(err error) bool {
-	var p *permanentError
-	return errors.As(err, &p)
-}
+func isPermanent(err error) bool { return isFinal(err, false) }
