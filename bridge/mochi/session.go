@@ -199,7 +199,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // one first hop go into one packet, a bundle.
 func (s *session) Deliver(entries []bridge.Entry) int {
 	var tooLarge []uint64
-	taken := 0
+	taken, used := 0, 0
 	parts := scratches.Get().(*scratch)
 	s.mu.Lock()
 	w := s.conn.Begin()
@@ -231,6 +231,7 @@ func (s *session) Deliver(entries []bridge.Entry) int {
 		for i := range n {
 			parts.parts[i] = entries[taken+i].Frame
 		}
+		used = max(used, n)
 		if stored {
 			p.PacketID = s.window.push(entries[taken+n-1].Seq, whole)
 		}
@@ -242,7 +243,7 @@ func (s *session) Deliver(entries []bridge.Entry) int {
 	}
 	w.End()
 	s.mu.Unlock()
-	clear(parts.parts[:])
+	clear(parts.parts[:used])
 	scratches.Put(parts)
 	for _, seq := range tooLarge {
 		s.h.o.Counters.add(TooLargeForPeer)
