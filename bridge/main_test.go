@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -52,20 +54,12 @@ func newTestBridge(t testing.TB, change func(*Config)) *Bridge {
 // checkSums holds the bridge to its books, and the books to what is there.
 func checkSums(t testing.TB, b *Bridge) {
 	t.Helper()
+	ports := quietPorts(t, b)
 	c := b.Counters()
 	if n := c.Lost(); n != 0 {
 		t.Errorf("%d frames without a fate: %+v", n, c)
 	}
 	var frames, size, waits, waitBytes int
-	b.mu.Lock()
-	ports := make([]*Port, 0)
-	for _, p := range b.devices {
-		ports = append(ports, p)
-	}
-	for p := range b.streams {
-		ports = append(ports, p)
-	}
-	b.mu.Unlock()
 	for _, p := range ports {
 		p.mu.Lock()
 		n, sz := 0, 0
@@ -91,6 +85,30 @@ func checkSums(t testing.TB, b *Bridge) {
 	if c.Waiting != int64(waits) || c.WaitingBytes != int64(waitBytes) {
 		t.Errorf("waiting %d frames, %d bytes; ports have %d, %d", c.Waiting, c.WaitingBytes, waits, waitBytes)
 	}
+}
+
+// quietPorts returns the ports once the bridge's own goroutines deliver to none of them.
+func quietPorts(t testing.TB, b *Bridge) (ports []*Port) {
+	t.Helper()
+	b.mu.Lock()
+	for _, p := range b.devices {
+		ports = append(ports, p)
+	}
+	for p := range b.streams {
+		ports = append(ports, p)
+	}
+	b.mu.Unlock()
+	pumping := func(p *Port) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.pumping
+	}
+	for end := time.Now().Add(20 * time.Second); slices.ContainsFunc(ports, pumping); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("a delivery does not end")
+		}
+	}
+	return ports
 }
 
 // fakeConn is a front's connection in memory.
