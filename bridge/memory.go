@@ -148,6 +148,16 @@ func (m *memoryOutbox) find(seq uint64) int {
 	return sort.Search(end, func(i int) bool { return m.seq(m.at(i)) >= seq })
 }
 
+// live returns the slot of a frame that is there; nil when it is not.
+func (m *memoryOutbox) live(seq uint64) *slot {
+	if i := m.find(seq); i < m.n {
+		if s := m.at(i); m.seq(s) == seq && !s.is(slotDropped) {
+			return s
+		}
+	}
+	return nil
+}
+
 func (m *memoryOutbox) Next() uint64 { return m.next }
 
 func (m *memoryOutbox) Append(p *Packet, _ Ticket) (bytes int, stored bool, err error) {
@@ -291,12 +301,8 @@ func (m *memoryOutbox) Scan(f func(*Item) bool) {
 }
 
 func (m *memoryOutbox) Drop(seq uint64) (int, bool) {
-	i := m.find(seq)
-	if i >= m.n {
-		return 0, false
-	}
-	s := m.at(i)
-	if s.seq != uint32(seq) || s.is(slotDropped) {
+	s := m.live(seq)
+	if s == nil {
 		return 0, false
 	}
 	size := s.size()

@@ -115,6 +115,17 @@ func TestMemoryOutboxAgainstModel(t *testing.T) {
 					i++
 					return true
 				})
+				mem, k := box.(*memoryOutbox), 0
+				for seq := range m.next + 2 {
+					var w []byte
+					if k < len(m.items) && m.items[k].Seq == seq {
+						w = m.items[k].Frame
+						k++
+					}
+					if f := mem.Frame(seq); (f == nil) != (w == nil) || !bytes.Equal(f, w) {
+						t.Fatalf("seed %d step %d: frame %d differs", seed, step, seq)
+					}
+				}
 				if i != len(m.items) || box.Next() != m.next {
 					t.Fatalf("%d items, next %d; want %d, %d", i, box.Next(), len(m.items), m.next)
 				}

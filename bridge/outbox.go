@@ -107,12 +107,6 @@ func (p *Packet) AppendTo(dst []byte, i int) []byte {
 	return append(dst, p.frame(i)...)
 }
 
-// Routed returns a packet like p with one frame, which AppendTo gave: for a store that
-// encodes it in a place of its own. The frame is not copied.
-func (p *Packet) Routed(frame []byte) Packet {
-	return Packet{Class: p.Class, Arrival: p.Arrival, First: p.First, Hop: p.Hop, raw: frame}
-}
-
 func (p *Packet) frame(i int) []byte {
 	if p.ends == nil {
 		return p.raw

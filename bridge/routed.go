@@ -6,11 +6,14 @@ import (
 )
 
 // MemoryOutboxes returns the default OutboxFactory, for stores that serve from
-// memory what they keep elsewhere. Its outboxes have a further method,
+// memory what they keep elsewhere. Its outboxes have two further methods,
 //
+//	Frame(seq uint64) []byte
 //	Skip(to uint64)
 //
-// which makes the next sequence to, for a store that restores a queue.
+// The first returns the frame with a sequence, nil when it is not there: so who stores
+// it elsewhere needs not encode it a second time. The bytes are valid until the next
+// change. The second makes the next sequence to, for a store that restores a queue.
 func MemoryOutboxes() OutboxFactory { return newMemoryOutboxes() }
 
 // RoutedPacket returns a packet of frames, one at least, that are routed and stamped
@@ -34,6 +37,15 @@ func NewTicket(ack Acker, token uint64) Ticket { return Ticket{ack: ack, token: 
 
 // Acker returns who hears of the ticket.
 func (t Ticket) Acker() Acker { return t.ack }
+
+// Frame returns the frame with a sequence, nil when it is not there, until the next
+// change.
+func (m *memoryOutbox) Frame(seq uint64) []byte {
+	if s := m.live(seq); s != nil {
+		return m.entry(s).Frame
+	}
+	return nil
+}
 
 // Skip makes the next sequence to, unless it is higher already. The oldest and the
 // next must stay less than 1<<31 apart.

@@ -13,14 +13,21 @@ import (
 // errDiscarded means that a queue was used after Discard.
 var errDiscarded = errors.New("store: queue has been discarded")
 
+// memory is what bridge.MemoryOutboxes makes.
+type memory interface {
+	bridge.Outbox
+	Frame(seq uint64) []byte
+	Skip(to uint64)
+}
+
 // outbox is an outbox in memory whose stored frames are in the log too.
 type outbox struct {
-	bridge.Outbox // the frames, in memory
-	s             *Store
-	name          string
-	id            uint32
+	memory // the frames
+	s      *Store
+	name   string
+	id     uint32
 
-	mu      sync.Mutex // guards changes of Outbox and what follows; taken under the target's lock
+	mu      sync.Mutex // guards changes of memory and what follows; taken under the target's lock
 	nameSeg uint64
 	named   bool     // the name record is held
 	recs    []record // of live frames, oldest first
@@ -66,37 +73,24 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p.Class == route.Transient {
-		return b.Outbox.Append(p, t)
+		return b.memory.Append(p, t)
 	}
 	if !b.named {
 		return 0, false, errDiscarded
 	}
-	seq, frames := b.Outbox.Next(), p.Frames()
-	if frames == 1 {
-		return b.appendOne(p, t, seq)
-	}
-	if bytes, _, err = b.Outbox.Append(p, t); err != nil {
+	seq, frames := b.Next(), p.Frames()
+	if bytes, _, err = b.memory.Append(p, t); err != nil {
 		return 0, false, err
 	}
 	// Nearly always one record. A bundle of very many small frames can grow past
 	// what one may hold, by what the hub puts in front of each.
-	for from := 0; from < frames; {
-		to, size := from+1, p.Size(from)
-		for to < frames && size < maxBody {
-			size += p.Size(to)
-			to++
-		}
-		ticket := &t
-		if to < frames {
-			ticket = nil
-		}
-		if err := b.write(p, ticket, seq+uint64(from), from, to); err != nil {
-			for i := range frames {
-				b.Outbox.Drop(seq + uint64(i))
+	for end := seq + uint64(frames); seq < end; {
+		if seq, err = b.write(p, &t, seq, end); err != nil {
+			for ; frames > 0; frames-- {
+				b.memory.Drop(end - uint64(frames))
 			}
 			return 0, false, err
 		}
-		from = to
 	}
 	return bytes, false, nil
 }
@@ -104,53 +98,36 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 // maxBody is the length in bytes at which a record takes no further frame.
 const maxBody = 1 << 20
 
-// appendOne is Append of one frame, which is encoded once.
-func (b *outbox) appendOne(p *bridge.Packet, t bridge.Ticket, seq uint64) (bytes int, stored bool, err error) {
+// write appends a record with the frames of p from a sequence on, as many as it takes,
+// and returns the sequence of the next one. t goes with the one before end.
+func (b *outbox) write(p *bridge.Packet, t *bridge.Ticket, seq, end uint64) (next uint64, err error) {
+	n, size := 1, 0
+	for ; seq+uint64(n) < end; n++ {
+		if size += len(b.Frame(seq + uint64(n) - 1)); size >= maxBody {
+			break
+		}
+	}
 	w := writers.Get().(*writer)
 	defer w.put()
-	w.record = b.frameHead(w.record[:0], seq, p, 1)
-	w.record = binary.AppendUvarint(w.record, uint64(p.Size(0)))
-	at := len(w.record)
-	w.record = p.AppendTo(w.record, 0)
-	w.packet = p.Routed(w.record[at:])
-	if bytes, _, err = b.Outbox.Append(&w.packet, t); err != nil {
-		return 0, false, err
+	w.record = b.frameHead(w.record[:0], seq, p, n)
+	for next = seq; next < seq+uint64(n); next++ {
+		frame := b.Frame(next)
+		w.record = binary.AppendUvarint(w.record, uint64(len(frame)))
+		w.record = append(w.record, frame...)
 	}
-	if err := b.put(w.record, &t, seq, 1); err != nil {
-		b.Outbox.Drop(seq)
-		return 0, false, err
+	if next < end {
+		t = nil
 	}
-	return bytes, false, nil
-}
-
-// write appends one record with the frames from up to to, the first of which has
-// sequence seq.
-func (b *outbox) write(p *bridge.Packet, t *bridge.Ticket, seq uint64, from, to int) error {
-	w := writers.Get().(*writer)
-	defer w.put()
-	w.record = b.frameHead(w.record[:0], seq, p, to-from)
-	for i := from; i < to; i++ {
-		w.record = binary.AppendUvarint(w.record, uint64(p.Size(i)))
-		w.record = p.AppendTo(w.record, i)
-	}
-	return b.put(w.record, t, seq, to-from)
-}
-
-// put appends a record of n frames from a sequence on to the log.
-func (b *outbox) put(rec []byte, t *bridge.Ticket, seq uint64, n int) error {
-	seg, err := b.s.log.Append(recFrames, true, rec, t)
+	seg, err := b.s.log.Append(recFrames, true, w.record, t)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	b.push(record{last: seq + uint64(n) - 1, n: uint32(n), live: uint32(n), seg: uint32(seg), size: uint32(len(rec) - seglog.Room)})
-	return nil
+	b.push(record{last: next - 1, n: uint32(n), live: uint32(n), seg: uint32(seg), size: uint32(len(w.record) - seglog.Room)})
+	return next, nil
 }
 
 // writer is what a record is put together in.
-type writer struct {
-	record []byte
-	packet bridge.Packet
-}
+type writer struct{ record []byte }
 
 var writers = sync.Pool{New: func() any { return new(writer) }}
 
@@ -158,7 +135,6 @@ var writers = sync.Pool{New: func() any { return new(writer) }}
 const maxScratch = 64 << 10
 
 func (w *writer) put() {
-	w.packet = bridge.Packet{}
 	if cap(w.record) <= maxScratch {
 		writers.Put(w)
 	}
@@ -190,7 +166,7 @@ const maxPending = 64
 func (b *outbox) Drop(seq uint64) (int, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	size, ok := b.Outbox.Drop(seq)
+	size, ok := b.memory.Drop(seq)
 	if !ok || !b.dropped(seq) {
 		return size, ok // a transient one leaves nothing on disk
 	}
@@ -242,14 +218,14 @@ func (b *outbox) trim() {
 func (b *outbox) Release(upTo uint64) (frames, bytes int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	frames, bytes = b.Outbox.Release(upTo)
+	frames, bytes = b.memory.Release(upTo)
 	b.released(upTo)
 	return frames, bytes
 }
 
 // released notes that everything up to a sequence is delivered.
 func (b *outbox) released(upTo uint64) {
-	upTo = min(upTo, b.Outbox.Next()-1)
+	upTo = min(upTo, b.Next()-1)
 	var free run
 	for i := b.head; i < len(b.recs) && b.recs[i].first() <= upTo; i++ {
 		r := &b.recs[i]
@@ -301,7 +277,7 @@ func (f *run) end(s *Store) {
 
 // liveUpTo returns the number of frames of stored class up to a sequence.
 func (b *outbox) liveUpTo(seq uint64) (n uint32) {
-	b.Outbox.Scan(func(it *bridge.Item) bool {
+	b.Scan(func(it *bridge.Item) bool {
 		if it.Seq <= seq && it.Class == route.Stored {
 			n++
 		}
@@ -327,7 +303,7 @@ func (b *outbox) flushDone() {
 func (b *outbox) Discard() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.Outbox.Discard()
+	b.memory.Discard()
 	var free run
 	for i := b.head; i < len(b.recs); i++ {
 		if r := &b.recs[i]; r.live > 0 {
@@ -336,7 +312,7 @@ func (b *outbox) Discard() {
 	}
 	free.end(b.s)
 	b.recs, b.head = nil, 0
-	b.done = b.Outbox.Next() - 1
+	b.done = b.Next() - 1
 	b.written = b.done
 	if !b.named {
 		return

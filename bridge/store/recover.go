@@ -134,7 +134,7 @@ func (rc *recovery) finish(rep *Report) error {
 			return err
 		}
 		b := &outbox{
-			Outbox: mem, s: s, name: r.name, id: id, nameSeg: r.seg, named: true, done: r.floor, written: r.floor,
+			memory: mem.(memory), s: s, name: r.name, id: id, nameSeg: r.seg, named: true, done: r.floor, written: r.floor,
 		}
 		s.log.Hold(b.nameSeg, 1, b.nameSize())
 		if err := b.fill(r); err != nil {
@@ -170,20 +170,16 @@ func (r *recovered) deliveredUpTo(seq uint64) {
 
 // fill puts the recovered frames into the outbox, each at its sequence.
 func (b *outbox) fill(r *recovered) error {
-	mem, ok := b.Outbox.(interface{ Skip(to uint64) })
-	if !ok {
-		return fmt.Errorf("%w: outbox cannot be restored", errRecord)
-	}
 	seqs := slices.Sorted(maps.Keys(r.frames))
 	if n := len(seqs); n > 0 && r.top-seqs[0] >= maxSpan {
 		return fmt.Errorf("%w: frames %d and %d in one queue", errRecord, seqs[0], r.top)
 	}
-	mem.Skip(r.floor + 1)
+	b.Skip(r.floor + 1)
 	var last *source
 	for _, seq := range seqs {
 		f := r.frames[seq]
-		mem.Skip(seq)
-		if _, _, err := b.Outbox.Append(bridge.RoutedPacket(route.Stored, f.arrival, f.first, f.hop, f.body), bridge.Ticket{}); err != nil {
+		b.Skip(seq)
+		if _, _, err := b.memory.Append(bridge.RoutedPacket(route.Stored, f.arrival, f.first, f.hop, f.body), bridge.Ticket{}); err != nil {
 			return err
 		}
 		// One for each run of frames of one record: where a record was moved, what
@@ -199,7 +195,7 @@ func (b *outbox) fill(r *recovered) error {
 		rec.last = seq
 		rec.live++
 	}
-	mem.Skip(r.top + 1)
+	b.Skip(r.top + 1)
 	return nil
 }
 

@@ -208,7 +208,7 @@ func (b *outbox) move(m *mover) (more bool) {
 // moveRecords appends the live frames of the records, whose numbers ascend.
 func (b *outbox) moveRecords(m *mover, due []int) {
 	c := copying{b: b}
-	b.Outbox.Scan(func(it *bridge.Item) bool {
+	b.Scan(func(it *bridge.Item) bool {
 		for it.Seq > b.recs[due[0]].last {
 			c.end(m, due[0])
 			if due = due[1:]; len(due) == 0 {

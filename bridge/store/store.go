@@ -165,7 +165,7 @@ func (s *Store) Outbox(name string, durable bool) (bridge.Outbox, error) {
 	if b := s.byName[name]; b != nil {
 		return b, nil
 	}
-	b := &outbox{Outbox: mem, s: s, name: name, id: s.nextID}
+	b := &outbox{memory: mem.(memory), s: s, name: name, id: s.nextID}
 	if err := b.writeName(); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}

@@ -166,3 +166,6 @@ func openFile(path string, flag int) (file, error) {
 
 // Datasync is fdatasync(2), where there is one.
 func (f osFile) Datasync() error { return datasync(f.File) }
+
+// StartWriting is sync_file_range(2), where there is one.
+func (f osFile) StartWriting(offset, n int64) { startWriting(f.File, offset, n) }

@@ -82,6 +82,7 @@ type file interface {
 	Truncate(size int64) error
 	Sync() error
 	Datasync() error // as Sync, but for times and the like
+	StartWriting(offset, n int64)
 	Close() error
 }
 
@@ -118,7 +119,7 @@ type Log[T any] struct {
 	done chan struct{} // closed when all goroutines have returned
 	stop chan struct{}
 
-	early chan struct{} // asks for a sync before the interval ends
+	start chan struct{} // asks for the disk to start on what is written
 
 	refusal atomic.Pointer[error] // why the disk refuses writes at the moment; nil: it does not
 
@@ -142,13 +143,13 @@ type Log[T any] struct {
 	spare   []*batch[T] // written, to be filled again
 
 	// The writing goroutine alone uses these.
-	f        file
-	fseg     uint64
-	written  int64
-	unsynced int64 // written since the last early sync
-	reserve  reserve[T]
-	ahead    ahead
-	stats    struct{ committed, batches, syncs, failures atomic.Uint64 }
+	f       file
+	fseg    uint64
+	written int64
+	pending int64 // written since the disk was last asked to start on it
+	reserve reserve[T]
+	ahead   ahead
+	stats   struct{ committed, batches, syncs, failures atomic.Uint64 }
 
 	// syncing is held during a sync, so that who comes next knows how it went: the
 	// operating system tells of a failure once.
@@ -208,7 +209,7 @@ func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte,
 		return nil, nil, err
 	}
 	l := &Log[T]{
-		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}), early: make(chan struct{}, 1),
+		dir: dir, opts: opts, lock: lock, done: make(chan struct{}), stop: make(chan struct{}), start: make(chan struct{}, 1),
 		sizes: make(map[uint64]int64), live: make(map[uint64]*holds),
 	}
 	l.wake.L = &l.mu
@@ -419,7 +420,10 @@ func (l *Log[T]) holds(seg uint64) *holds {
 func (l *Log[T]) Release(seg uint64, n, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h := l.live[seg]
+	h := l.here
+	if h == nil || seg != l.seg {
+		h = l.live[seg]
+	}
 	if h == nil || h.records < n {
 		panic("seglog: Release without Hold")
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // freeSpace returns the bytes that are free on the disk of dir.
@@ -36,4 +38,10 @@ func datasync(f *os.File) error {
 			return err
 		}
 	}
+}
+
+// startWriting has the disk start on a part of a file. It takes no error away from the
+// next sync.
+func startWriting(f *os.File, offset, n int64) {
+	_ = unix.SyncFileRange(int(f.Fd()), offset, n, unix.SYNC_FILE_RANGE_WRITE)
 }

@@ -21,3 +21,6 @@ func allocate(path string, size int64) error {
 
 // datasync brings what was written of a file to stable storage.
 func datasync(f *os.File) error { return f.Sync() }
+
+// startWriting leaves the start to the system.
+func startWriting(*os.File, int64, int64) {}

@@ -28,12 +28,10 @@ func (l *Log[T]) run() {
 	}()
 	for {
 		l.mu.Lock()
-		if len(l.queue) == 0 {
-			for len(l.queue) == 0 && !l.closed && !l.sweep {
-				l.wake.Wait()
-			}
-			l.gather()
+		for len(l.queue) == 0 && !l.closed && !l.sweep {
+			l.wake.Wait()
 		}
+		l.gather()
 		queue, closed, sweep := l.queue, l.closed, l.sweep
 		l.queue, l.sweep = nil, false
 		// What is free now may go once queue is written: what took its place was
@@ -193,11 +191,11 @@ func (l *Log[T]) write(b *batch[T]) error {
 		l.syncMu.Lock()
 		l.dirty, l.curWritten = true, l.written
 		l.syncMu.Unlock()
-		// So that the end of a segment finds little to sync.
-		if l.unsynced += int64(len(b.buf)); l.unsynced >= syncBytes {
-			l.unsynced = 0
+		// So that the next sync, and the end of a segment, find little left to do.
+		if l.pending += int64(len(b.buf)); l.pending >= startBytes {
+			l.pending = 0
 			select {
-			case l.early <- struct{}{}:
+			case l.start <- struct{}{}:
 			default:
 			}
 		}
@@ -216,9 +214,9 @@ func (l *Log[T]) mark(b *batch[T]) {
 	appendMark(b.buf[:0], b.salt, l.id, synced)
 }
 
-// syncBytes is how much is written before a sync that does not wait for the
-// interval.
-const syncBytes = 8 << 20
+// startBytes is how much is written before the disk is asked to start on it, ahead of
+// the sync.
+const startBytes = 8 << 20
 
 // rotate ends the current segment, durably, and starts the next.
 func (l *Log[T]) rotate(seg uint64) error {
@@ -237,7 +235,8 @@ func (l *Log[T]) rotate(seg uint64) error {
 	return old.Close()
 }
 
-// syncLoop syncs the current segment every interval, and when much was written.
+// syncLoop syncs the current segment every interval, and has the disk start on it when
+// much was written.
 func (l *Log[T]) syncLoop() {
 	t := time.NewTicker(l.opts.Interval)
 	defer t.Stop()
@@ -245,8 +244,10 @@ func (l *Log[T]) syncLoop() {
 		select {
 		case <-l.stop:
 			return
+		case <-l.start:
+			l.startWriting()
+			continue
 		case <-t.C:
-		case <-l.early:
 		}
 		l.syncMu.Lock()
 		dirty := l.dirty
@@ -259,6 +260,18 @@ func (l *Log[T]) syncLoop() {
 			l.opts.Logger.Error("the disk refused a sync; a power cut may lose more than the interval", "dir", l.dir, "err", err)
 		}
 	}
+}
+
+// startWriting has the disk start on what is written and not synced, without waiting for
+// it: a goroutine that waits in a system call keeps its processor from others, for
+// milliseconds. What goes wrong is for the next sync to say.
+func (l *Log[T]) startWriting() {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	l.syncMu.Lock()
+	f, from, to := l.cur, l.synced, l.curWritten
+	l.syncMu.Unlock()
+	f.StartWriting(from, to-from)
 }
 
 // sync brings what is written of the current segment to stable storage. After a
