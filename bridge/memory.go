@@ -251,11 +251,14 @@ func (m *memoryOutbox) resize(size int) {
 	m.own, m.ring, m.head = ring, *ring, 0
 }
 
-func (m *memoryOutbox) entry(s *slot) Entry {
-	c := m.chunks[s.chunk-m.base]
+func (m *memoryOutbox) frame(s *slot) []byte {
 	start := s.off() + s.hop()
 	end := start + s.size()
-	e := Entry{Seq: m.seq(s), Frame: c.b[start:end:end]}
+	return m.chunks[s.chunk-m.base].b[start:end:end]
+}
+
+func (m *memoryOutbox) entry(s *slot) Entry {
+	e := Entry{Seq: m.seq(s), Frame: m.frame(s)}
 	if s.is(slotTransient) {
 		e.Class = route.Transient
 	}

@@ -42,7 +42,7 @@ func (t Ticket) Acker() Acker { return t.ack }
 // change.
 func (m *memoryOutbox) Frame(seq uint64) []byte {
 	if s := m.live(seq); s != nil {
-		return m.entry(s).Frame
+		return m.frame(s)
 	}
 	return nil
 }
