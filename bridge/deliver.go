@@ -77,8 +77,14 @@ func (b *Bridge) hasRoom() bool {
 
 // totalFull reports whether the hub has no room for more of a backlog.
 func (b *Bridge) totalFull() bool {
-	frames, bytes := b.cfg.TotalFrames, b.cfg.TotalBytes
-	return b.queued.frames.Load() >= frames-frames/liveShare || b.queued.bytes.Load() >= bytes-bytes/liveShare
+	frames, bytes := b.left()
+	return frames <= 0 || bytes <= 0
+}
+
+// left returns the room that the hub has for more of a backlog.
+func (b *Bridge) left() (frames, bytes int64) {
+	frames, bytes = b.cfg.TotalFrames, b.cfg.TotalBytes
+	return frames - frames/liveShare - b.queued.frames.Load(), bytes - bytes/liveShare - b.queued.bytes.Load()
 }
 
 // inbound is where a packet came from and who hears of its fate.
@@ -86,6 +92,7 @@ type inbound struct {
 	link   *Link
 	ticket Ticket
 	hub    bool // answer of a service: counted as originated, never waits
+	more   bool // may wait for others that go the same way, see run
 }
 
 // enqueue puts a routed packet into the port's outbox, or lets it wait, or drops
@@ -144,6 +151,12 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		p.b.undeliverable(in, pk, DropStorage)
 		return
 	}
+	p.queued(in, stored)
+}
+
+// queued goes on with what is in the outbox now: acknowledges it if it is stored, and
+// delivers. p.mu is held and released.
+func (p *Port) queued(in *inbound, stored bool) {
 	fire := stored && in.ticket.ack != nil
 	if fire && (p.acking || len(p.acks) > 0) {
 		p.acks = append(p.acks, in.ticket)
@@ -195,7 +208,7 @@ func (p *Port) store(pk *Packet, t Ticket, n int) (stored bool, err error) {
 		// Charged until Done, which may have come already.
 		p.b.storing.Add(int64(t.bytes))
 		if !t.paid {
-			t.link.waitPackets.Add(1)
+			t.link.waitPackets.Add(int64(t.more) + 1)
 			t.link.waitBytes.Add(int64(t.bytes))
 		}
 	}

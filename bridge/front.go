@@ -207,7 +207,8 @@ var (
 //
 //	link, err := b.ConnectStream(principal, conn)  // attached at once
 //
-// Receive is called by one goroutine at a time; all other methods by any.
+// Receive is called by one goroutine at a time; all other methods by any. A front that
+// reads many packets at once calls ReceiveMore for each, and Flush behind the last.
 
 // RecordKind tells the retained records apart.
 type RecordKind uint8

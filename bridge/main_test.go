@@ -113,19 +113,20 @@ func quietPorts(t testing.TB, b *Bridge) (ports []*Port) {
 
 // fakeConn is a front's connection in memory.
 type fakeConn struct {
-	mu       sync.Mutex
-	link     *Link
-	window   int  // entries that are taken without an acknowledgement
-	auto     bool // acknowledge on delivery
-	got      []Entry
-	unacked  int
-	direct   [][]byte
-	noDirect bool
-	kicked   KickReason
-	acks     []uint64
-	changed  chan struct{} // closed and replaced on each change
-	exporter []byte
-	addr     net.Addr
+	mu         sync.Mutex
+	link       *Link
+	window     int  // entries that are taken without an acknowledgement
+	auto       bool // acknowledge on delivery
+	got        []Entry
+	unacked    int
+	direct     [][]byte
+	noDirect   bool
+	deliveries int
+	kicked     KickReason
+	acks       []uint64
+	changed    chan struct{} // closed and replaced on each change
+	exporter   []byte
+	addr       net.Addr
 }
 
 func newFakeConn(auto bool) *fakeConn {
@@ -142,6 +143,7 @@ func (c *fakeConn) change() {
 
 func (c *fakeConn) Deliver(entries []Entry) int {
 	c.mu.Lock()
+	c.deliveries++
 	n := 0
 	for _, e := range entries {
 		if e.Class == route.Stored {

@@ -166,18 +166,28 @@ func (p *Packet) freeze() Packet {
 	return f
 }
 
-// Ticket is a packet's claim to an acknowledgement.
+// Ticket is the claim to an acknowledgement of a packet, or of several in a row.
 type Ticket struct {
 	link  *Link
 	ack   Acker
 	token uint64
 	bytes int   // charged to the link's window while it waits, and to what is being stored
+	more  int   // packets that follow this one, with the tokens that follow
 	paid  bool  // answered already: only charged to what is being stored
 	due   int64 // not before; unix nanoseconds, 0: at once
 }
 
-// Done acknowledges the packet. An Outbox calls it at most once, and only after
-// Append returned false.
+// each yields one ticket for each packet. The first has the bytes of all.
+func (t Ticket) each(yield func(Ticket) bool) {
+	more := t.more
+	for t.more = 0; yield(t) && more > 0; more-- {
+		t.token++
+		t.bytes = 0
+	}
+}
+
+// Done acknowledges the packet, or packets. An Outbox calls it at most once, and only
+// after Append returned false.
 func (t Ticket) Done() {
 	if t.link == nil {
 		if t.ack != nil {
@@ -187,9 +197,11 @@ func (t Ticket) Done() {
 	}
 	b := t.link.port.b
 	b.storing.Add(int64(-t.bytes))
-	if !t.paid {
-		t.link.answered(t.bytes)
-		t.fire()
+	for one := range t.each {
+		if !one.paid {
+			one.link.answered(one.bytes)
+			one.fire()
+		}
 	}
 	if b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
 		b.relieve()
@@ -212,10 +224,15 @@ func DoneAll(tickets []Ticket) {
 			}
 			last, g = t.link, a.of(t.link, ack)
 		}
-		g.packets++
+		g.packets += int64(t.more) + 1
 		g.bytes += int64(t.bytes)
-		if !t.link.dead.Load() && !t.link.owe(t) {
-			g.tokens = append(g.tokens, t.token)
+		if t.link.dead.Load() {
+			continue
+		}
+		for one := range t.each {
+			if !one.link.owe(one) {
+				g.tokens = append(g.tokens, one.token)
+			}
 		}
 	}
 	for i := range a.list {
@@ -271,7 +288,30 @@ var answersPool = sync.Pool{New: func() any { return &answers{at: make(map[*Link
 
 // fire calls the acknowledgement; the caller holds no lock.
 func (t Ticket) fire() {
-	if t.ack != nil && !t.link.dead.Load() && !t.link.owe(t) {
-		t.ack.Acked(t.token)
+	if t.ack == nil || t.link.dead.Load() {
+		return
 	}
+	if t.more == 0 {
+		if !t.link.owe(t) {
+			t.ack.Acked(t.token)
+		}
+		return
+	}
+	tokens := tokensPool.Get().(*[]uint64)
+	for one := range t.each {
+		if !one.link.owe(one) {
+			*tokens = append(*tokens, one.token)
+		}
+	}
+	if batch, ok := t.ack.(BatchAcker); ok {
+		batch.AckedAll(*tokens)
+	} else {
+		for _, token := range *tokens {
+			t.ack.Acked(token)
+		}
+	}
+	*tokens = (*tokens)[:0]
+	tokensPool.Put(tokens)
 }
+
+var tokensPool = sync.Pool{New: func() any { return new([]uint64) }}

@@ -145,6 +145,7 @@ type Link struct {
 	// Owned by the goroutine in Receive.
 	packet  Packet
 	views   []route.View
+	run     run
 	account account
 }
 

@@ -60,6 +60,7 @@ func (m *memoryOutbox) Skip(to uint64) {
 // off what the peer may send a second, as a packet of stored class that Receive was
 // given. One goroutine at a time calls this or Receive.
 func (l *Link) Oversized(bytes int, ack Acker, token uint64) {
+	l.Flush()
 	s := l.port.stripe
 	s.received.Add(1)
 	s.drop(DropTooLarge, 1)

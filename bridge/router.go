@@ -26,9 +26,25 @@ const (
 // refused whole, or ErrClosed once the connection has ended; it changes nothing
 // about ack.
 func (l *Link) Receive(payload []byte, class route.Class, ack Acker, token uint64) error {
+	return l.receive(payload, class, ack, token, false)
+}
+
+// ReceiveMore is Receive for a front that has more of its peer's packets at hand:
+// those that come one behind the other for one device are queued and delivered
+// together. payload must stay as it is until Flush, which the front calls before it
+// waits for the peer or reuses that memory.
+func (l *Link) ReceiveMore(payload []byte, class route.Class, ack Acker, token uint64) error {
+	return l.receive(payload, class, ack, token, true)
+}
+
+func (l *Link) receive(payload []byte, class route.Class, ack Acker, token uint64, more bool) error {
 	p := l.port
 	b := p.b
+	if !more || !l.run.takes(class, ack, token, len(payload)) {
+		l.Flush()
+	}
 	if l.dead.Load() {
+		l.Flush()
 		p.stripe.received.Add(1)
 		p.stripe.drop(DropAbandoned, 1)
 		return ErrClosed
@@ -36,45 +52,71 @@ func (l *Link) Receive(payload []byte, class route.Class, ack Acker, token uint6
 	in := inbound{link: l, ticket: Ticket{link: l, ack: ack, token: token, bytes: len(payload)}}
 	if class == route.Transient {
 		in.ticket.ack = nil
-	} else if l.overWindow(len(payload)) {
+	} else if l.overWindow(len(payload)) && (l.run.port == nil || l.overWindowFlushed(len(payload))) {
 		p.stripe.received.Add(1)
 		p.stripe.drop(DropAbandoned, 1)
 		l.overrun()
 		return ErrClosed
 	}
 	b.sawPacket(p, payload)
+	before := len(l.views)
 	views, err := l.parse(payload)
 	if err != nil {
+		l.Flush()
 		return l.refuse(&in, payload, err)
 	}
-	p.stripe.received.Add(uint64(len(views)))
+	l.views = views
+	p.stripe.received.Add(uint64(len(views) - before))
 	pk := &l.packet
-	*pk = Packet{Class: class, Arrival: b.now(), views: views, pop: 1, stamp: p.stamp}
-	if due, ok := l.charge(class, len(views), len(payload), pk.Arrival); ok {
+	if before > 0 && !l.run.leadsTo(views[before].FirstHop()) {
+		l.flush(before)
+		before = 0
+	}
+	if before == 0 {
+		*pk = Packet{Class: class, Arrival: b.now(), pop: 1, stamp: p.stamp}
+	}
+	due, ok := l.charge(class, len(l.views)-before, len(payload), pk.Arrival)
+	if before > 0 {
+		if ok && due == 0 {
+			pk.views = l.views[before:]
+			b.trace(&in, l.run.port.addr, pk)
+			l.run.add(len(pk.views), len(payload))
+			return nil
+		}
+		arrival := pk.Arrival
+		l.flush(before)
+		*pk = Packet{Class: class, Arrival: arrival, pop: 1, stamp: p.stamp}
+	}
+	pk.views = l.views
+	if ok {
 		in.ticket.due = due
+		in.more = more && due == 0 && class == route.Stored
 		b.dispatch(&in, pk)
 	} else {
 		b.undeliverable(&in, pk, DropThrottled)
 	}
-	pk.views, pk.Hop = nil, nil
-	clear(views)
-	if cap(views) <= keptViews {
-		l.views = views[:0]
-	} else {
-		l.views = nil
+	if l.run.port == nil {
+		l.forget(len(l.views))
 	}
 	return nil
+}
+
+// overWindowFlushed is overWindow once what was put off has been queued, and answered
+// where it can be.
+func (l *Link) overWindowFlushed(bytes int) bool {
+	l.Flush()
+	return l.overWindow(bytes)
 }
 
 // overWindow reports whether one more packet is more than the peer may have
 // unanswered, or than the hub has room to keep unanswered.
 func (l *Link) overWindow(bytes int) bool {
-	n := l.waitPackets.Load()
+	n := l.waitPackets.Load() + int64(len(l.run.parts))
 	if n <= 0 {
 		return false
 	}
 	cfg := &l.port.b.cfg
-	mine := l.waitBytes.Load() + int64(bytes)
+	mine := l.waitBytes.Load() + int64(l.run.bytes+bytes)
 	if n >= int64(cfg.Window) || mine > int64(cfg.WindowBytes) {
 		return true
 	}
@@ -101,7 +143,7 @@ func (l *Link) overrun() {
 	l.conn.Kick(KickWindow)
 }
 
-// parse reads the packet into the connection's scratch list.
+// parse appends the packet's frames to the connection's scratch list.
 func (l *Link) parse(payload []byte) ([]route.View, error) {
 	lim := l.port.b.cfg.Limits
 	if l.port.kind == portStream {
@@ -109,9 +151,9 @@ func (l *Link) parse(payload []byte) ([]route.View, error) {
 		if err != nil {
 			return nil, err
 		}
-		return append(l.views[:0], v), nil
+		return append(l.views, v), nil
 	}
-	views, err := route.ParseBundle(payload, lim, l.views[:0])
+	views, err := route.ParseBundle(payload, lim, l.views)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +233,11 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 			return
 		case w.port != nil:
 			b.trace(in, w.port.addr, pk)
-			w.port.enqueue(in, pk)
+			if in.more && w.port.kind == portDevice {
+				in.link.run.begin(w.port, hop, in, pk)
+			} else {
+				w.port.enqueue(in, pk)
+			}
 			return
 		case w.service != nil:
 			b.trace(in, w.service.addr, pk)

@@ -64,7 +64,7 @@ func (h *Hook) published(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 		s.bye(packets.ErrQosNotSupported)
 		return pk, packets.ErrRejectPacket
 	}
-	s.receive(qos, pk.PacketID, pk.Payload)
+	_ = s.link.Receive(pk.Payload, classOf(qos), s, uint64(pk.PacketID))
 	return taken, nil
 }
 
@@ -122,14 +122,13 @@ func (h *Hook) forbidden(cl *mqtt.Client, pk *packets.Packet) (packets.Packet, e
 	return taken, nil
 }
 
-// receive hands a packet of frames to the bridge. Errors are the bridge's to
-// count and to answer.
-func (s *session) receive(qos byte, id uint16, payload []byte) {
-	class := route.Transient
+// classOf returns the class of frames that are published with a QoS. Errors of Receive
+// are the bridge's to count and to answer.
+func classOf(qos byte) route.Class {
 	if qos > 0 {
-		class = route.Stored
+		return route.Stored
 	}
-	_ = s.link.Receive(payload, class, s, uint64(id))
+	return route.Transient
 }
 
 // acked handles a PUBACK.
@@ -147,7 +146,7 @@ func (s *session) acked(id uint16) {
 
 // tap takes the packets that need nothing of mochi: PUBLISH on the own topic
 // with QoS 0 or 1 and without properties, and PUBACK. All others go the way
-// through OnPacketRead. Both ways meet in receive and acked.
+// through OnPacketRead. Both ways meet in the bridge.
 func (s *session) tap(first byte, body []byte) (bool, error) {
 	if first>>4 == packets.Puback {
 		if first&0xf != 0 || len(body) < 2 || len(body) > 2 && !s.v5 {
@@ -162,7 +161,7 @@ func (s *session) tap(first byte, body []byte) (bool, error) {
 		return false, nil
 	}
 	s.tapped(len(body), true)
-	s.receive(qos, id, payload)
+	_ = s.link.ReceiveMore(payload, classOf(qos), s, uint64(id))
 	return true, nil
 }
 

@@ -22,7 +22,7 @@ func (*tapper) ID() string           { return "tapper" }
 func (*tapper) Provides(b byte) bool { return b == mqtt.OnConnect }
 
 func (*tapper) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
-	cl.Net.Conn.(*Conn).SetTap(func(byte, []byte) (bool, error) { return false, nil }, nil)
+	cl.Net.Conn.(*Conn).SetTap(func(byte, []byte) (bool, error) { return false, nil }, func() {}, nil)
 	return nil
 }
 

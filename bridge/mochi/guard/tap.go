@@ -33,8 +33,9 @@ var tapBuffers = sync.Pool{New: func() any { b := make([]byte, tapBuffer); retur
 
 // tap is the reading side of a tapped connection.
 type tap struct {
-	f    Tap
-	long LongTap
+	f     Tap
+	flush func()
+	long  LongTap
 
 	in    []byte  // bytes read and not handed on
 	pool  *[]byte // the pooled memory that in lies in, if any
@@ -48,15 +49,16 @@ type tap struct {
 }
 
 // SetTap routes PUBLISH and PUBACK packets through f, and those that are too long
-// for the server past long, from the next packet on.
+// for the server past long, from the next packet on. flush is called once what f was
+// given is about to go: before the connection is read from again.
 // It must be called on the connection's reader goroutine, in a hook; it reports
 // false when the connection cannot be tapped: it was made by Wrap, or mochi's
 // limit is unknown.
-func (c *Conn) SetTap(f Tap, long LongTap) bool {
+func (c *Conn) SetTap(f Tap, flush func(), long LongTap) bool {
 	if !c.listened() || c.cfg.PacketLimit <= 0 || c.tap != nil {
 		return false
 	}
-	c.tap = &tap{f: f, long: long, pass: -1}
+	c.tap = &tap{f: f, flush: flush, long: long, pass: -1}
 	return true
 }
 
@@ -115,6 +117,13 @@ func (t *tap) read(c *Conn, p []byte) (int, error) {
 // step handles the packets at the front of t.in: it returns the length of one
 // that is mochi's, or 0 when more bytes are needed.
 func (t *tap) step(c *Conn) (int, error) {
+	total, err := t.take(c)
+	t.flush()
+	return total, err
+}
+
+// take is step up to the flush.
+func (t *tap) take(c *Conn) (int, error) {
 	extended := false // all that is in t.in has arrived by now
 	for len(t.in) >= 2 {
 		length, head, err := remaining(t.in)
@@ -154,6 +163,9 @@ func (t *tap) step(c *Conn) (int, error) {
 		if !extended {
 			c.extend()
 			extended = true
+		}
+		if len(t.in) == total {
+			t.flush() // before skip gives the memory back
 		}
 		t.skip(total)
 	}
