@@ -18,6 +18,7 @@ func (s *sink) Deliver(entries []Entry) int {
 func (s *sink) Direct([]byte) bool { return true }
 func (s *sink) Kick(KickReason)    {}
 func (s *sink) Acked(uint64)       {}
+func (s *sink) AckedAll([]uint64)  {}
 
 // hoard takes nothing.
 type hoard struct{ sink }
@@ -41,11 +42,12 @@ func benchDevice(b *testing.B, br *Bridge, name string, c Conn) *Link {
 // BenchmarkRoute is one frame's way through the hub: parse, look up, route, stamp
 // and encode into the target's outbox. "queued" stops there and frees the outbox
 // now and then; "delivered" also hands the frame to a connection that acknowledges
-// it, and acknowledges it to the sender.
+// it, and acknowledges it to the sender; "together" does so for twenty at a time, as a
+// connection is read that has a window of that many.
 func BenchmarkRoute(b *testing.B) {
 	for _, size := range []int{64, 1024, 16 << 10} {
 		for _, to := range []string{"hub-address", "forwarder"} {
-			for _, how := range []string{"queued", "delivered"} {
+			for _, how := range []string{"queued", "delivered", "together"} {
 				b.Run(fmt.Sprintf("%s/%s/%d", how, to, size), func(b *testing.B) {
 					benchmarkRoute(b, to, how, size)
 				})
@@ -78,8 +80,14 @@ func benchmarkRoute(b *testing.B, to, how string, size int) {
 	b.ReportAllocs()
 	n := uint64(0)
 	for b.Loop() {
+		if n++; how == "together" {
+			if _ = alice.ReceiveMore(pkt, route.Stored, sender, n); n%20 == 0 {
+				alice.Flush()
+			}
+			continue
+		}
 		_ = alice.Receive(pkt, route.Stored, sender, 1)
-		if n++; how == "queued" && n%256 == 0 {
+		if how == "queued" && n%256 == 0 {
 			p := bob.Port()
 			p.mu.Lock()
 			f, sz := p.box.Release(p.box.Next())
@@ -88,6 +96,7 @@ func benchmarkRoute(b *testing.B, to, how string, size int) {
 			p.mu.Unlock()
 		}
 	}
+	alice.Flush()
 }
 
 func BenchmarkRouteParallel(b *testing.B) {

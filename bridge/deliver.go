@@ -151,12 +151,12 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 		p.b.undeliverable(in, pk, DropStorage)
 		return
 	}
-	p.queued(in, stored)
+	p.accepted(in, stored)
 }
 
-// queued goes on with what is in the outbox now: acknowledges it if it is stored, and
+// accepted goes on with what is in the outbox now: acknowledges it if it is stored, and
 // delivers. p.mu is held and released.
-func (p *Port) queued(in *inbound, stored bool) {
+func (p *Port) accepted(in *inbound, stored bool) {
 	fire := stored && in.ticket.ack != nil
 	if fire && (p.acking || len(p.acks) > 0) {
 		p.acks = append(p.acks, in.ticket)

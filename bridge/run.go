@@ -102,7 +102,7 @@ func (p *Port) enqueueRun(in *inbound, pk *Packet) bool {
 		p.mu.Unlock()
 		return false
 	}
-	p.queued(in, stored)
+	p.accepted(in, stored)
 	return true
 }
 

@@ -385,7 +385,7 @@ func (h *Hook) OnSessionEstablished(cl *mqtt.Client, _ packets.Packet) {
 	case s.before != nil:
 		h.succeed(s)
 	case s.link != nil && !h.o.noTap:
-		s.conn.SetTap(s.tap, s.link.Flush, s.long)
+		s.conn.SetTap(s.tap, s.flush, s.long)
 	}
 }
 

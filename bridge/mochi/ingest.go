@@ -217,14 +217,26 @@ func (s *session) long(first byte, length int, head []byte) func() bool {
 	}
 }
 
-// tapped keeps mochi's statistics.
+// tapped counts for mochi's statistics.
 func (s *session) tapped(bytes int, message bool) {
-	info := s.h.o.Server.Info
-	atomic.AddInt64(&info.PacketsReceived, 1)
-	atomic.AddInt64(&info.BytesReceived, int64(2+bytes))
+	s.seen.packets++
+	s.seen.bytes += int64(2 + bytes)
 	if message {
-		atomic.AddInt64(&info.MessagesReceived, 1)
+		s.seen.messages++
 	}
+}
+
+// flush ends what tap was given of one read: it adds that to mochi's statistics, and has
+// the bridge queue what it has put off.
+func (s *session) flush() {
+	if s.seen.packets > 0 {
+		info := s.h.o.Server.Info
+		atomic.AddInt64(&info.PacketsReceived, s.seen.packets)
+		atomic.AddInt64(&info.BytesReceived, s.seen.bytes)
+		atomic.AddInt64(&info.MessagesReceived, s.seen.messages)
+		s.seen.packets, s.seen.bytes, s.seen.messages = 0, 0, 0
+	}
+	s.link.Flush()
 }
 
 // OnPublish is the last fence: nothing under the root is fanned out, retained

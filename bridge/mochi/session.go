@@ -38,9 +38,10 @@ type session struct {
 	window window
 
 	// Owned by the reader goroutine.
-	marks   []mark          // what OnSubscribe found, for OnSubscribed
-	granted bool            // the inbox was granted in this SUBSCRIBE
-	aliases map[uint16]bool // MQTT 5 aliases of the own topic (true) or of another under the root
+	marks   []mark                                   // what OnSubscribe found, for OnSubscribed
+	granted bool                                     // the inbox was granted in this SUBSCRIBE
+	aliases map[uint16]bool                          // MQTT 5 aliases of the own topic (true) or of another under the root
+	seen    struct{ packets, bytes, messages int64 } // since the last flush
 
 	fresh []string // an observer's filters in this SUBSCRIBE
 
