@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -444,6 +445,7 @@ func chaosRun(t *testing.T, set settings) verdict {
 		cancel()
 	}()
 	began := time.Now()
+	defer progress(t, takers, set.total())()
 	c.run(ctx)
 	deadline := time.After(patience + time.Since(began))
 	for _, d := range givers {
@@ -495,6 +497,51 @@ func chaosRun(t *testing.T, set settings) verdict {
 		t.Errorf("only these faults in a paced run: %v", c.count)
 	}
 	return v
+}
+
+// progress says every minute how many messages the receivers have taken, until the function
+// that it returns is called.
+func progress(t *testing.T, takers []*child, of uint64) (stop func()) {
+	done, over := make(chan struct{}), make(chan struct{})
+	began := time.Now()
+	read := make(map[*child]int64) // bytes of its state file
+	lines := 0
+	count := func(d *child) {
+		f, err := os.Open(d.taken())
+		if err != nil {
+			return
+		}
+		defer func() { _ = f.Close() }()
+		buf := make([]byte, 1<<20)
+		for {
+			n, err := f.ReadAt(buf, read[d])
+			read[d] += int64(n)
+			lines += bytes.Count(buf[:n], []byte{'\n'})
+			if err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		defer close(over)
+		tick := time.NewTicker(time.Minute)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			for _, d := range takers {
+				count(d)
+			}
+			t.Logf("%v: %d of %d messages taken", time.Since(began).Round(time.Second), lines, of)
+		}
+	}()
+	return func() {
+		close(done)
+		<-over
+	}
 }
 
 // judge adds what a receiver's state file says of the streams that it should have all the
