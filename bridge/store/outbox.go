@@ -229,13 +229,15 @@ func (b *outbox) released(upTo uint64) {
 	var free run
 	for i := b.head; i < len(b.recs) && b.recs[i].first() <= upTo; i++ {
 		r := &b.recs[i]
-		if r.last > upTo { // part of a bundle: the rest, if any is left, needs the record
-			b.done = max(b.done, upTo)
-			if r.live > 0 {
+		if r.last > upTo { // part of a record: the rest, if any is left, needs it
+			if left := r.last - max(b.done, r.first()-1); uint64(r.live) == left { // none was dropped
+				r.live = uint32(r.last - upTo)
+			} else if r.live > 0 {
 				if r.live = b.liveUpTo(r.last); r.live == 0 {
 					free.add(b.s, r)
 				}
 			}
+			b.done = max(b.done, upTo)
 			break
 		}
 		if r.live > 0 {
