@@ -157,8 +157,16 @@ func TestStress(t *testing.T) {
 					class = route.Transient
 				}
 				switch op := r.IntN(30); {
-				case op < 20:
+				case op < 10:
 					_ = p.Receive(frame(route.To(to, "x"), route.To("r"), make([]byte, r.IntN(300))), class, p.conn, uint64(n))
+				case op < 20:
+					for range 1 + r.IntN(4) {
+						_ = p.ReceiveMore(frame(route.To(to, "x"), route.To("r"), make([]byte, r.IntN(300))), class, p.conn, uint64(n))
+						n++
+					}
+					if r.IntN(2) == 0 {
+						p.Flush()
+					}
 				case op < 21:
 					_ = p.Receive([]byte{1, 2}, class, p.conn, uint64(n))
 				case op < 22:
@@ -171,9 +179,12 @@ func TestStress(t *testing.T) {
 					p.Delivered(uint64(n))
 				case op < 28:
 					p.Close(r.IntN(2) == 0)
+					p.Flush() // as its reader does at the end
 					join()
 				case op < 29 && i < 6:
+					old := p
 					join() // takes over
+					old.Flush()
 				default:
 					b.Counters()
 					b.State()
@@ -182,10 +193,12 @@ func TestStress(t *testing.T) {
 				kicked := p.conn.kicked != 0
 				p.conn.mu.Unlock()
 				if kicked {
+					p.Flush()
 					p.Close(false)
 					join()
 				}
 			}
+			p.Flush()
 			mu.Lock()
 			open = append(open, p)
 			mu.Unlock()
