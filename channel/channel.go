@@ -48,6 +48,8 @@ type Channel struct {
 	peer   atomic.Pointer[Peer]
 	remote atomic.Pointer[route.Route] // never written through
 	class  atomic.Uint32
+	ctx    context.Context // ends with the channel, for what is sent on its own account
+	cancel context.CancelFunc
 	asked  bool // for a hello that is late; for missHello
 	drops  drops
 	sent   atomic.Uint64
@@ -142,6 +144,7 @@ func newChannel(e *Endpoint, res Result, s channelSetup) *Channel {
 		gapLimit: rate.NewLimiter(2, 2), refreshes: rate.NewLimiter(1, 4),
 		spoke: make(chan struct{}), confirmed: make(chan struct{}), done: make(chan struct{}),
 	}
+	c.ctx, c.cancel = context.WithCancel(e.ctx)
 	c.turn <- struct{}{}
 	c.drops.parent = &e.drops
 	peer := res.Peer.clone()
@@ -172,11 +175,13 @@ func (e *Endpoint) adopt(c *Channel, h *halfOpen) error {
 		register = r.RegisterLocal
 	}
 	if err := register(c.enc, c.forward); err != nil {
+		c.cancel()
 		return fmt.Errorf("channel: encryptor address: %w", err)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
+		c.cancel()
 		e.cfg.Router.Unregister(c.enc)
 		return ErrClosed
 	}
@@ -214,7 +219,7 @@ func (e *Endpoint) removeLocked(c *Channel) {
 func (c *Channel) start() {
 	c.graceTimer.Reset(helloAsk)
 	c.e.spawn(func() {
-		ctx, cancel := context.WithTimeout(c.e.ctx, sendWait)
+		ctx, cancel := context.WithTimeout(c.ctx, sendWait)
 		defer cancel()
 		c.greet(ctx)
 	})
@@ -492,14 +497,15 @@ func (c *Channel) wakeOutLocked() {
 	}
 }
 
-// runOut sends what is queued and ends when there is nothing left.
+// runOut sends what is queued and ends when there is nothing left, or the channel ends:
+// a frame that waits for room then gives the turn to the Close.
 func (c *Channel) runOut() {
 	for {
 		o, ok := c.nextOut()
 		if !ok {
 			return
 		}
-		if err := c.sendTurn(c.e.ctx, o); err != nil && !c.hasEnded() {
+		if err := c.sendTurn(c.ctx, o); err != nil && !c.hasEnded() {
 			c.e.log.Debug("queued message not sent", "peer", c.peerID, "err", err)
 		}
 	}
@@ -586,6 +592,7 @@ func (c *Channel) finish(err error) bool {
 	c.err = err
 	close(c.done)
 	c.endMu.Unlock()
+	c.cancel()
 	for _, t := range []*time.Timer{c.orderTimer, c.graceTimer, c.renewTimer, c.live.timer} {
 		t.Stop()
 	}

@@ -71,7 +71,7 @@ func (c *Channel) renew() {
 	if next := lifetimeOf(credential); next == nil || !next.until.After(l.until) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(c.e.ctx, sendWait)
+	ctx, cancel := context.WithTimeout(c.ctx, sendWait)
 	defer cancel()
 	if err := c.RefreshCredentials(ctx, credential); err != nil {
 		c.e.log.Debug("credential not renewed", "peer", c.peerID, "err", err)

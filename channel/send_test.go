@@ -38,6 +38,64 @@ func TestParkedFrameRefused(t *testing.T) {
 	})
 }
 
+// TestWaitsForRoomEndWithTheChannel: what a channel sends by itself does not wait for a
+// full queue any longer than the channel lives.
+func TestWaitsForRoomEndWithTheChannel(t *testing.T) {
+	for name, end := range map[string]func(ab, ba *Channel) error{
+		"closed here":        func(ab, _ *Channel) error { return ab.Close() },
+		"closed by the peer": func(_, ba *Channel) error { return ba.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, _, ab, ba := pair(t, newTestNet())
+				synctest.Wait()
+				unblock := a.block()
+				defer unblock()
+				ab.control(helloPing)
+				synctest.Wait()
+				if len(ab.turn) != 1 {
+					t.Fatal("the ping does not wait")
+				}
+				if err := end(ab, ba); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if !ab.hasEnded() || len(ab.turn) != 0 {
+					t.Errorf("ended %v, and the ping still waits", ab.hasEnded())
+				}
+			})
+		})
+	}
+}
+
+// TestGreetingEndsWithTheChannel: the same of the hello of a responder.
+func TestGreetingEndsWithTheChannel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newTestNet()
+		a, b := listen(t, n)
+		var unblock func()
+		n.onPacket(func(p packet) []packet {
+			if p.from == "alice" && unblock == nil && len(p.frame.Onward) > 0 && p.frame.Onward[0].Value != "listener" {
+				unblock = b.block() // message 3: the hello waits
+			}
+			return []packet{p}
+		})
+		dial(t, a, "bob", DialOptions{NoConfirm: true})
+		synctest.Wait()
+		ba := only(t, b)
+		if unblock == nil || len(ba.turn) != 1 {
+			t.Fatal("the hello does not wait")
+		}
+		defer unblock()
+		start := time.Now()
+		ba.finish(ErrClosed)
+		synctest.Wait()
+		if len(ba.turn) != 0 || time.Since(start) != 0 {
+			t.Errorf("the hello still waits after %v", time.Since(start))
+		}
+	})
+}
+
 // TestHeldFramesAreCounted: what is held back when a channel ends is a counted
 // drop.
 func TestHeldFramesAreCounted(t *testing.T) {
