@@ -1,11 +1,16 @@
 package api
 
 import (
+	"bytes"
 	"crypto/rand"
+	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
@@ -163,4 +168,22 @@ func TestFullQueueStopsNobodyElse(t *testing.T) {
 		t.Errorf("a peer: %v", err)
 	}
 	must(t, h.connect("*").join(h))
+}
+
+// TestRefusalsInTheLogAreBounded, and those left out are counted there.
+func TestRefusalsInTheLogAreBounded(t *testing.T) {
+	var out bytes.Buffer
+	h := newHubWith(t, false, func(_ *bridge.Config, c *Config) { c.Logger = slog.New(slog.NewTextHandler(&out, nil)) })
+	h.s.lines.SetLimit(0)
+	who := create(t).Identifier()
+	for range 10*refusalLines + 7 {
+		h.s.refused("of no use", who)
+	}
+	h.s.lines.SetLimit(rate.Inf)
+	h.s.refused("of no use", who)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	last := lines[len(lines)-1]
+	if len(lines) != 10*refusalLines+1 || !strings.Contains(last, "unlogged=7") || strings.Contains(lines[0], "unlogged") {
+		t.Errorf("%d lines, the first %q, the last %q", len(lines), lines[0], last)
+	}
 }

@@ -9,11 +9,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/loglimit"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -72,7 +71,7 @@ type Server struct {
 	closed  bool
 	wg      sync.WaitGroup
 
-	lines *rate.Limiter // of refusals in the log; each is counted
+	lines *loglimit.Lines // of refusals in the log; each is counted
 }
 
 // refusalLines is how many refusals a second there may be in the log.
@@ -80,8 +79,8 @@ const refusalLines = 10
 
 // refused logs a refusal, unless there are too many.
 func (s *Server) refused(why string, who identity.Identifier) {
-	if s.lines.Allow() {
-		s.cfg.Logger.Info("refused at the hub's channel listener", "why", why, "peer", who)
+	if unlogged, ok := s.lines.Next(); ok {
+		s.cfg.Logger.Info("refused at the hub's channel listener", "why", why, "peer", who, "unlogged", unlogged)
 	}
 }
 
@@ -109,7 +108,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Clock = time.Now
 	}
 	s := &Server{cfg: cfg, node: bridge.NewLocal(cfg.Bridge), members: make(map[*channel.Channel]*member), byID: make(map[identity.Identifier]int), senders: make(map[string]*member)}
-	s.lines = rate.NewLimiter(refusalLines, 10*refusalLines)
+	s.lines = loglimit.New(refusalLines)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	cc := channel.Config{
 		Identity: cfg.Identity, Registry: cfg.Registry, Router: router{s}, Deliver: s.deliver,
