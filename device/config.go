@@ -91,6 +91,10 @@ type Config struct {
 	// HelloTimeout is how long to wait for the hub's answer to hello; a plain Ockam
 	// hub gives none. Default 3 s, and 1 s for tcp:// hubs.
 	HelloTimeout time.Duration
+	// MaxReconnectPause is the longest pause between two attempts to connect; pauses
+	// begin at about 0.3 s and double. After a long outage of the hub or network a
+	// device is back as late as this. 1 s to 1 h. Default 30 s.
+	MaxReconnectPause time.Duration
 
 	// Limits bound what is accepted from the hub, and, with what the hub says, what
 	// is sent. Zero fields mean 256 KiB a frame, 64 hops, 255 bytes an address.
@@ -153,6 +157,7 @@ const (
 	defaultConnect      = 15 * time.Second
 	defaultWrite        = 10 * time.Second
 	defaultHello        = 3 * time.Second
+	defaultPause        = 30 * time.Second
 	stockHello          = time.Second // where a hub that does not answer is usual
 	defaultQueuedFrames = 8192
 	defaultQueuedBytes  = 32 << 20
@@ -201,21 +206,22 @@ func (c Config) resolved(u hubURL) (Config, error) {
 		return bad("Suffix %q gives a client id that is not [A-Za-z0-9_-]{1,128}", c.Suffix)
 	}
 	for _, d := range []struct {
-		name          string
-		value         *time.Duration
-		low, standard time.Duration
+		name                string
+		value               *time.Duration
+		low, high, standard time.Duration
 	}{
-		{"KeepAlive", &c.KeepAlive, 5 * time.Second, defaultKeepAlive},
-		{"ConnectTimeout", &c.ConnectTimeout, 10 * time.Millisecond, defaultConnect},
-		{"WriteTimeout", &c.WriteTimeout, 10 * time.Millisecond, defaultWrite},
-		{"HelloTimeout", &c.HelloTimeout, 10 * time.Millisecond, defaultHello},
+		{"KeepAlive", &c.KeepAlive, 5 * time.Second, 10 * time.Minute, defaultKeepAlive},
+		{"ConnectTimeout", &c.ConnectTimeout, 10 * time.Millisecond, 10 * time.Minute, defaultConnect},
+		{"WriteTimeout", &c.WriteTimeout, 10 * time.Millisecond, 10 * time.Minute, defaultWrite},
+		{"HelloTimeout", &c.HelloTimeout, 10 * time.Millisecond, 10 * time.Minute, defaultHello},
+		{"MaxReconnectPause", &c.MaxReconnectPause, time.Second, time.Hour, defaultPause},
 	} {
 		if d.value == &c.HelloTimeout && u.scheme == "tcp" {
 			d.standard = stockHello
 		}
 		setDefault(d.value, d.standard)
-		if *d.value < d.low || *d.value > 10*time.Minute {
-			return bad("%s is %v; it must be between %v and 10m", d.name, *d.value, d.low)
+		if *d.value < d.low || *d.value > d.high {
+			return bad("%s is %v; it must be between %v and %v", d.name, *d.value, d.low, d.high)
 		}
 	}
 	if c.KeepAlive%time.Second != 0 {

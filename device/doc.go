@@ -16,12 +16,13 @@
 // # Connection
 //
 // A node has one connection to its hub and makes it again by itself, with
-// exponential back-off, jitter, and pauses of 30 s at most. Forwarding addresses
-// survive that on a sealmq hub. [Config.OnEvent] tells of every change, [Node.State]
-// of the present. A hub that says no, or has no certificate that is trusted, ends
-// [Connect]; a node that has been online tells of that ([EventOffline]) and tries on.
-// Two things end it for good: another hub in the place of the one that it knows
-// (ErrWrongHub), and another connection with the same client id (ErrTakenOver).
+// exponential back-off, jitter, and pauses of 30 s at most
+// ([Config.MaxReconnectPause]). Forwarding addresses survive that on a sealmq hub.
+// [Config.OnEvent] tells of every change, [Node.State] of the present. A hub that says
+// no, or has no certificate that is trusted, ends [Connect]; a node that has been online
+// tells of that ([EventOffline]) and tries on. Two things end it for good: another hub
+// in the place of the one that it knows (ErrWrongHub), and another connection with the
+// same client id (ErrTakenOver).
 //
 // A tcp:// URL is for the Ockam TCP transport: the TCP port of a sealmq hub, or any
 // other Ockam node that relays, which works with the same calls and promises less. It

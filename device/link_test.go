@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,43 @@ func TestUnacknowledgedIsSentAgainInOrder(t *testing.T) {
 		}
 		finish(n, c)
 	})
+}
+
+// TestLongestReconnectPause: they grow to what the configuration says, and not beyond.
+func TestLongestReconnectPause(t *testing.T) {
+	for name, tt := range map[string]struct{ set, longest time.Duration }{
+		"default": {0, 30 * time.Second},
+		"least":   {time.Second, time.Second},
+		"most":    {time.Hour, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := newFakeHub(t).config()
+				cfg.KeepTrying, cfg.MaxReconnectPause = true, tt.set
+				var tries []time.Time
+				cfg.DialNetwork = func(context.Context, string, string) (net.Conn, error) {
+					tries = append(tries, time.Now())
+					return nil, errors.New("no network")
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 100*tt.longest)
+				defer cancel()
+				if _, err := Connect(ctx, "mqtt://hub.test", cfg); !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				var longest time.Duration
+				for i := range tries[1:] {
+					longest = max(longest, tries[i+1].Sub(tries[i]))
+				}
+				if first := tries[1].Sub(tries[0]); first > firstPause*3/2 {
+					t.Errorf("the first pause is %v", first)
+				}
+				if longest > tt.longest || longest < tt.longest*2/3 {
+					t.Errorf("the longest pause is %v, want %v", longest, tt.longest)
+				}
+			})
+		})
+	}
 }
 
 func TestPubackOfUnknownIDIsIgnored(t *testing.T) {

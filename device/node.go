@@ -254,7 +254,7 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	return uplinkConfig{
 		dialer:  n.overTCP(u, limits, func() linkDialer { return n.proving(u, plain, memory, limits) }),
 		hubName: u.String(), out: n.out, in: &n.in, limits: limits, sendLimit: n.cfg.Limits.Frame,
-		helloWait: n.cfg.HelloTimeout, persist: n.cfg.KeepTrying,
+		helloWait: n.cfg.HelloTimeout, maxPause: n.cfg.MaxReconnectPause, persist: n.cfg.KeepTrying,
 		hub: hubIdentity{pin: pin, proxied: n.cfg.InsecureTLSProxy, seen: n.cfg.Registry, log: n.log}, memory: memory,
 		log: n.log, now: n.cfg.Identity.Now, receive: n.receive, noticed: n.noticed, changed: n.changed,
 	}, nil

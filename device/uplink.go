@@ -17,12 +17,11 @@ import (
 	"github.com/sealmq/sealmq/route"
 )
 
-// Reconnecting: the first pause, the longest mean pause, and how long a
-// connection must have lasted for the pauses to start over. With the jitter of
-// one half no pause exceeds 30 s.
+// Reconnecting: the first mean pause, by how much of the mean a pause is longer or
+// shorter, and how long a connection must have lasted for the pauses to start over.
 const (
 	firstPause  = 300 * time.Millisecond
-	longPause   = 20 * time.Second
+	pauseJitter = 0.5
 	stableAfter = 10 * time.Second
 )
 
@@ -41,6 +40,7 @@ type uplinkConfig struct {
 	limits    route.Limits  // of what is accepted
 	sendLimit int           // of what is sent, in bytes a frame
 	helloWait time.Duration // longest wait for the answer to hello
+	maxPause  time.Duration // longest pause between two attempts
 	persist   bool          // keep trying before the first connection too
 	hub       hubIdentity   // owned by run
 	memory    *hubMemory    // owned by run
@@ -90,8 +90,9 @@ func newUplink(cfg uplinkConfig) *uplink {
 func (u *uplink) run(ctx context.Context) {
 	defer close(u.ended)
 	pauses := backoff.NewExponentialBackOff()
-	pauses.InitialInterval, pauses.MaxInterval = firstPause, longPause
-	pauses.Multiplier, pauses.RandomizationFactor = 2, 0.5
+	pauses.MaxInterval = time.Duration(float64(u.maxPause) / (1 + pauseJitter)) // the mean
+	pauses.InitialInterval = firstPause
+	pauses.Multiplier, pauses.RandomizationFactor = 2, pauseJitter
 	for attempt := 1; ; attempt++ {
 		lasted, err := u.session(ctx)
 		switch {
