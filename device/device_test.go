@@ -336,6 +336,79 @@ func TestForwarders(t *testing.T) {
 	}
 }
 
+// TestForwardersOfOneListener: each has its own address, is released alone, and has the
+// same address in the next process.
+func TestForwardersOfOneListener(t *testing.T) {
+	h := startHub(t, nil)
+	bobID := newIdentity(t)
+	var link network
+	bob := connect(t, h.url(), device.Config{Identity: bobID, DialNetwork: link.dial})
+	create := func(opts ...device.ForwarderOption) *device.Forwarder {
+		t.Helper()
+		f, err := bob.CreateForwarder(within(t), "listener", opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	all := []*device.Forwarder{bobListens(t, bob, channel.TrustEveryone), create(), create()}
+	alice := connect(t, h.url(), device.Config{})
+	reached := func(which ...bool) {
+		t.Helper()
+		for i, want := range which {
+			ch, err := alice.Dial(within(t), route.To(all[i].Address()), channel.TrustIdentifiers(bobID.Identifier()))
+			switch {
+			case want && err != nil, !want && !errors.Is(err, device.ErrUnknownAddress):
+				t.Errorf("forwarder %d, %s: %v", i, all[i].Address(), err)
+			case want:
+				if o, err := alice.Lookup(within(t), all[i].Address()); err != nil || !o.Signed {
+					t.Errorf("forwarder %d: %+v, %v", i, o, err)
+				}
+				_ = ch.Close()
+			}
+		}
+	}
+	reached(true, true, true)
+	if all[0].Address() == all[1].Address() || all[1].Address() == all[2].Address() || all[0].Address() == all[2].Address() {
+		t.Fatalf("addresses %s, %s, %s", all[0].Address(), all[1].Address(), all[2].Address())
+	}
+	if err := all[1].Release(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	reached(true, false, true)
+	link.cut(false) // what is registered again are those two
+	eventually(t, "back at the hub", func() bool { return bob.Stats().Connects == 2 && bob.State() == device.Online })
+	reached(true, false, true)
+	// The places of closed ones are given again, the first before the second.
+	all[0].Close()
+	for i := range 2 {
+		if a := create().Address(); a != all[i].Address() {
+			t.Errorf("place %d has %s now, had %s", i, a, all[i].Address())
+		}
+	}
+
+	static := create(device.Alias("bob"))
+	if _, err := bob.Listen("other", channel.TrustEveryone); err != nil {
+		t.Fatal(err)
+	}
+	for _, listener := range []string{"listener", "other"} {
+		if f, err := bob.CreateForwarder(within(t), listener, device.Alias("bob")); err == nil || !strings.Contains(err.Error(), `"listener"`) {
+			t.Errorf("one alias twice: %v, %v", f, err)
+		}
+	}
+	static.Close()
+	create(device.Alias("bob"))
+	_ = bob.Close()
+
+	bob = connect(t, h.url(), device.Config{Identity: bobID})
+	for i, f := range []*device.Forwarder{bobListens(t, bob, channel.TrustEveryone), create(), create()} {
+		if f.Address() != all[i].Address() {
+			t.Errorf("forwarder %d is at %s after a restart, before at %s", i, f.Address(), all[i].Address())
+		}
+	}
+	reached(true, true, true)
+}
+
 // Messages sent across lost connections and a restart of the hub all arrive, in
 // order, through the same channel.
 func TestConnectionsComeAndGo(t *testing.T) {

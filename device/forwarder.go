@@ -87,7 +87,9 @@ func RegisterThrough(ch *Channel) ForwarderOption { return func(f *Forwarder) { 
 //	ch, err := node.Dial(ctx, route.To(forwarder.Address()), policy)
 //
 // On a sealmq hub the address of a listener's dynamic forwarder is always the same
-// for one client id.
+// for one client id. A second one beside it has another address, which is always the
+// same, too, and so on; each can be released alone. What is closed leaves its place, and
+// its address, to the next that is created. An alias has one forwarder at a time.
 //
 // Errors: ErrAliasRefused (an alias of somebody else, a bad alias), ErrHubRefused (a
 // quota, or a hub without forwarders), ErrTimeout (with ErrNoAnswer where a broker has
@@ -109,27 +111,52 @@ func (n *Node) CreateForwarder(ctx context.Context, listener string, opts ...For
 		n.mu.Unlock()
 		return nil, fmt.Errorf("device: forwarder: there is no listener %q; call Listen first", listener)
 	}
-	f.m = f.listener.m
-	if f.through != nil {
-		f.m = randomAddress()
-	}
-	n.forwarders[f] = struct{}{}
-	n.byAddress[f.m] = append(n.byAddress[f.m], f)
-	f.pending++
+	err := n.addForwarderLocked(f)
 	n.mu.Unlock()
-
-	if f.through != nil {
-		if err := n.local.RegisterFunc(f.m, Access{}, f.inside); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("device: forwarder: %w", err)
-		}
+	if err != nil {
+		return nil, fmt.Errorf("device: forwarder: %w", err)
 	}
+	n.early.listening(f.m)
 	if err := f.create(ctx); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
+
+// addForwarderLocked gives a forwarder its address on this device. Two with the same one
+// would be one at the hub.
+func (n *Node) addForwarderLocked(f *Forwarder) (err error) {
+	for o := range n.forwarders {
+		if f.static && o.alias == f.alias && o.through == f.through {
+			return fmt.Errorf("the alias %q has one already, to the listener %q; close that first", f.alias, o.listener.name)
+		}
+	}
+	switch {
+	case f.through != nil:
+		f.m = randomAddress()
+		err = n.local.RegisterFunc(f.m, Access{}, f.inside)
+	case f.static:
+		f.m = f.listener.m
+	default:
+		place := 0
+		for f.m = f.listener.m; slices.ContainsFunc(n.byAddress[f.m], (*Forwarder).isDynamic); place++ {
+			f.m = n.furtherAddress(f.listener.name, place)
+		}
+		if place > 0 {
+			err = n.local.Alias(f.m, f.listener.name, Access{Forwarders: true})
+		}
+	}
+	if err != nil {
+		return err
+	}
+	n.forwarders[f] = struct{}{}
+	n.byAddress[f.m] = append(n.byAddress[f.m], f)
+	f.pending++
+	return nil
+}
+
+func (f *Forwarder) isDynamic() bool { return !f.static }
 
 // What hubs of sealmq take as an alias; others take more.
 const (
@@ -407,14 +434,6 @@ func (f *Forwarder) Close() {
 	f.n.mu.Lock()
 	f.n.dropForwarderLocked(f)
 	f.n.mu.Unlock()
-	f.leave()
-}
-
-// leave frees the address of a forwarder that is dropped.
-func (f *Forwarder) leave() {
-	if f.through != nil {
-		f.n.local.Remove(f.m)
-	}
 }
 
 func (n *Node) dropForwarderLocked(f *Forwarder) {
@@ -428,5 +447,8 @@ func (n *Node) dropForwarderLocked(f *Forwarder) {
 		n.byAddress[m] = left
 	} else {
 		delete(n.byAddress, m)
+	}
+	if m != f.listener.m {
+		n.local.Remove(m)
 	}
 }

@@ -171,3 +171,40 @@ func TestAliasThatIsNone(t *testing.T) {
 		<-done
 	})
 }
+
+// TestFirstContactBeforeASecondForwarder: what comes through one of an earlier process is
+// answered once the program has made it again.
+func TestFirstContactBeforeASecondForwarder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHub(t)
+		n, c := online(t, h, h.config(), 1024)
+		if _, err := n.Listen("listener", channel.TrustEveryone); err != nil {
+			t.Fatal(err)
+		}
+		c.deliver(route.Frame{Onward: route.To(n.furtherAddress("listener", 0)), Return: route.To("dev_x", "h"), Payload: make([]byte, 32)})
+		synctest.Wait()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.serve(func(f route.Frame) {
+				if first, _ := f.Onward.First(); first == route.Local(dynamicService) {
+					last, _ := f.Return.Last()
+					c.registered(f, "FWD_"+last.Value)
+				}
+			})
+		}()
+		for _, want := range []uint64{0, 1} {
+			f, err := n.CreateForwarder(t.Context(), "listener")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			synctest.Wait()
+			if s := n.endpoint.Stats(); uint64(s.HalfOpen)+s.Failed != want {
+				t.Errorf("%d handshakes, want %d", s.HalfOpen, want)
+			}
+		}
+		_ = n.Close()
+		<-done
+	})
+}

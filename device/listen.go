@@ -71,6 +71,13 @@ func (n *Node) forwardedAddress(listener string) string {
 	return hex.EncodeToString(secret[:16])
 }
 
+// furtherAddress is M of a listener's second dynamic forwarder (place 0), its third, and
+// so on.
+func (n *Node) furtherAddress(listener string, place int) string {
+	secret := n.cfg.Identity.Secret(fmt.Sprintf("forwarder/1/%d/%s", place, listener))
+	return hex.EncodeToString(secret[:16])
+}
+
 // Name returns the listener's local address.
 func (l *Listener) Name() string { return l.name }
 
@@ -87,17 +94,12 @@ func (l *Listener) Close() error {
 	if n.listeners[l.name] == l {
 		delete(n.listeners, l.name)
 	}
-	var dropped []*Forwarder
 	for f := range n.forwarders {
 		if f.listener == l {
 			n.dropForwarderLocked(f)
-			dropped = append(dropped, f)
 		}
 	}
 	n.mu.Unlock()
-	for _, f := range dropped {
-		f.leave()
-	}
 	n.local.Remove(l.m)
 	return l.ln.Close()
 }
