@@ -47,8 +47,9 @@ type Hub struct {
 	found        *store.Report       // what was in it
 
 	limits  *guard.Limits
-	files   int // that the process may have open; negative: any number
-	wanted  int // connections as configured, which files may not allow
+	ports   ports // open from New on; peers wait there until Start
+	files   int   // that the process may have open; negative: any number
+	wanted  int   // connections as configured, which files may not allow
 	pages   statusCounts
 	guarded *guard.Counters
 	hooked  mochibridge.Counters
@@ -60,7 +61,6 @@ type Hub struct {
 	server  mqttServer
 	urls    []string
 	addrs   []net.Addr
-	ports   []net.Listener
 	status  *statusServer
 	httpURL string
 	memory  func()        // takes the memory limit back
@@ -84,15 +84,27 @@ func (s state) String() string {
 	return [...]string{"new", "starting", "ready", "stopping", "stopped"}[s]
 }
 
-// New checks the configuration and loads the files it names: identity, address
-// key, password file, certificate, store. It opens no port. [Hub.Shutdown] frees
-// what New made, also if the hub was never started.
+// New checks the configuration, opens the ports and loads the files that it names:
+// identity, address key, password file, certificate, store. Who connects waits until
+// Start. The ports come first, so that one in use leaves nothing behind in the data
+// folder. [Hub.Shutdown] frees what New made, also if the hub was never started.
 //
-// Errors: [*ConfigError], [*PasswordError], [*PermissionError], [*StoreError], or
-// what reading a file said.
+// Errors: [*ConfigError], [*PasswordError], [*PermissionError], [*ListenError],
+// [*StoreError], or what reading a file said.
 func New(cfg Config) (_ *Hub, err error) {
-	h, err := prepare(cfg, true)
+	h, err := prepare(cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.openPorts(context.Background()); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			h.ports.close()
+		}
+	}()
+	if err := openData(h.cfg.Data, true); err != nil {
 		return nil, err
 	}
 	if h.unlock, err = lockData(&h.cfg, h.logger); err != nil {
@@ -153,12 +165,12 @@ func New(cfg Config) (_ *Hub, err error) {
 // Check reports what is wrong with a configuration and with the files it names,
 // without writing anything or opening a port.
 func Check(cfg Config) error {
-	_, err := prepare(cfg, false)
+	_, err := prepare(cfg)
 	return err
 }
 
 // prepare does what New and Check have in common.
-func prepare(cfg Config, create bool) (*Hub, error) {
+func prepare(cfg Config) (*Hub, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -212,17 +224,16 @@ func prepare(cfg Config, create bool) (*Hub, error) {
 			return nil, err
 		}
 	}
-	// Last, so that a mistake elsewhere leaves no folder behind.
-	if err := openData(cfg.Data, create); err != nil {
+	if err := openData(cfg.Data, false); err != nil {
 		return nil, err
 	}
 	return h, nil
 }
 
-// Start opens the ports and returns once peers can connect. ctx bounds the
+// Start serves at the ports and returns once peers can connect. ctx bounds the
 // start alone. A hub that could not start is shut down.
 //
-// Errors: [*ListenError], [ErrStarted].
+// Errors: [ErrStarted], or what a part of the hub said.
 func (h *Hub) Start(ctx context.Context) error {
 	h.mu.Lock()
 	if h.state != stateNew {
@@ -233,7 +244,7 @@ func (h *Hub) Start(ctx context.Context) error {
 	h.memory = h.cfg.Limits.holdMemory()
 	h.mu.Unlock()
 
-	if err := h.open(ctx); err != nil {
+	if err := h.open(); err != nil {
 		_ = h.Shutdown(ctx)
 		return err
 	}
@@ -275,39 +286,9 @@ func (h *Hub) policy() string {
 	return "open-on-loopback"
 }
 
-// open opens every port before it serves on any, so that a port in use leaves
-// nothing half started.
-func (h *Hub) open(ctx context.Context) (err error) {
-	var opened []net.Listener
-	defer func() {
-		if err != nil {
-			for _, ln := range opened {
-				_ = ln.Close()
-			}
-		}
-	}()
-	for _, e := range h.endpoints {
-		ln, err := listen(ctx, "mqtt", e.addr)
-		if err != nil {
-			return err
-		}
-		opened = append(opened, ln)
-	}
-	var web net.Listener
-	if h.cfg.HTTP != "" {
-		if web, err = listen(ctx, "http", h.cfg.HTTP); err != nil {
-			return err
-		}
-		opened = append(opened, web)
-	}
-	var ockamPort net.Listener
-	if h.cfg.TCP != "" {
-		if ockamPort, err = listen(ctx, "tcp", h.cfg.TCP); err != nil {
-			return err
-		}
-		opened = append(opened, ockamPort)
-	}
-	server, err := h.newServer(opened[:len(h.endpoints)])
+// open serves at the ports.
+func (h *Hub) open() error {
+	server, err := h.newServer(h.ports.mqtt)
 	if err != nil {
 		return err
 	}
@@ -315,18 +296,18 @@ func (h *Hub) open(ctx context.Context) (err error) {
 	defer h.mu.Unlock()
 	h.server = server
 	for i, e := range h.endpoints {
-		e.addr = shown(e.addr, opened[i].Addr())
+		at := h.ports.mqtt[i].Addr()
+		e.addr = shown(e.addr, at)
 		h.urls = append(h.urls, e.String())
-		h.addrs = append(h.addrs, opened[i].Addr())
-		h.ports = append(h.ports, opened[i])
+		h.addrs = append(h.addrs, at)
 	}
 	if err := server.Serve(); err != nil {
 		return fmt.Errorf("broker: %w", err)
 	}
-	if err := h.openOckam(ockamPort); err != nil {
+	if err := h.openOckam(h.ports.ockam); err != nil {
 		return err
 	}
-	if web != nil {
+	if web := h.ports.web; web != nil {
 		h.httpURL = "http://" + shown(h.cfg.HTTP, web.Addr())
 		h.status = newStatusServer(h.ready, h.Status, h.metrics(), &h.pages)
 		go func(s *statusServer) {
@@ -410,11 +391,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 func (h *Hub) stop(ctx context.Context) {
 	defer close(h.stopped)
 	h.mu.Lock()
-	server, status, ports := h.server, h.status, h.ports
+	server, status := h.server, h.status
 	h.mu.Unlock()
-	for _, ln := range ports {
-		_ = ln.Close() // no new connections
-	}
+	h.ports.closePeers() // no new connections
 	h.drain()
 	end, cancel := context.WithTimeout(ctx, h.cfg.shutdownTimeout()/4)
 	h.ockam.close(end)
@@ -442,6 +421,7 @@ func (h *Hub) stop(ctx context.Context) {
 		status.shutdown(end)
 		cancel()
 	}
+	h.ports.close()
 	h.mu.Lock()
 	h.state = stateStopped
 	h.memory()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,10 +21,13 @@ import (
 	"github.com/sealmq/sealmq/identity"
 )
 
+// anyPort has New choose a free port.
+var anyPort = []string{"127.0.0.1:0"}
+
 func start(t *testing.T, cfg Config) *Hub {
 	t.Helper()
 	if len(cfg.MQTT) == 0 {
-		cfg.MQTT = []string{"127.0.0.1:0"}
+		cfg.MQTT = anyPort
 	}
 	if cfg.Limits.ConnectTimeout == 0 { // clients of tests are slow where the machine has much else to do
 		cfg.Limits.ConnectTimeout = time.Minute
@@ -114,17 +118,21 @@ func TestPortInUse(t *testing.T) {
 	for key, cfg := range map[string]Config{
 		"mqtt": {MQTT: []string{"127.0.0.1:0", ln.Addr().String()}},
 		"http": {MQTT: []string{"127.0.0.1:0"}, HTTP: ln.Addr().String()},
+		"tcp":  {MQTT: []string{"127.0.0.1:0"}, HTTP: "127.0.0.1:0", TCP: ln.Addr().String()},
 	} {
-		h, err := New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var le *ListenError
-		if err := h.Start(t.Context()); !errors.As(err, &le) || le.Key != key || !strings.Contains(le.Hint(), "--"+key) {
-			t.Errorf("%s: %v", key, err)
-		}
-		if err := h.Start(t.Context()); !errors.Is(err, ErrStarted) {
-			t.Errorf("a second start: %v", err)
+		for name, data := range map[string]string{"none": "", "missing": filepath.Join(t.TempDir(), "data"), "empty": t.TempDir()} {
+			cfg.Data = data
+			var le *ListenError
+			if _, err := New(cfg); !errors.As(err, &le) || le.Key != key || !strings.Contains(le.Hint(), "--"+key) {
+				t.Errorf("%s: %v", key, err)
+			}
+			if data == "" {
+				continue
+			}
+			made, err := os.ReadDir(data)
+			if len(made) != 0 || (name == "missing") != errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: the %s data folder: %v, %v", key, name, made, err)
+			}
 		}
 	}
 }
@@ -195,10 +203,10 @@ func TestKeysAtRest(t *testing.T) {
 	if err := Check(Config{PassphraseFile: secret, Data: data}); !errors.As(err, &open) {
 		t.Error(err)
 	}
-	if _, err := New(Config{Data: data}); !errors.Is(err, identity.ErrSealed) {
+	if _, err := New(Config{MQTT: anyPort, Data: data}); !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("without the key file: %v", err)
 	}
-	if _, err := New(Config{Data: data, KeyFile: other}); !errors.Is(err, identity.ErrPassphrase) {
+	if _, err := New(Config{MQTT: anyPort, Data: data, KeyFile: other}); !errors.Is(err, identity.ErrPassphrase) {
 		t.Errorf("with another: %v", err)
 	}
 	for _, cfg := range []Config{{PassphraseFile: secret, KeyFile: keyFile, Data: data}, {KeyFile: keyFile}} {
@@ -214,8 +222,14 @@ func TestShutdownTwiceAndWithoutStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	at := h.ports.mqtt[0].Addr().String()
 	stop(t, h)
 	stop(t, h)
+	if ln, err := net.Listen("tcp", at); err != nil {
+		t.Errorf("its port is not free: %v", err)
+	} else {
+		_ = ln.Close()
+	}
 	if err := h.Start(t.Context()); !errors.Is(err, ErrStarted) {
 		t.Errorf("start after the end: %v", err)
 	}

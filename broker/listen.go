@@ -60,3 +60,53 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 	}
 	return ln, nil
 }
+
+// ports are the listeners of a hub.
+type ports struct {
+	mqtt       []net.Listener // one for each endpoint
+	web, ockam net.Listener   // nil without
+}
+
+// openPorts opens every port, or none.
+func (h *Hub) openPorts(ctx context.Context) (err error) {
+	p := &h.ports
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	for _, e := range h.endpoints {
+		ln, err := listen(ctx, "mqtt", e.addr)
+		if err != nil {
+			return err
+		}
+		p.mqtt = append(p.mqtt, ln)
+	}
+	if h.cfg.HTTP != "" {
+		if p.web, err = listen(ctx, "http", h.cfg.HTTP); err != nil {
+			return err
+		}
+	}
+	if h.cfg.TCP != "" {
+		p.ockam, err = listen(ctx, "tcp", h.cfg.TCP)
+	}
+	return err
+}
+
+// closePeers closes the ports for peers. Closing a port twice does nothing.
+func (p *ports) closePeers() {
+	for _, ln := range p.mqtt {
+		_ = ln.Close()
+	}
+	if p.ockam != nil {
+		_ = p.ockam.Close()
+	}
+}
+
+// close closes every port.
+func (p *ports) close() {
+	p.closePeers()
+	if p.web != nil {
+		_ = p.web.Close()
+	}
+}

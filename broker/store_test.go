@@ -57,7 +57,7 @@ func TestStoreComesBack(t *testing.T) {
 	}
 	// A second hub has no business here, whatever it would keep.
 	for _, mode := range []Durability{DurabilityInterval, DurabilityMemory} {
-		_, err := New(Config{Data: data, Durability: mode})
+		_, err := New(Config{MQTT: anyPort, Data: data, Durability: mode})
 		var se *StoreError
 		if !errors.As(err, &se) || !errors.Is(err, store.ErrInUse) || !strings.Contains(se.Hint(), "other hub") {
 			t.Fatalf("second hub, %s: %v", mode, err)
@@ -120,7 +120,7 @@ func TestStoreRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			data := used(t)
 			c.spoil(t, data)
-			_, err := New(Config{Data: data})
+			_, err := New(Config{MQTT: anyPort, Data: data})
 			var se *StoreError
 			if !errors.As(err, &se) || !errors.Is(err, c.is) || !strings.Contains(se.Hint(), c.hint) {
 				t.Fatalf("%v (%v)", err, se)
@@ -130,7 +130,7 @@ func TestStoreRefused(t *testing.T) {
 			if lock, _, err := store.Open(filepath.Join(t.TempDir(), "x"), store.Options{}); err == nil {
 				_ = lock.Close()
 			}
-			if _, again := New(Config{Data: data}); errors.Is(again, store.ErrInUse) {
+			if _, again := New(Config{MQTT: anyPort, Data: data}); errors.Is(again, store.ErrInUse) {
 				t.Error("the folder stayed locked")
 			}
 		})
@@ -190,7 +190,7 @@ func TestDurabilitySettings(t *testing.T) {
 		t.Error("there is a store")
 	}
 	var ce *ConfigError
-	if _, err := New(Config{Data: used(t), Durability: DurabilityMemory}); !errors.As(err, &ce) || ce.Key != "durability" {
+	if _, err := New(Config{MQTT: anyPort, Data: used(t), Durability: DurabilityMemory}); !errors.As(err, &ce) || ce.Key != "durability" {
 		t.Errorf("with a store there: %v", err)
 	}
 }

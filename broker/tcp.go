@@ -104,7 +104,6 @@ func (h *Hub) openOckam(ln net.Listener) error {
 	}
 	o.front.Store(front)
 	o.addr, o.url = ln.Addr(), "tcp://"+shown(h.cfg.TCP, ln.Addr())
-	h.ports = append(h.ports, ln)
 	go func() {
 		// A hub that stops closes its ports first.
 		if err := front.Serve(ln); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -152,11 +152,7 @@ func TestTCPPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer busy.Close()
-	again, err := New(Config{MQTT: []string{"127.0.0.1:0"}, TCP: busy.Addr().String()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := again.Start(ctx); !errors.As(err, &le) || le.Key != "tcp" {
+	if _, err := New(Config{MQTT: anyPort, TCP: busy.Addr().String()}); !errors.As(err, &le) || le.Key != "tcp" {
 		t.Errorf("a port in use: %v", err)
 	}
 }
