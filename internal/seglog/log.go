@@ -49,6 +49,11 @@ type Options[T any] struct {
 	// not block, and keeps nothing of done, which is valid during the call. It is not
 	// called for records that Close could not write. Nil: nobody waits.
 	Committed func(done []T)
+	// Withheld takes what waits for records that the disk refuses, or that are written
+	// into the reserve: the log tells those no more. It returns who is to hear of the
+	// commit all the same, and may use the memory of waits for that. It runs on the
+	// writing goroutine. Nil: all hear of it.
+	Withheld func(waits []T) []T
 	// Early reports whether Committed is to be called for a waiter while the reserve
 	// is in use, too: for relocations. Nil: for none.
 	Early func(T) bool

@@ -548,6 +548,73 @@ func TestDiskRefuses(t *testing.T) {
 	}
 }
 
+// Who is taken away while the disk refuses hears nothing more, of what is being written and
+// of what came behind; the others hear of the commit, in order.
+func TestWithheld(t *testing.T) {
+	fl := &faults{hit: make(chan struct{}, 1)}
+	told, taken := make(chan int, 100), make(chan int, 100)
+	opts := Options[int]{
+		Committed: func(done []int) {
+			for _, n := range done {
+				told <- n
+			}
+		},
+		Withheld: func(waits []int) []int {
+			return slices.DeleteFunc(waits, func(n int) bool {
+				if n%2 == 1 {
+					taken <- n
+				}
+				return n%2 == 1
+			})
+		},
+	}
+	opts.create = func(path string) (file, error) {
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+		return &faulty{f, fl}, err
+	}
+	l, _, err := Open(t.TempDir(), opts, func(uint64, byte, []byte) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	next := func(c chan int, what string, want int) {
+		t.Helper()
+		select {
+		case n := <-c:
+			if n != want {
+				t.Fatalf("%s: %d, want %d", what, n, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: nobody, want %d", what, want)
+		}
+	}
+	put := func(numbers ...int) {
+		t.Helper()
+		for _, n := range numbers {
+			if _, err := l.Append(1, false, make([]byte, Room+10), &n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put(1)
+	next(told, "told", 1)
+	fl.set(true, false)
+	put(3)
+	next(taken, "taken", 3)
+	put(4, 5, 6, 7, 8)
+	next(taken, "taken", 5)
+	next(taken, "taken", 7)
+	fl.set(false, false)
+	for _, n := range []int{4, 6, 8} {
+		next(told, "told", n)
+	}
+	put(9)
+	next(told, "told", 9)
+	if len(told)+len(taken) != 0 {
+		t.Errorf("%d told, %d taken besides", len(told), len(taken))
+	}
+}
+
 // disk is a file as a power cut would leave it: what was written since the last sync
 // is not in it, and what a failed sync was to bring never will be.
 type disk struct {
@@ -783,7 +850,12 @@ func TestAhead(t *testing.T) {
 	if there() {
 		t.Fatal("still there")
 	}
-	for seg < 4 { // goes on without, and begins again
+	for seg < 3 { // goes on without, and begins again
+		seg = appendAll(t, l, body)[0]
+	}
+	appendAll(t, l, body)
+	ready()
+	for seg < 4 {
 		seg = appendAll(t, l, body)[0]
 	}
 	if st, err := os.Stat(filepath.Join(dir, segmentName(4))); err != nil || st.Size() != opts.SegmentSize {

@@ -101,6 +101,7 @@ func (l *Log[T]) restore() bool {
 
 // withhold notes who is to be told of a batch once the reserve is there again.
 func (l *Log[T]) withhold(b *batch[T]) {
+	l.handBack(b, nil)
 	early := b.waits[:0]
 	for _, w := range b.waits {
 		if l.opts.Early != nil && l.opts.Early(w) {

@@ -38,8 +38,8 @@ func (l *Log[T]) run() {
 		// appended before it was released.
 		needed := l.needed()
 		l.mu.Unlock()
-		for _, b := range queue {
-			if !l.commit(b) {
+		for i, b := range queue {
+			if !l.commit(b, queue[i+1:]) {
 				return // closed while the disk refused
 			}
 		}
@@ -71,9 +71,9 @@ func (l *Log[T]) gather() {
 // gatherTimes bounds how often a write is put off.
 const gatherTimes = 16
 
-// commit writes one batch, as often as it takes, and tells its waiters. It returns
-// false when the log was closed and the disk still refused.
-func (l *Log[T]) commit(b *batch[T]) bool {
+// commit writes one batch, as often as it takes, and tells its waiters; rest is to be
+// written after it. It returns false when the log was closed and the disk still refused.
+func (l *Log[T]) commit(b *batch[T], rest []*batch[T]) bool {
 	for {
 		err := l.write(b)
 		if err == nil {
@@ -87,6 +87,7 @@ func (l *Log[T]) commit(b *batch[T]) bool {
 			l.opts.Logger.Error("the disk refuses the log; acknowledgements wait until it takes writes again",
 				"dir", l.dir, "err", err)
 		}
+		l.handBack(b, rest)
 		select {
 		case <-l.stop:
 			// One more try, then give up.
@@ -107,6 +108,27 @@ func (l *Log[T]) commit(b *batch[T]) bool {
 	}
 	l.recycle(b)
 	return true
+}
+
+// handBack gives away what waits for a batch that the disk refuses, and for those behind it.
+func (l *Log[T]) handBack(b *batch[T], rest []*batch[T]) {
+	if l.opts.Withheld == nil {
+		return
+	}
+	b.waits = l.opts.Withheld(b.waits)
+	for _, b := range rest {
+		b.waits = l.opts.Withheld(b.waits)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.queue { // who appends may hold locks that Withheld takes
+		waits := b.waits
+		b.waits = nil
+		l.mu.Unlock()
+		waits = l.opts.Withheld(waits)
+		l.mu.Lock()
+		b.waits = append(waits, b.waits...)
+	}
 }
 
 // taken notes that the disk takes what is written, and that there is a reserve.
