@@ -37,7 +37,7 @@ var batches = sync.Pool{New: func() any { return new([pumpBatch]Entry) }}
 func (p *Port) full(bytes int) bool {
 	return p.frames >= p.b.cfg.OutboxFrames || p.bytes >= p.b.cfg.OutboxBytes ||
 		p.b.totalFull() && !p.keepsUp(bytes) || p.crowded() ||
-		p.kind == portDevice && !p.oneShot && p.b.storingFull()
+		p.kind == portDevice && !p.oneShot && p.storingFull(bytes)
 }
 
 // keepsUp reports whether a packet of so many bytes may go where no backlog may: its
@@ -48,9 +48,20 @@ func (p *Port) keepsUp(bytes int) bool {
 	return p.attached && p.frames == 0 && b.hasRoom() && livePart*int64(bytes) <= b.cfg.TotalBytes-b.queued.bytes.Load()
 }
 
-// storingFull reports whether there is no room for more that a store has not
-// written yet.
-func (b *Bridge) storingFull() bool { return b.storing.Load() > b.cfg.WaitingBytes/4 }
+// storingFull reports whether there is no room for a packet of so many bytes among what
+// a store has not written yet. There, too, the last part is for targets that keep up.
+// p.mu is held.
+func (p *Port) storingFull(bytes int) bool {
+	n, most, all := p.b.storingRoom()
+	return n > most && (n > all || !p.keepsUp(bytes))
+}
+
+// storingRoom returns how much a store has not written yet, how much that may be, and how
+// much with what is for targets that keep up.
+func (b *Bridge) storingRoom() (n, most, all int64) {
+	most = b.cfg.WaitingBytes / 4
+	return b.storing.Load(), most, most + most/liveShare
+}
 
 // crowded reports whether the outbox holds more than its part of what the hub has
 // left: a quarter of it. So however many targets don't read, there is room for

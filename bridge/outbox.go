@@ -203,7 +203,15 @@ func (t Ticket) Done() {
 			one.fire()
 		}
 	}
-	if b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
+	b.stored()
+}
+
+// stored lets those in that wait for room, once there is some.
+func (b *Bridge) stored() {
+	if b.starved.n.Load() == 0 {
+		return
+	}
+	if n, most, all := b.storingRoom(); n <= most/2 || n > most && n <= (most+all)/2 {
 		b.relieve()
 	}
 }
@@ -244,9 +252,7 @@ func DoneAll(tickets []Ticket) {
 		if len(g.tokens) > 0 {
 			g.ack.AckedAll(g.tokens)
 		}
-		if b.starved.n.Load() > 0 && b.storing.Load() <= b.cfg.WaitingBytes/8 {
-			b.relieve()
-		}
+		b.stored()
 		*g = answer{tokens: g.tokens[:0]}
 	}
 	a.list = a.list[:0]

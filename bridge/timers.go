@@ -331,7 +331,10 @@ func (b *Bridge) unstarve(p *Port) {
 // lock.
 func (b *Bridge) relieve() {
 	const tries = 4 // ports that still have no room
-	for misses := 0; misses < tries && b.starved.n.Load() > 0 && b.hasRoom() && !b.storingFull(); {
+	for misses := 0; misses < tries && b.starved.n.Load() > 0 && b.hasRoom(); {
+		if n, _, all := b.storingRoom(); n > all {
+			return
+		}
 		var p *Port
 		b.starved.mu.Lock()
 		for p = range b.starved.m {

@@ -12,8 +12,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
@@ -28,16 +32,29 @@ var (
 type queueModel struct {
 	lives [][]string // every frame ever appended, by life of the name; the last is now
 	now   []modelEntry
-	// How many of the last life have been acknowledged, those of the store's start
+	// Which of the last life have been acknowledged, those of the store's start
 	// among them.
-	acked *ackCount
+	acked *ackLog
 }
 
-// ackCount counts acknowledgements.
-type ackCount struct{ atomic.Int64 }
+// ackLog notes acknowledgements, in their order.
+type ackLog struct {
+	mu   sync.Mutex
+	list []uint64
+}
 
 // Acked implements bridge.Acker.
-func (a *ackCount) Acked(uint64) { a.Add(1) }
+func (a *ackLog) Acked(token uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list = append(a.list, token)
+}
+
+func (a *ackLog) all() []uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.list)
+}
 
 type modelEntry struct {
 	seq   uint64
@@ -73,6 +90,7 @@ type crasher struct {
 	s     *Store
 	model map[string]*queueModel
 	n     int
+	wall  string // the disk may refuse, because of this
 }
 
 func (c *crasher) run(steps int) {
@@ -82,7 +100,7 @@ func (c *crasher) run(steps int) {
 		name := string(rune('a' + c.rnd.IntN(4)))
 		m := c.model[name]
 		if m == nil {
-			m = &queueModel{lives: [][]string{nil}, acked: new(ackCount)}
+			m = &queueModel{lives: [][]string{nil}, acked: new(ackLog)}
 			c.model[name] = m
 		}
 		b := box(c.t, c.s, name)
@@ -101,14 +119,55 @@ func (c *crasher) run(steps int) {
 			m.now = slices.Delete(slices.Clone(m.now), i, i+1)
 		case k < 187:
 			b.Discard()
-			m.now, m.lives, m.acked = nil, append(m.lives, nil), new(ackCount)
+			m.now, m.lives, m.acked = nil, append(m.lives, nil), new(ackLog)
 		case k < 192:
 			c.crash()
 		case k < 194:
 			c.reopen()
+		case k == 194 && c.wall == "":
+			c.wall = wallUp(c.t, c.dir)
+		case k == 195:
+			c.wallDown()
 		}
 	}
 	c.crash()
+}
+
+// wallUp has the disk refuse the segment after the newest, and returns in what way.
+func wallUp(t *testing.T, dir string) (wall string) {
+	t.Helper()
+	segs, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil || len(segs) == 0 {
+		t.Fatal(segs, err)
+	}
+	n, err := strconv.ParseUint(strings.TrimSuffix(filepath.Base(slices.Max(segs)), ".seg"), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wall = filepath.Join(dir, fmt.Sprintf("%016x.seg", n+1))
+	made := t.TempDir()
+	if err := os.Mkdir(filepath.Join(made, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(made, wall); err != nil && !errors.Is(err, syscall.ENOTDIR) { // it has just been made
+		t.Fatal(err)
+	}
+	return wall
+}
+
+// wallDown takes down what wallUp has made.
+func wallDown(t *testing.T, wall string) {
+	t.Helper()
+	if st, err := os.Stat(wall); err == nil && st.IsDir() {
+		if err := os.RemoveAll(wall); err != nil && !errors.Is(err, syscall.ENOTDIR) { // a segment by now
+			t.Fatal(err)
+		}
+	}
+}
+
+func (c *crasher) wallDown() {
+	wallDown(c.t, c.wall)
+	c.wall = ""
 }
 
 func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
@@ -117,7 +176,7 @@ func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
 	frame := fmt.Sprintf("%s-%d-%s", name, c.n, bytes.Repeat([]byte{'x'}, c.rnd.IntN(200)))
 	seq := b.Next()
 	p := bridge.RoutedPacket(class, 7, true, []byte("hop"), []byte(frame))
-	if _, _, err := b.Append(p, bridge.NewTicket(m.acked, 0)); err != nil {
+	if _, _, err := b.Append(p, bridge.NewTicket(m.acked, uint64(len(m.lives[len(m.lives)-1])))); err != nil {
 		c.t.Fatal(err)
 	}
 	m.now = append(m.now, modelEntry{seq, frame, class})
@@ -128,6 +187,14 @@ func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
 
 // reopen closes the store cleanly: everything stored is there again, exactly.
 func (c *crasher) reopen() {
+	c.wallDown()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(20 * time.Second); c.s.Failing() || c.late(); <-tick.C {
+		if time.Now().After(end) {
+			c.t.Fatal("the disk refuses still")
+		}
+	}
 	if err := c.s.Close(); err != nil {
 		c.t.Fatal(err)
 	}
@@ -141,14 +208,28 @@ func (c *crasher) reopen() {
 	}
 }
 
+// late reports whether a queue has something that the disk has yet to take.
+func (c *crasher) late() bool {
+	for name := range c.model {
+		b := box(c.t, c.s, name).(*outbox)
+		b.mu.Lock()
+		n := len(b.late)
+		b.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // crash goes on in a copy of the folder as it is at this moment.
 func (c *crasher) crash() {
 	must := make(map[string][]string)
 	for name, m := range c.model {
 		stored := m.lives[len(m.lives)-1]
 		committed := make(map[string]bool)
-		for _, f := range stored[:m.acked.Load()] {
-			committed[f] = true
+		for _, i := range m.acked.all() {
+			committed[stored[i]] = true
 		}
 		for _, e := range m.now {
 			if committed[e.frame] {
@@ -157,6 +238,7 @@ func (c *crasher) crash() {
 		}
 	}
 	dir := snapshot(c.t, c.dir)
+	c.wallDown()
 	if err := c.s.Close(); err != nil {
 		c.t.Fatal(err)
 	}
@@ -185,8 +267,10 @@ func (c *crasher) check(name string, m *queueModel, must []string) {
 	}
 	m.now = got
 	m.lives = [][]string{frames}
-	m.acked = new(ackCount)
-	m.acked.Store(int64(len(frames)))
+	m.acked = new(ackLog)
+	for i := range frames {
+		m.acked.Acked(uint64(i))
+	}
 }
 
 func subsequence(sub, of []string) bool {
@@ -220,12 +304,32 @@ func snapshot(t *testing.T, dir string) string {
 		case err != nil:
 			t.Fatal(err)
 		}
+		for _, wall := range dirs(t, to) {
+			if err := os.RemoveAll(wall); err != nil {
+				t.Fatal(err)
+			}
+		}
 		sums := sums(t, to)
 		if maps.Equal(sums, last) {
 			return to
 		}
 		last = sums
 	}
+}
+
+// dirs returns the folders in one.
+func dirs(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			list = append(list, filepath.Join(dir, e.Name()))
+		}
+	}
+	return list
 }
 
 func sums(t *testing.T, dir string) map[string][32]byte {

@@ -33,6 +33,7 @@ type outbox struct {
 	recs    []record // of live frames, oldest first
 	head    int      // recs before it are gone
 
+	late    []late // what came while the disk refused writes
 	done    uint64 // everything up to it is delivered
 	written uint64 // as the log knows it
 	queued  bool   // in Store.dirty
@@ -82,10 +83,16 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 	if bytes, _, err = b.memory.Append(p, t); err != nil {
 		return 0, false, err
 	}
+	if len(b.late) > 0 || b.s.log.Failing() {
+		b.late = append(b.late, late{wait: wait{ticket: t, b: b, first: seq, last: seq + uint64(frames) - 1}})
+		b.mark()
+		return bytes, false, nil
+	}
 	// Nearly always one record. A bundle of very many small frames can grow past
 	// what one may hold, by what the hub puts in front of each.
+	w := wait{ticket: t, b: b, first: seq, last: seq + uint64(frames) - 1}
 	for end := seq + uint64(frames); seq < end; {
-		if seq, err = b.write(p, &t, seq, end); err != nil {
+		if seq, err = b.write(p, &w, seq, end); err != nil {
 			for ; frames > 0; frames-- {
 				b.memory.Drop(end - uint64(frames))
 			}
@@ -99,8 +106,8 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 const maxBody = 1 << 20
 
 // write appends a record with the frames of p from a sequence on, as many as it takes,
-// and returns the sequence of the next one. t goes with the one before end.
-func (b *outbox) write(p *bridge.Packet, t *bridge.Ticket, seq, end uint64) (next uint64, err error) {
+// and returns the sequence of the next one. who waits goes with the one before end.
+func (b *outbox) write(p *bridge.Packet, who *wait, seq, end uint64) (next uint64, err error) {
 	n, size := 1, 0
 	for ; seq+uint64(n) < end; n++ {
 		if size += len(b.Frame(seq + uint64(n) - 1)); size >= maxBody {
@@ -116,14 +123,20 @@ func (b *outbox) write(p *bridge.Packet, t *bridge.Ticket, seq, end uint64) (nex
 		w.record = append(w.record, frame...)
 	}
 	if next < end {
-		t = nil
+		who = nil
 	}
-	seg, err := b.s.log.Append(recFrames, true, w.record, t)
+	return next, b.log(w.record, who, record{last: next - 1, n: uint32(n), live: uint32(n)})
+}
+
+// log appends a record of frames that no record has. b.mu is held.
+func (b *outbox) log(rec []byte, who *wait, r record) error {
+	seg, err := b.s.log.Append(recFrames, true, rec, who)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	b.push(record{last: next - 1, n: uint32(n), live: uint32(n), seg: uint32(seg), size: uint32(len(w.record) - seglog.Room)})
-	return next, nil
+	r.seg, r.size = uint32(seg), uint32(len(rec)-seglog.Room)
+	b.push(r)
+	return nil
 }
 
 // writer is what a record is put together in.
@@ -168,6 +181,7 @@ func (b *outbox) Drop(seq uint64) (int, bool) {
 	defer b.mu.Unlock()
 	size, ok := b.memory.Drop(seq)
 	if !ok || !b.dropped(seq) {
+		b.droppedLate(seq)
 		return size, ok // a transient one leaves nothing on disk
 	}
 	// Every copy of the frame comes before this record, and goes before it.
@@ -220,6 +234,7 @@ func (b *outbox) Release(upTo uint64) (frames, bytes int) {
 	defer b.mu.Unlock()
 	frames, bytes = b.memory.Release(upTo)
 	b.released(upTo)
+	b.releasedLate(upTo)
 	return frames, bytes
 }
 
@@ -248,9 +263,16 @@ func (b *outbox) released(upTo uint64) {
 	}
 	free.end(b.s)
 	b.trim()
-	if b.done > b.written && !b.queued {
+	if b.done > b.written {
+		b.mark()
+	}
+}
+
+// mark has flush called soon.
+func (b *outbox) mark() {
+	if !b.queued {
 		b.queued = true
-		b.s.markDone(b)
+		b.s.mark(b)
 	}
 }
 
@@ -288,9 +310,20 @@ func (b *outbox) liveUpTo(seq uint64) (n uint32) {
 	return n
 }
 
-// flushDone writes what has been delivered since the last time.
-func (b *outbox) flushDone() {
+// flush writes what the disk has not taken yet, and what has been delivered since the last
+// time; as long as the disk refuses, it has itself called again.
+func (b *outbox) flush() {
 	b.queued = false
+	switch {
+	case b.s.log.Failing():
+		if len(b.late) > 0 || b.done > b.written {
+			b.mark()
+		}
+		return
+	case len(b.late) > 0:
+		b.tellLate()
+		b.writeLate()
+	}
 	if b.done <= b.written || !b.named {
 		return
 	}
@@ -306,6 +339,10 @@ func (b *outbox) Discard() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.memory.Discard()
+	for _, l := range b.late {
+		b.s.answer(l.ticket)
+	}
+	b.late = nil
 	var free run
 	for i := b.head; i < len(b.recs); i++ {
 		if r := &b.recs[i]; r.live > 0 {

@@ -49,8 +49,8 @@ func (m *mover) Acked(size uint64) {
 }
 
 // moved reports whether a mover waits: what it has moved makes room.
-func moved(t bridge.Ticket) bool {
-	_, ok := t.Acker().(*mover)
+func moved(w wait) bool {
+	_, ok := w.ticket.Acker().(*mover)
 	return ok
 }
 
@@ -60,8 +60,7 @@ func (m *mover) append(kind byte, size int64, record []byte) (seg uint64, ok boo
 	m.moving++
 	m.bytes += len(record)
 	m.mu.Unlock()
-	t := bridge.NewTicket(m, uint64(size))
-	seg, err := m.s.log.Append(kind, true, record, &t)
+	seg, err := m.s.log.Append(kind, true, record, &wait{ticket: bridge.NewTicket(m, uint64(size))})
 	if err != nil { // closed
 		m.mu.Lock()
 		m.moving--
@@ -229,6 +228,7 @@ func (b *outbox) moveRecords(m *mover, due []int) {
 type copying struct {
 	b      *outbox
 	n      int
+	live   uint32 // of them frames
 	start  uint64
 	packet bridge.Packet // what stands before the frames
 	frames []byte
@@ -236,7 +236,7 @@ type copying struct {
 
 func (c *copying) add(it *bridge.Item) {
 	if c.n == 0 {
-		c.start, c.frames = it.Seq, c.frames[:0]
+		c.start, c.live, c.frames = it.Seq, 0, c.frames[:0]
 		c.packet.Arrival, c.packet.First = it.Arrival, it.First
 		c.packet.Hop = append(c.packet.Hop[:0], it.Hop...)
 	}
@@ -247,6 +247,18 @@ func (c *copying) add(it *bridge.Item) {
 	c.frames = binary.AppendUvarint(c.frames, uint64(len(it.Frame)))
 	c.frames = append(c.frames, it.Frame...)
 	c.n++
+	c.live++
+}
+
+func (c *copying) record() []byte {
+	return append(c.b.frameHead(nil, c.start, &c.packet, c.n), c.frames...)
+}
+
+// log appends what was added as a new record.
+func (c *copying) log(who *wait) error {
+	rec, r := c.record(), record{last: c.start + uint64(c.n) - 1, n: uint32(c.n), live: c.live}
+	c.n = 0
+	return c.b.log(rec, who, r)
 }
 
 // end writes what was added, in the place of record number i.
@@ -255,7 +267,7 @@ func (c *copying) end(m *mover, i int) {
 		return
 	}
 	r := &c.b.recs[i]
-	rec := append(c.b.frameHead(nil, c.start, &c.packet, c.n), c.frames...)
+	rec := c.record()
 	if seg, ok := m.append(recFrames, int64(r.size), rec); ok {
 		r.seg, r.size = uint32(seg), uint32(len(rec)-seglog.Room)
 	}

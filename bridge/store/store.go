@@ -67,7 +67,7 @@ type Stats = seglog.Stats
 // Store is an open data folder. Make one with Open. All methods are safe for
 // concurrent use.
 type Store struct {
-	log    *seglog.Log[bridge.Ticket]
+	log    *seglog.Log[wait]
 	logger *slog.Logger
 	memory bridge.OutboxFactory
 	ahead  atomic.Int64 // wall clock of the bridge's own, in nanoseconds
@@ -81,11 +81,14 @@ type Store struct {
 	asked  []func()          // by Settled, waiting for late to be written
 	fences []func()          // in the log, oldest first: to be called once written
 
+	told []bridge.Ticket // scratch of the log's goroutine
+
 	moves chan uint64   // segments to be cleared
 	moved chan struct{} // closed when runMoves has returned
 
 	dirtyMu sync.Mutex
-	dirty   []*outbox // with deliveries not yet written
+	dirty   []*outbox       // with something to be written
+	answers []bridge.Ticket // of what needs no disk any more
 	close   sync.Once
 	stop    chan struct{}
 	done    chan struct{} // closed when writeDone has returned
@@ -116,9 +119,9 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	rc := &recovery{s: s, boxes: make(map[uint32]*recovered), now: time.Now().UnixNano()}
-	log, lrep, err := seglog.Open(dir, seglog.Options[bridge.Ticket]{
+	log, lrep, err := seglog.Open(dir, seglog.Options[wait]{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
-		Relocate: s.relocate, Committed: bridge.DoneAll, Early: moved, Ahead: opts.Mode == seglog.SyncAlways, Logger: opts.Logger,
+		Relocate: s.relocate, Committed: s.committed, Withheld: s.withheld, Early: moved, Ahead: opts.Mode == seglog.SyncAlways, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %w", err)
@@ -244,8 +247,8 @@ func (s *Store) Settled(done func()) {
 
 // fence writes an entry that says nothing, behind those before it. s.mu is held.
 func (s *Store) fence(done func()) {
-	t := bridge.NewTicket(fence{s}, 0)
-	if _, err := s.log.Append(recTable, false, appendTable(nil, "", nil), &t); err == nil {
+	w := wait{ticket: bridge.NewTicket(fence{s}, 0)}
+	if _, err := s.log.Append(recTable, false, appendTable(nil, "", nil), &w); err == nil {
 		s.fences = append(s.fences, done)
 	}
 }
@@ -285,10 +288,17 @@ func (s *Store) write(key string, value []byte) {
 	}
 }
 
-// markDone notes that b has deliveries to be written.
-func (s *Store) markDone(b *outbox) {
+// mark notes that b has something to be written.
+func (s *Store) mark(b *outbox) {
 	s.dirtyMu.Lock()
 	s.dirty = append(s.dirty, b)
+	s.dirtyMu.Unlock()
+}
+
+// answer has a ticket called soon, by a goroutine that holds no lock of the bridge.
+func (s *Store) answer(t bridge.Ticket) {
+	s.dirtyMu.Lock()
+	s.answers = append(s.answers, t)
 	s.dirtyMu.Unlock()
 }
 
@@ -306,12 +316,13 @@ func (s *Store) writeDone() {
 		}
 		s.writeLate()
 		s.dirtyMu.Lock()
-		due := s.dirty
-		s.dirty = nil
+		due, answers := s.dirty, s.answers
+		s.dirty, s.answers = nil, nil
 		s.dirtyMu.Unlock()
+		bridge.DoneAll(answers)
 		for _, b := range due {
 			b.mu.Lock()
-			b.flushDone()
+			b.flush()
 			b.mu.Unlock()
 		}
 	}

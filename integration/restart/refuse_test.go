@@ -115,3 +115,44 @@ func listen(t *testing.T, h *hub, clientID string) paho.Client {
 	}
 	return c
 }
+
+// TestFullDiskAndBystanders: a disk that one absent device's backlog has filled is nothing to
+// those whose frames are taken as they come: "everybody else's traffic goes on".
+func TestFullDiskAndBystanders(t *testing.T) {
+	h := newHub(t, "--durability", "always", "--segment-size", "1MiB")
+	h.start()
+	absent, carolID, alice, dave := newID(t), newID(t), newID(t), newID(t)
+	listen(t, h, absent).Disconnect(0)
+	carol := listen(t, h, carolID) // takes and acknowledges all that comes
+	defer carol.Disconnect(0)
+	wall := filepath.Join(h.data, "store", "0000000000000002.seg") // no file can be made any more
+	if err := os.MkdirAll(filepath.Join(wall, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a, d := connect(h, alice, func() {}), connect(h, dave, func() {})
+	defer a.Disconnect(0)
+	defer d.Disconnect(0)
+	send := func(c paho.Client, from, to string, size int) paho.Token {
+		f := route.Frame{Onward: route.To(h.address(to), "app"), Payload: make([]byte, size)}
+		return c.Publish("sealmq/"+from+"/out", 1, false, route.AppendFrame(nil, &f))
+	}
+	sent := 0
+	h.until("the disk refuses", func() (bool, string) {
+		if sent++; sent < 100 {
+			send(a, alice, absent, 20_000)
+		}
+		return h.status().Store.Refused != "", ""
+	})
+	before := h.counters()["sealmq_frames_delivered_total"]
+	const n = 5
+	var last paho.Token
+	for range n {
+		last = send(d, dave, carolID, 100)
+	}
+	h.until("carol has acknowledged them", func() (bool, string) {
+		return h.counters()["sealmq_frames_delivered_total"] >= before+n, ""
+	})
+	if !last.WaitTimeout(5 * time.Second) {
+		t.Error("carol has acknowledged all of dave's messages, and dave is not told: it stops as soon as its window is full")
+	}
+}
