@@ -32,8 +32,8 @@ var (
 type queueModel struct {
 	lives [][]string // every frame ever appended, by life of the name; the last is now
 	now   []modelEntry
-	// Which of the last life have been acknowledged, those of the store's start
-	// among them.
+	// Which of the last life have been acknowledged, those of the store's start among
+	// them: the number of a packet's first frame, and in the lowest byte how many it has.
 	acked *ackLog
 }
 
@@ -172,16 +172,26 @@ func (c *crasher) wallDown() {
 
 func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
 	class := route.Class(c.rnd.IntN(5) / 4)
-	c.n++
-	frame := fmt.Sprintf("%s-%d-%s", name, c.n, bytes.Repeat([]byte{'x'}, c.rnd.IntN(200)))
+	n := 1
+	if c.rnd.IntN(3) == 0 {
+		n += c.rnd.IntN(6)
+	}
+	var frames [][]byte
+	for range n {
+		c.n++
+		frames = append(frames, fmt.Appendf(nil, "%s-%d-%s", name, c.n, bytes.Repeat([]byte{'x'}, c.rnd.IntN(200))))
+	}
+	life := &m.lives[len(m.lives)-1]
 	seq := b.Next()
-	p := bridge.RoutedPacket(class, 7, true, []byte("hop"), []byte(frame))
-	if _, _, err := b.Append(p, bridge.NewTicket(m.acked, uint64(len(m.lives[len(m.lives)-1])))); err != nil {
+	p := bridge.RoutedPacket(class, 7, true, []byte("hop"), frames[0], frames[1:]...)
+	if _, _, err := b.Append(p, bridge.NewTicket(m.acked, uint64(len(*life)<<8|n))); err != nil {
 		c.t.Fatal(err)
 	}
-	m.now = append(m.now, modelEntry{seq, frame, class})
-	if class == route.Stored {
-		m.lives[len(m.lives)-1] = append(m.lives[len(m.lives)-1], frame)
+	for i, f := range frames {
+		m.now = append(m.now, modelEntry{seq + uint64(i), string(f), class})
+		if class == route.Stored {
+			*life = append(*life, string(f))
+		}
 	}
 }
 
@@ -228,8 +238,10 @@ func (c *crasher) crash() {
 	for name, m := range c.model {
 		stored := m.lives[len(m.lives)-1]
 		committed := make(map[string]bool)
-		for _, i := range m.acked.all() {
-			committed[stored[i]] = true
+		for _, token := range m.acked.all() {
+			for _, f := range stored[token>>8:][:token&0xff] {
+				committed[f] = true
+			}
 		}
 		for _, e := range m.now {
 			if committed[e.frame] {
@@ -269,7 +281,7 @@ func (c *crasher) check(name string, m *queueModel, must []string) {
 	m.lives = [][]string{frames}
 	m.acked = new(ackLog)
 	for i := range frames {
-		m.acked.Acked(uint64(i))
+		m.acked.Acked(uint64(i<<8 | 1))
 	}
 }
 

@@ -240,7 +240,9 @@ func (b *outbox) Release(upTo uint64) (frames, bytes int) {
 
 // released notes that everything up to a sequence is delivered.
 func (b *outbox) released(upTo uint64) {
-	upTo = min(upTo, b.Next()-1)
+	if upTo = min(upTo, b.Next()-1); upTo <= b.done { // acknowledgements may overtake each other
+		return
+	}
 	var free run
 	for i := b.head; i < len(b.recs) && b.recs[i].first() <= upTo; i++ {
 		r := &b.recs[i]
