@@ -234,7 +234,7 @@ func DoneAll(tickets []Ticket) {
 		}
 		g.packets += int64(t.more) + 1
 		g.bytes += int64(t.bytes)
-		if t.link.dead.Load() {
+		if t.ack == nil || t.link.dead.Load() {
 			continue
 		}
 		for one := range t.each {
@@ -309,7 +309,7 @@ func (t Ticket) fire() {
 			*tokens = append(*tokens, one.token)
 		}
 	}
-	if batch, ok := t.ack.(BatchAcker); ok {
+	if batch, ok := t.ack.(BatchAcker); ok && len(*tokens) > 0 {
 		batch.AckedAll(*tokens)
 	} else {
 		for _, token := range *tokens {

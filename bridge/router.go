@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"reflect"
 
 	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
@@ -32,7 +33,8 @@ func (l *Link) Receive(payload []byte, class route.Class, ack Acker, token uint6
 // ReceiveMore is Receive for a front that has more of its peer's packets at hand:
 // those that come one behind the other for one device are queued and delivered
 // together. payload must stay as it is until Flush, which the front calls before it
-// waits for the peer or reuses that memory.
+// waits for the peer, or for its Acker, or reuses that memory. Only packets with the same
+// Acker go together, if it can be compared, and with tokens that follow each other.
 func (l *Link) ReceiveMore(payload []byte, class route.Class, ack Acker, token uint64) error {
 	return l.receive(payload, class, ack, token, true)
 }
@@ -52,7 +54,7 @@ func (l *Link) receive(payload []byte, class route.Class, ack Acker, token uint6
 	in := inbound{link: l, ticket: Ticket{link: l, ack: ack, token: token, bytes: len(payload)}}
 	if class == route.Transient {
 		in.ticket.ack = nil
-	} else if l.overWindow(len(payload)) && (l.run.port == nil || l.overWindowFlushed(len(payload))) {
+	} else if l.overWindow(len(l.run.parts), l.run.bytes+len(payload)) && (l.run.port == nil || l.overWindowFlushed(len(payload))) {
 		p.stripe.received.Add(1)
 		p.stripe.drop(DropAbandoned, 1)
 		l.overrun()
@@ -105,18 +107,19 @@ func (l *Link) receive(payload []byte, class route.Class, ack Acker, token uint6
 // where it can be.
 func (l *Link) overWindowFlushed(bytes int) bool {
 	l.Flush()
-	return l.overWindow(bytes)
+	return l.overWindow(0, bytes)
 }
 
 // overWindow reports whether one more packet is more than the peer may have
-// unanswered, or than the hub has room to keep unanswered.
-func (l *Link) overWindow(bytes int) bool {
-	n := l.waitPackets.Load() + int64(len(l.run.parts))
+// unanswered, or than the hub has room to keep unanswered. before is how many packets
+// have been put off; their bytes are among bytes.
+func (l *Link) overWindow(before, bytes int) bool {
+	n := l.waitPackets.Load() + int64(before)
 	if n <= 0 {
 		return false
 	}
 	cfg := &l.port.b.cfg
-	mine := l.waitBytes.Load() + int64(l.run.bytes+bytes)
+	mine := l.waitBytes.Load() + int64(bytes)
 	if n >= int64(cfg.Window) || mine > int64(cfg.WindowBytes) {
 		return true
 	}
@@ -129,7 +132,7 @@ func (l *Link) overWindow(bytes int) bool {
 // bytes now. A packet more than the window allows ends the connection, so a
 // front that can hold its peer back asks first, and again when the Acker has been
 // called. A connection with nothing unanswered is always admitted.
-func (l *Link) Admits(bytes int) bool { return !l.overWindow(bytes) }
+func (l *Link) Admits(bytes int) bool { return !l.overWindow(0, bytes) }
 
 // overrun ends a connection that ignores its window. Nothing more of it is
 // stored: what it resends later would be out of order.
@@ -233,7 +236,7 @@ func (b *Bridge) dispatch(in *inbound, pk *Packet) {
 			return
 		case w.port != nil:
 			b.trace(in, w.port.addr, pk)
-			if in.more && w.port.kind == portDevice {
+			if in.more && w.port.kind == portDevice && reflect.ValueOf(in.ticket.ack).Comparable() {
 				in.link.run.begin(w.port, hop, in, pk)
 			} else {
 				w.port.enqueue(in, pk)

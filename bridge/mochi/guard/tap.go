@@ -50,7 +50,7 @@ type tap struct {
 
 // SetTap routes PUBLISH and PUBACK packets through f, and those that are too long
 // for the server past long, from the next packet on. flush is called once what f was
-// given is about to go: before the connection is read from again.
+// given is about to go, before the connection is read from again; it may find nothing.
 // It must be called on the connection's reader goroutine, in a hook; it reports
 // false when the connection cannot be tapped: it was made by Wrap, or mochi's
 // limit is unknown.
@@ -206,7 +206,9 @@ func (t *tap) readPast(c *Conn) error {
 	}
 	if t.past -= n; t.past == 0 {
 		c.extend()
-		if !t.passed() {
+		stays := t.passed()
+		t.flush()
+		if !stays {
 			return c.refuse(t.length)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -105,5 +106,35 @@ func TestFlushComesBeforeMemoryIsUsedAgain(t *testing.T) {
 	wg.Wait()
 	if k.wrong > 0 || k.most < 10 {
 		t.Errorf("%d packets changed before the flush; %d at once at most", k.wrong, k.most)
+	}
+}
+
+// TestFlushComesBeforeThePoolGetsItsMemory: a short read ends with the last of several
+// packets, behind one whose beginning had to be kept.
+func TestFlushComesBeforeThePoolGetsItsMemory(t *testing.T) {
+	k := &keeper{t: t, seen: make(map[string]int)}
+	b := start(t, nil, k)
+	c := b.login(t, false, rawmqtt.Options{ID: "c"})
+	packet := rawmqtt.Publish(false, 0, "t", 0, bytes.Repeat([]byte{7}, 100))
+	write := func(p []byte) {
+		t.Helper()
+		if _, err := c.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 5 {
+		write(packet[:50])
+		time.Sleep(5 * time.Millisecond) // so that it is read alone
+		write(append(bytes.Clone(packet[50:]), packet...))
+		time.Sleep(5 * time.Millisecond)
+		write([]byte{packets.Pingreq << 4, 0})
+		if p, err := c.ReadPacket(); err != nil || p.Type() != rawmqtt.PINGRESP {
+			t.Fatalf("%v, %v for a ping", p, err)
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.wrong > 0 || k.seen["c"] != 10*(len(packet)-2) {
+		t.Errorf("%d flushes came when the memory was given back; %d bytes", k.wrong, k.seen["c"])
 	}
 }
