@@ -77,8 +77,8 @@ func (d *dialling) receive(in Inbound) {
 // unless the peer refused us.
 //
 // Errors: ErrTimeout (nobody answered), ErrWrongIdentity (our policy refused the
-// peer), ErrRefused (the peer refused us), ErrHandshake (answers that do not
-// verify), ErrBusy, ErrClosed, and ctx's own.
+// peer), ErrUndecided (it could not judge), ErrRefused (the peer refused us),
+// ErrHandshake (answers that do not verify), ErrBusy, ErrClosed, and ctx's own.
 func (e *Endpoint) Dial(ctx context.Context, to route.Route, policy Policy, opts DialOptions) (*Channel, error) {
 	switch {
 	case len(to) == 0:

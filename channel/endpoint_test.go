@@ -118,6 +118,11 @@ func TestResponderFollows(t *testing.T) {
 	}
 }
 
+// undecided is a policy that cannot read what it goes by.
+type undecided struct{}
+
+func (undecided) Check(Peer) error { return fmt.Errorf("%w: no list", ErrUndecided) }
+
 func TestRefusals(t *testing.T) {
 	nobody := TrustIdentifiers()
 	t.Run("our policy", func(t *testing.T) {
@@ -153,6 +158,35 @@ func TestRefusals(t *testing.T) {
 		// He forgets the handshake once he has said no.
 		waitFor(t, func() bool { return b.ep.Stats().HalfOpen == 0 })
 		if s := b.ep.Stats(); s.Refused != 1 || s.Channels != 0 {
+			t.Errorf("bob's stats %+v", s)
+		}
+	})
+	t.Run("our policy cannot decide", func(t *testing.T) {
+		var broken Policy = undecided{}
+		for name, policy := range map[string]Policy{"alone": broken, "and": And(TrustEveryone, broken), "or": Or(nobody, broken)} {
+			n := newTestNet()
+			a, b := n.party(t, "alice"), n.party(t, "bob")
+			if _, err := b.ep.Listen("listener", TrustEveryone, ListenOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			_, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), policy, DialOptions{})
+			if !errors.Is(err, ErrUndecided) || errors.Is(err, ErrWrongIdentity) || !strings.Contains(err.Error(), b.id.Identifier().String()) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if s := a.ep.Stats(); s.Refused != 0 || s.Failed != 1 || len(n.seen("alice")) != 1 {
+				t.Errorf("%s: %+v, %d messages", name, s, len(n.seen("alice")))
+			}
+		}
+		n := newTestNet()
+		a, b := n.party(t, "alice"), n.party(t, "bob")
+		if _, err := b.ep.Listen("listener", broken, ListenOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{Timeout: wait}); !errors.Is(err, ErrRefused) {
+			t.Errorf("of the listener: %v", err)
+		}
+		waitFor(t, func() bool { return b.ep.Stats().HalfOpen == 0 })
+		if s := b.ep.Stats(); s.Refused != 0 || s.Failed != 1 {
 			t.Errorf("bob's stats %+v", s)
 		}
 	})

@@ -12,6 +12,10 @@ var (
 	ErrRefused = errors.New("channel: refused by the peer")
 	// ErrWrongIdentity means that our own trust policy refused the peer.
 	ErrWrongIdentity = errors.New("channel: the peer is not one that the trust policy accepts")
+	// ErrUndecided means that our own trust policy could not say whether it accepts the
+	// peer: what it goes by cannot be read or written. Policies return errors that are
+	// this one, too; the peer is then not accepted, and nothing is held against it.
+	ErrUndecided = errors.New("channel: the trust policy cannot decide")
 	// ErrTimeout means that the peer did not answer in time. A stock Ockam peer
 	// that refuses us says nothing and ends here too.
 	ErrTimeout = errors.New("channel: no answer from the peer in time")

@@ -281,14 +281,17 @@ func (h *Handshake) ReadFinal(msg3 []byte) error {
 	return nil
 }
 
-// notProved ends a handshake that our policy refused; anything else may have
+// notProved ends a handshake that our policy refused, or could not judge; anything else may have
 // been a forgery and leaves it waiting.
 func (h *Handshake) notProved(message int, peer Peer, err error) error {
 	var refused *refusedError
-	if errors.As(err, &refused) {
-		return h.kill(fmt.Errorf("%w: %v: %w", ErrWrongIdentity, peer.Identifier, refused.err))
+	switch {
+	case !errors.As(err, &refused):
+		return h.tried(&MessageError{message, err})
+	case errors.Is(refused.err, ErrUndecided):
+		return h.kill(fmt.Errorf("channel: the trust policy cannot decide about %v: %w", peer.Identifier, refused.err))
 	}
-	return h.tried(&MessageError{message, err})
+	return h.kill(fmt.Errorf("%w: %v: %w", ErrWrongIdentity, peer.Identifier, refused.err))
 }
 
 func (h *Handshake) complete(peer Peer, seals, opens [keyLen]byte) {

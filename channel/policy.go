@@ -26,8 +26,9 @@ func (p Peer) clone() Peer {
 
 // Policy decides whether a peer may have a channel. Check returns nil to accept;
 // its error is for our own logs, which name the peer in front of it, and never shown
-// to the peer. Check is called
-// once for each handshake, from several goroutines, and should not block.
+// to the peer. One that is ErrUndecided is the policy's fault and not the peer's.
+// Check is called once for each handshake, from several goroutines, and should not
+// block.
 //
 // There is no default: everything that makes channels takes a policy, and nil is
 // an error.

@@ -132,7 +132,7 @@ type Channel struct {
 //
 // Errors: ErrUnknownAddress and ErrPeerOffline as soon as the hub says so, or once
 // ctx ends while the hub waits for the peer; ErrPeerRefused, ErrWrongIdentity,
-// ErrTimeout, ErrBusy, that of ctx, or what stopped the node.
+// channel.ErrUndecided, ErrTimeout, ErrBusy, that of ctx, or what stopped the node.
 func (n *Node) Dial(ctx context.Context, to route.Route, policy channel.Policy, opts ...DialOption) (*Channel, error) {
 	switch {
 	case len(to) == 0:

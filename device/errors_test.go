@@ -3,10 +3,14 @@ package device
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/sealmq/sealmq/channel"
 	"github.com/sealmq/sealmq/identity"
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -38,5 +42,42 @@ func TestWrongIdentityError(t *testing.T) {
 		if err.Error() != want {
 			t.Errorf("%q\nwant %q", err, want)
 		}
+	}
+}
+
+// TestFileThatCannotBeWritten: where a peer or hub cannot be remembered, that is said of the
+// file, and nothing of who it was.
+func TestFileThatCannotBeWritten(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "known")
+	if err := os.Mkdir(file+".lock", 0o700); err != nil { // where the lock of the file is to be
+		t.Fatal(err)
+	}
+	known, err := OpenKnownPeers(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := channel.Peer{Identifier: testIdentity().Identifier()}
+	cfg := Config{KnownHubs: file}
+	for what, err := range map[string]error{
+		"known peers": known.Policy("FWD_1", true).Check(peer),
+		"known hubs":  cfg.hubMemory(hubURL{address: "hub.example:1883"}).proved(&hubproto.HelloAnswer{Hub: peer.Identifier}),
+	} {
+		var e *KnownFileError
+		if !errors.As(err, &e) || e.What != what || e.Op != "write" || e.File != file || !errors.Is(err, syscall.EISDIR) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if !errors.Is(err, channel.ErrUndecided) || errors.Is(err, ErrWrongIdentity) || errors.Is(err, ErrWrongHub) {
+			t.Errorf("%s: not the errors it is: %v", what, err)
+		}
+	}
+	if err := known.Policy("FWD_1", false).Check(peer); !errors.Is(err, ErrUnknownPeer) {
+		t.Errorf("nobody is remembered: %v", err)
+	}
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var e *KnownFileError
+	if err := known.Policy("FWD_1", false).Check(peer); !errors.As(err, &e) || e.Op != "read" {
+		t.Errorf("a folder in its place: %v", err)
 	}
 }

@@ -55,7 +55,7 @@ func (m *hubMemory) proved(a *hubproto.HelloAnswer) error {
 	case errors.As(err, &changed): // another program was faster, and saw another hub
 		return permanent(&HubMismatchError{Pinned: changed.Have, Got: changed.Got, File: changed.File, Line: changed.Line})
 	case err != nil:
-		return refused(fmt.Errorf("device: known hubs: %w", err))
+		return refused(&KnownFileError{What: "known hubs", Op: "write", File: m.file.Path(), Err: err})
 	}
 	m.kept = true
 	if e, ok, err := m.file.Lookup(m.name); err == nil && ok { // else the line is not known
@@ -101,6 +101,28 @@ func (e *PeerChangedError) Error() string {
 
 // Is makes errors.Is(err, ErrWrongIdentity) true.
 func (e *PeerChangedError) Is(target error) bool { return target == ErrWrongIdentity }
+
+// KnownFileError says that a file of known hubs or peers could not be used when somebody
+// was to be looked up or remembered, who is then not accepted. It is a
+// channel.ErrUndecided: nothing is wrong with who that was.
+type KnownFileError struct {
+	// What the file is of: "known hubs" or "known peers".
+	What string
+	// Op is "read" or "write".
+	Op   string
+	File string
+	Err  error
+}
+
+func (e *KnownFileError) Error() string {
+	return fmt.Sprintf("device: %s: cannot %s %s: %v", e.What, e.Op, e.File, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *KnownFileError) Unwrap() error { return e.Err }
+
+// Is makes errors.Is(err, channel.ErrUndecided) true.
+func (e *KnownFileError) Is(target error) bool { return target == channel.ErrUndecided }
 
 // ErrUnknownPeer means that nobody is remembered at an address. It counts as
 // ErrWrongIdentity.
@@ -151,7 +173,7 @@ func (p knownPeer) Check(peer channel.Peer) error {
 		_, ok, err := p.known.file.Lookup(p.address)
 		switch {
 		case err != nil:
-			return fmt.Errorf("device: known peers: %w", err)
+			return &KnownFileError{What: "known peers", Op: "read", File: p.known.file.Path(), Err: err}
 		case !ok:
 			return fmt.Errorf("%w: %s", ErrUnknownPeer, p.address)
 		}
@@ -167,7 +189,7 @@ func (k *KnownPeers) remember(address string, id identity.Identifier, number uin
 	case errors.As(err, &changed):
 		return &PeerChangedError{Address: address, Have: changed.Have, Got: changed.Got, File: changed.File, Line: changed.Line}
 	case err != nil:
-		return fmt.Errorf("device: known peers: %w", err)
+		return &KnownFileError{What: "known peers", Op: "write", File: k.file.Path(), Err: err}
 	}
 	return nil
 }

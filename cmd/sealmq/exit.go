@@ -46,7 +46,7 @@ var exitTable = []struct {
 	{exitUnavailable, "the hub cannot be reached, or is not ready"},
 	{exitSoftware, "a fault in sealmq itself"},
 	{exitOS, "the system refused something: a port or a data folder in use"},
-	{exitCantCreate, "it exists already, or cannot be created"},
+	{exitCantCreate, "it exists already, or cannot be created; a file of known hubs or peers cannot be written"},
 	{exitIO, "reading or writing failed"},
 	{exitTempFail, "try again: the peer is offline, or did not answer in time"},
 	{exitProtocol, "the hub or the peer answered something that is not the protocol"},

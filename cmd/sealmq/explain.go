@@ -86,6 +86,25 @@ func storeCode(err error) int {
 	return exitIO
 }
 
+// knownCode is the exit code of a file of known hubs or peers that cannot be used, and
+// what to do.
+func knownCode(e *device.KnownFileError) (code int, hint string) {
+	without := "--trust IDENTIFIER needs no file"
+	flag := "--known-peers"
+	if e.What == "known hubs" {
+		without, flag = "--known-hubs none does without", "--known-hubs"
+	}
+	switch {
+	case errors.Is(e, pinfile.ErrName):
+		return exitUsage, without
+	case e.Op == "read":
+		return exitIO, "let this user read it, or name another with " + flag
+	case errors.Is(e, syscall.ENOSPC), errors.Is(e, syscall.EDQUOT), errors.Is(e, syscall.EFBIG), errors.Is(e, syscall.EIO):
+		return exitIO, fileHint(e)
+	}
+	return exitCantCreate, "let this user write to it and to its folder, or name another with " + flag + "; " + without
+}
+
 // explain returns the exit code and the hint of an error of the library, 0 and
 // "" for any other.
 func explain(err error) (code int, hint string) {
@@ -96,12 +115,14 @@ func explain(err error) (code int, hint string) {
 	var listen *broker.ListenError
 	var stored *broker.StoreError
 	var syntax *pinfile.SyntaxError
+	var writable *pinfile.PermissionError
 	var dns *net.DNSError
 	var changed *device.PeerChangedError
+	var known *device.KnownFileError
 	switch {
 	case errors.As(err, &config), errors.As(err, &password), errors.As(err, &syntax):
 		return exitConfig, ""
-	case errors.As(err, &permission), errors.As(err, &keys):
+	case errors.As(err, &permission), errors.As(err, &keys), errors.As(err, &writable):
 		return exitNoPerm, ""
 	case errors.As(err, &listen):
 		return exitOS, ""
@@ -109,6 +130,8 @@ func explain(err error) (code int, hint string) {
 		return storeCode(stored), ""
 	case errors.As(err, &changed):
 		return exitNoPerm, "ask the peer another way what sealmq identity show prints there; only if that is the new one, remove the line"
+	case errors.As(err, &known):
+		return knownCode(known)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return exitNoHost, "check the host name in --hub"
 	}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealmq/sealmq/device"
+	"github.com/sealmq/sealmq/internal/pinfile"
 	"github.com/sealmq/sealmq/internal/rawmqtt"
 	"github.com/sealmq/sealmq/route"
 )
@@ -98,4 +100,27 @@ func TestFewFiles(t *testing.T) {
 	}
 	hub.signal(syscall.SIGTERM)
 	hub.exits(exitOK)
+}
+
+// TestKnownFiles: which exit code a file of known hubs or peers has that cannot be used.
+func TestKnownFiles(t *testing.T) {
+	for _, c := range []struct {
+		op   string
+		err  error
+		code int
+		hint string
+	}{
+		{"write", syscall.EACCES, exitCantCreate, "--known-peers; --trust IDENTIFIER"},
+		{"write", syscall.EROFS, exitCantCreate, "--known-peers; --trust IDENTIFIER"},
+		{"write", syscall.ENOSPC, exitIO, "free some space"},
+		{"write", pinfile.ErrName, exitUsage, "--trust IDENTIFIER"},
+		{"write", &pinfile.PermissionError{File: "f"}, exitNoPerm, "chmod 600 f"},
+		{"write", &pinfile.SyntaxError{File: "f", Line: 1}, exitConfig, ""},
+		{"read", syscall.EACCES, exitIO, "let this user read it"},
+	} {
+		err := fmt.Errorf("device: dialling: %w", &device.KnownFileError{What: "known peers", Op: c.op, File: "f", Err: fmt.Errorf("pinfile: %w", c.err)})
+		if code, hint := codeOf(t.Context(), err), hintOf(err); code != c.code || !strings.Contains(hint, c.hint) {
+			t.Errorf("%s: %v: code %d, hint %q", c.op, c.err, code, hint)
+		}
+	}
 }

@@ -76,7 +76,7 @@ func (t *trustFlags) policy(a *app, address string) (channel.Policy, error) {
 		}
 		_, known, err := t.peers.Lookup(address)
 		if err != nil {
-			return nil, coded(exitConfig, err, hintOf(err))
+			return nil, err
 		}
 		t.unknown = !known && t.trust == "first-use"
 		// Last, so that nobody is remembered whom the others refuse.
@@ -146,11 +146,7 @@ func (t *trustFlags) openPeers(a *app) (*device.KnownPeers, error) {
 		}
 		path = filepath.Join(home, "known_peers")
 	}
-	k, err := device.OpenKnownPeers(path)
-	if err != nil {
-		return nil, coded(exitConfig, err, hintOf(err))
-	}
-	return k, nil
+	return device.OpenKnownPeers(path)
 }
 
 // hubs is the file of known hubs; "" for none.
