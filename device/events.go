@@ -3,6 +3,8 @@ package device
 import (
 	"sync"
 	"time"
+
+	"github.com/sealmq/sealmq/identity"
 )
 
 // State is the state of a node's connection to its hub.
@@ -73,6 +75,10 @@ const (
 	EventWrongPeer
 	// EventOutboxEnded: nothing more of Outbox is sent; Err (ErrOutboxBehind) says why.
 	EventOutboxEnded
+	// EventHubRemembered: nobody was remembered in Config.KnownHubs at the hub's address,
+	// and Hub, who was the first to prove an identity there, is from now on. That nobody
+	// was in between is not certain; whoever can compares it with what the hub prints.
+	EventHubRemembered
 )
 
 var eventNames = [...]string{
@@ -80,7 +86,7 @@ var eventNames = [...]string{
 	EventForwarderChanged: "forwarder-changed", EventForwarderFailed: "forwarder-failed",
 	EventChannelLost: "channel-lost", EventChannelRestored: "channel-restored", EventChannelEnded: "channel-ended",
 	EventSendFailed: "send-failed", EventUndelivered: "undelivered", EventOutboxEnded: "outbox-ended",
-	EventPeerLost: "peer-lost", EventWrongPeer: "wrong-peer",
+	EventPeerLost: "peer-lost", EventWrongPeer: "wrong-peer", EventHubRemembered: "hub-remembered",
 }
 
 // String returns the kind's name in lower case.
@@ -100,6 +106,7 @@ type Event struct {
 	Forwarder *Forwarder
 	Channel   *Channel
 	Outbox    *Outbox
+	Hub       identity.Identifier // of EventHubRemembered
 }
 
 // eventQueue bounds the events that wait for a slow callback.

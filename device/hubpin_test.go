@@ -86,6 +86,48 @@ func TestEphemeralBitUnpinsNobody(t *testing.T) {
 	}
 }
 
+// TestFirstHubIsTold: that a hub is remembered for having been the first is told once, and
+// not of one that was pinned, or that keeps no identity.
+func TestFirstHubIsTold(t *testing.T) {
+	hub := hubFor(t).Identifier()
+	for name, c := range map[string]struct {
+		pin  identity.Identifier
+		file bool
+		says hubproto.Features
+		want int
+	}{
+		"first":          {file: true, want: 1},
+		"pinned":         {file: true, pin: hub},
+		"keeps none":     {file: true, says: hubproto.FeatureEphemeral},
+		"without a file": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Config{Hub: c.pin}
+			if c.file {
+				cfg.KnownHubs = filepath.Join(t.TempDir(), "known")
+			}
+			var told []identity.Identifier
+			for range 2 { // two programs, each of which meets it twice
+				m := cfg.hubMemory(hubURL{address: "hub.example:1883"})
+				m.met = func(id identity.Identifier) { told = append(told, id) }
+				if cfg.Hub.IsZero() {
+					if _, err := m.pinned(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range 2 {
+					if err := m.proved(&hubproto.HelloAnswer{Hub: hub, Features: c.says}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if len(told) != c.want || c.want > 0 && told[0] != hub {
+				t.Errorf("told of %v", told)
+			}
+		})
+	}
+}
+
 // TestStrangersDoNotPushTheHubOut: the rotation of a hub that is pinned, by configuration
 // or in the file, is remembered on disk, however many strangers come with identities that
 // they have rotated.

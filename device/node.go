@@ -233,6 +233,7 @@ func (n *Node) uplinkConfig(u hubURL) (uplinkConfig, error) {
 	limits := n.cfg.Limits
 	limits.Frame = min(limits.Frame+packetHeadroom, route.MaxFrame) // the hub adds to return routes
 	memory := n.cfg.hubMemory(u)
+	memory.met = func(hub identity.Identifier) { n.events.emit(Event{Kind: EventHubRemembered, Hub: hub}) }
 	pin := n.cfg.Hub
 	if pin.IsZero() {
 		var err error

@@ -18,6 +18,7 @@ type hubMemory struct {
 	kept bool          // the file is known to hold the hub
 	told bool          // the configuration says which hub it is
 	line int
+	met  func(identity.Identifier) // told of a hub that is remembered for having been the first; may be nil
 }
 
 func (c *Config) hubMemory(u hubURL) *hubMemory {
@@ -58,6 +59,9 @@ func (m *hubMemory) proved(a *hubproto.HelloAnswer) error {
 		return refused(&KnownFileError{What: "known hubs", Op: "write", File: m.file.Path(), Err: err})
 	}
 	m.kept = true
+	if !m.told && m.met != nil {
+		m.met(a.Hub)
+	}
 	if e, ok, err := m.file.Lookup(m.name); err == nil && ok { // else the line is not known
 		m.line = e.Line
 	}

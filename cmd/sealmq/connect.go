@@ -95,6 +95,7 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 		return nil, err
 	}
 	cfg.Logger = a.quiet()
+	cfg.OnEvent = a.noteHub(cfg.KnownHubs, cfg.OnEvent)
 	url := p.hubURL(a)
 	// Before an identity is made that nobody asked for.
 	if err := device.Check(url, cfg); err != nil {
@@ -107,6 +108,20 @@ func (p *peerFlags) connect(ctx context.Context, a *app, cfg device.Config) (*de
 		return nil, err
 	}
 	return device.Connect(ctx, url, cfg)
+}
+
+// noteHub returns what says that a hub is remembered for having been the first at its
+// address. Other events are for next, which may be nil.
+func (a *app) noteHub(file string, next func(device.Event)) func(device.Event) {
+	return func(e device.Event) {
+		switch {
+		case e.Kind == device.EventHubRemembered:
+			a.note("warning: the hub is %v, remembered in %s from now on; that nobody was in between just now is not certain, so compare it with what the hub prints when it starts",
+				e.Hub, printable(file))
+		case next != nil:
+			next(e)
+		}
+	}
 }
 
 // apiHint says what --api needs.
