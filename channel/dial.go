@@ -284,6 +284,9 @@ func (c *Channel) awaitHello(ctx context.Context, wait time.Duration) error {
 		return fmt.Errorf("channel: dial: %w", c.Err())
 	case <-timer.C:
 	case <-ctx.Done():
+		if c.hasEnded() { // whatever ended ctx, the peer's word counts
+			return fmt.Errorf("channel: dial: %w", c.Err())
+		}
 		return dialError(ctx, context.Cause(ctx))
 	}
 	return nil

@@ -161,6 +161,40 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("bob's stats %+v", s)
 		}
 	})
+	t.Run("the peer's policy, in order", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := newTestNet()
+			a, b := n.party(t, "alice"), n.party(t, "bob")
+			if _, err := b.ep.Listen("listener", nobody, ListenOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			var unblock func()
+			n.onPacket(func(p packet) []packet {
+				if p.from == "bob" && unblock == nil {
+					unblock = b.block() // message 2 is through: the refusal waits
+				}
+				return []packet{p}
+			})
+			refused := make(chan error, 1)
+			go func() {
+				_, err := a.ep.Dial(t.Context(), route.To("bob", "listener"), TrustEveryone, DialOptions{})
+				refused <- err
+			}()
+			synctest.Wait()
+			// Where nobody is at an address any more, a hub says so.
+			if s := b.ep.Stats(); b.registered() != 2 || s.HalfOpen != 0 || s.Refused != 1 {
+				t.Errorf("%d addresses before alice hears that she is refused, %+v", b.registered(), s)
+			}
+			unblock()
+			if err := <-refused; !errors.Is(err, ErrRefused) {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if b.registered() != 1 {
+				t.Errorf("%d addresses are left", b.registered())
+			}
+		})
+	})
 	t.Run("our policy cannot decide", func(t *testing.T) {
 		var broken Policy = undecided{}
 		for name, policy := range map[string]Policy{"alone": broken, "and": And(TrustEveryone, broken), "or": Or(nobody, broken)} {
@@ -220,6 +254,20 @@ func TestRefusals(t *testing.T) {
 			t.Error("an empty config is accepted")
 		}
 	})
+}
+
+// TestRefusalOutweighsTheContext: who has been refused hears so, whatever else ends the wait
+// in that moment, as a hub's word that nobody is there any more.
+func TestRefusalOutweighsTheContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c := &Channel{confirmed: make(chan struct{}), spoke: make(chan struct{}), done: make(chan struct{}), err: ErrRefused}
+	close(c.done)
+	for range 50 {
+		if err := c.awaitHello(ctx, time.Hour); !errors.Is(err, ErrRefused) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestStockPeer: a peer without hello is a usable, unconfirmed channel after

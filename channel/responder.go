@@ -279,11 +279,24 @@ func (h *halfOpen) fail(err error) {
 		h.e.failed.Add(1)
 		h.e.log.Info("handshake failed", "listener", h.ln.name, "err", err)
 	}
-	if frame := h.hs.Refusal(); frame != nil {
-		onward := h.reply
-		h.e.spawn(func() { h.e.send(route.Frame{Onward: onward, Payload: frame}) })
+	ended := h.end()
+	leave := func() {
+		if ended {
+			h.e.cfg.Router.Unregister(h.dr)
+		}
 	}
-	h.stop()
+	frame := h.hs.Refusal()
+	if frame == nil || !h.e.enter() {
+		leave()
+		return
+	}
+	go func() {
+		defer h.e.wg.Done()
+		h.e.send(route.Frame{Onward: h.reply, Payload: frame})
+		// Only now: where a router tells that nobody is at an address, the peer would hear
+		// that of what it has sent behind message 3, before it hears that it is refused.
+		leave()
+	}()
 }
 
 // complete turns the handshake into a channel and hands it what came early.
@@ -325,6 +338,15 @@ func (h *halfOpen) complete() {
 
 // stop ends the handshake; false when it was over. The peer hears nothing.
 func (h *halfOpen) stop() bool {
+	if !h.end() {
+		return false
+	}
+	h.e.cfg.Router.Unregister(h.dr)
+	return true
+}
+
+// end is stop, except that the address stays; what comes there is dropped.
+func (h *halfOpen) end() bool {
 	h.mu.Lock()
 	if h.stopped || h.ch.Load() != nil {
 		h.mu.Unlock()
@@ -341,7 +363,6 @@ func (h *halfOpen) stop() bool {
 	h.queue, h.early, h.msg2 = nil, nil, nil
 	h.endWorkLocked()
 	h.mu.Unlock()
-	h.e.cfg.Router.Unregister(h.dr)
 	h.e.mu.Lock()
 	h.e.releaseLocked(h)
 	h.e.mu.Unlock()

@@ -209,12 +209,12 @@ func (n *Node) dial(ctx context.Context, to route.Route, policy channel.Policy, 
 	switch {
 	case n.Err() != nil:
 		return nil, n.Err()
+	case errors.Is(err, channel.ErrRefused): // who has said so leaves, which the hub then says
+		return nil, callError("dialling", to, ErrPeerRefused, "its trust policy does not accept "+n.Identifier().String())
 	case errors.Is(cause, ErrUnknownAddress):
 		return nil, callError("dialling", to, cause, "ask the peer for its present forwarding address")
 	case errors.Is(cause, ErrPeerOffline):
 		return nil, callError("dialling", to, cause, "it is not connected to the hub; try again when it is")
-	case errors.Is(err, channel.ErrRefused):
-		return nil, callError("dialling", to, ErrPeerRefused, "its trust policy does not accept "+n.Identifier().String())
 	case errors.Is(err, channel.ErrWrongIdentity):
 		return nil, &wrongIdentityError{to: to, err: err}
 	case errors.Is(err, channel.ErrBusy):

@@ -183,6 +183,19 @@ func TestReleaseThroughChannel(t *testing.T) {
 	exchange(t, ch, bob, heir)
 }
 
+// TestRefusedAtTheDoor: a stranger hears that he is refused, though the hub says right
+// behind it that nobody is any more where he has sent his hello.
+func TestRefusedAtTheDoor(t *testing.T) {
+	hub, authority := newIdentity(t), newIdentity(t)
+	addr, _ := startClosedHub(t, hub, authority.Identity(), "127.0.0.1:0")
+	n := over(t, addr, device.Config{})
+	for i := range 100 {
+		if _, err := n.Dial(soon(t), route.To("api"), channel.TrustIdentifiers(hub.Identifier())); !errors.Is(err, device.ErrPeerRefused) {
+			t.Fatalf("attempt %d: %v", i, err)
+		}
+	}
+}
+
 // TestNoticesInsideAChannel: only the hub's own count there, too.
 func TestNoticesInsideAChannel(t *testing.T) {
 	hub, authority := newIdentity(t), newIdentity(t)
