@@ -186,9 +186,10 @@ func outboxError(dir string, err error) error {
 	case errors.Is(err, seglog.ErrInUse):
 		return fmt.Errorf("%w: %s; give each running program a folder of its own (Config.OutboxDir)", ErrOutboxInUse, dir)
 	case errors.Is(err, seglog.ErrCorrupt):
-		return fmt.Errorf("%w: %w", ErrOutboxDamaged, err)
-	case errors.Is(err, ErrOutboxDamaged):
-		return fmt.Errorf("%w; move the folder away to go on without what it holds", err)
+		err = fmt.Errorf("%w: %w", ErrOutboxDamaged, err)
+	}
+	if errors.Is(err, ErrOutboxDamaged) {
+		return fmt.Errorf("%w; move %s away to go on without what it holds", err, dir)
 	}
 	return fmt.Errorf("device: outbox in %s: %w", dir, err)
 }

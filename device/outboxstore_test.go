@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/sealmq/sealmq/identity"
@@ -162,6 +163,34 @@ func TestOutboxStoreRefusesWhatWasChanged(t *testing.T) {
 	_, _, err = openOutboxStore(dir, testIdentity(), slog.New(slog.DiscardHandler))
 	if !errors.Is(err, ErrOutboxDamaged) {
 		t.Errorf("second try: %v", err)
+	}
+}
+
+// What is damaged where it had been synced is refused, with what to do: not with the advice
+// to put the folder back from a backup, which would end in ErrOutboxBehind.
+func TestOutboxDamagedSaysWhatToDo(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "outbox")
+	s, _ := openStore(t, dir)
+	b, err := s.create(storeTo, "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addStored(t, b, 1, []byte("one"))
+	addStored(t, b, 2, []byte("two"))
+	s.close()
+	f := segments(t, dir)[0]
+	data, err := os.ReadFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[100] ^= 1
+	if err := os.WriteFile(f, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = openOutboxStore(dir, testIdentity(), slog.New(slog.DiscardHandler))
+	if !errors.Is(err, ErrOutboxDamaged) || strings.Contains(err.Error(), "backup") ||
+		!strings.Contains(err.Error(), f) || !strings.Contains(err.Error(), "move "+dir+" away") {
+		t.Error(err)
 	}
 }
 

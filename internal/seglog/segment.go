@@ -58,7 +58,8 @@ var (
 	ErrTooLarge = errors.New("seglog: record too large")
 )
 
-// CorruptError says where a log is damaged. It is an ErrCorrupt.
+// CorruptError says where a log is damaged. It is an ErrCorrupt. What to do about it is for
+// whoever keeps the log to say: not every folder is one to put back from a backup.
 type CorruptError struct {
 	File   string
 	Offset int64
@@ -66,8 +67,7 @@ type CorruptError struct {
 }
 
 func (e *CorruptError) Error() string {
-	return fmt.Sprintf("seglog: %s is damaged at byte %d: %s (restore the whole folder from a backup, or move it away to go on without what it holds)",
-		e.File, e.Offset, e.Reason)
+	return fmt.Sprintf("seglog: %s is damaged at byte %d: %s", e.File, e.Offset, e.Reason)
 }
 
 // Is reports whether target is ErrCorrupt.
