@@ -110,6 +110,36 @@ func TestOutboxStore(t *testing.T) {
 	}
 }
 
+// TestOutboxStoreWithoutItsFirstFile: that a file is missing is noticed also when it is the
+// oldest; what is in the others was posted, and is not dropped without a word.
+func TestOutboxStoreWithoutItsFirstFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "outbox")
+	s, _ := openStore(t, dir)
+	b, err := s.create(storeTo, "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := make([]byte, 1<<20)
+	for count := uint64(1); count <= 20; count++ {
+		addStored(t, b, count, payload)
+	}
+	s.close()
+	files := segments(t, dir)
+	if len(files) < 2 {
+		t.Fatal(files)
+	}
+	if err := os.Remove(files[0]); err != nil {
+		t.Fatal(err)
+	}
+	after, left, err := openOutboxStore(dir, testIdentity(), slog.New(slog.DiscardHandler))
+	if err == nil {
+		defer after.close()
+	}
+	if !errors.Is(err, ErrOutboxDamaged) {
+		t.Errorf("opened with %d outboxes, though %d files full of posted messages are there: %v", len(left), len(files)-1, err)
+	}
+}
+
 // A crash can leave the last record half written; everything before it counts.
 func TestOutboxStoreTornEnd(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "outbox")

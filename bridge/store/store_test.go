@@ -396,3 +396,38 @@ func TestDiskStaysNearWhatIsLive(t *testing.T) {
 	}
 	t.Logf("%d KiB more than twice what is queued", most>>10)
 }
+
+// The loss of the oldest file is noticed as that of any other: what it held was
+// acknowledged.
+func TestOldestFileIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	opts := Options{SegmentSize: 4 << 10}
+	s, _ := openStore(t, dir, opts)
+	bob := box(t, s, "bob") // is away, and all of his queue in the first file
+	for range 3 {
+		add(t, bob, route.Stored, "one for bob")
+	}
+	passing := box(t, s, "passing") // a device that was here for a while
+	for s.Stats().Segments < 3 {
+		add(t, passing, route.Stored, "and one for somebody else")
+	}
+	passing.Discard()
+	add(t, box(t, s, "carol"), route.Stored, "one for carol")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	segs, err := filepath.Glob(filepath.Join(dir, "*.seg"))
+	if err != nil || len(segs) < 2 {
+		t.Fatal(segs, err)
+	}
+	if err := os.Remove(segs[0]); err != nil {
+		t.Fatal(err)
+	}
+	after, rep, err := Open(dir, opts)
+	if err == nil {
+		defer after.Close()
+		t.Errorf("without %s of %d files: it opens with queues %v, %d frames", filepath.Base(segs[0]), len(segs), after.Names(), rep.Frames)
+	} else if !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
+	}
+}

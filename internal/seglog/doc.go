@@ -24,8 +24,10 @@
 // length field, the kind and the body, xor the segment's salt: the lower 32 bits of
 // its number times 0x9e3779b1. (In version 1 there was no salt.) Eight zeros in place of
 // a record's header end the segment. Kind 255 is the log's own. A segment's file name
-// is its number in 16 hexadecimal digits and ".seg"; numbers rise by one. The file
-// ".newest" has the number of the newest, in the same digits and a line feed.
+// is its number in 16 hexadecimal digits and ".seg"; numbers rise by one. The files
+// ".newest" and "oldest" have the numbers of the newest and of the oldest that is needed,
+// in the same digits and a line feed. A segment is noted as the newest once its header is
+// on stable storage, and older ones than the oldest are removed once that is noted there.
 //
 // # Recovery
 //

@@ -78,6 +78,7 @@ type Options[T any] struct {
 
 	create func(path string) (file, error) // tests fail I/O through it
 	reopen func(path string) (file, error)
+	note   func(path string, segment uint64) error
 }
 
 // file is what the log needs of an open segment.
@@ -203,6 +204,9 @@ func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte,
 		}
 		opts.reopen = func(path string) (file, error) { return openFile(path, os.O_RDWR) }
 	}
+	if opts.note == nil {
+		opts.note = writeNote
+	}
 	if opts.allocate == nil {
 		opts.allocate, opts.free = allocate, freeSpace
 	}
@@ -231,10 +235,11 @@ func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte,
 
 // recover reads the segments and opens the newest one for writing.
 func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) (*Report, error) {
-	segs, err := listSegments(l.dir)
+	list, err := listSegments(l.dir)
 	if err != nil {
 		return nil, err
 	}
+	segs := list.segs
 	l.dropAhead()
 	rep := &Report{}
 	for i, n := range segs {
@@ -279,7 +284,11 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 		l.oldest, l.seg, l.off = 1, 1, headerLen
 		l.salt = salt(1)
 		l.sizes[1] = headerLen
-		return rep, l.startSegment(1)
+		if err := l.startSegment(1); err != nil {
+			return nil, err
+		}
+		_ = l.note(oldestName, 1)
+		return rep, nil
 	}
 	l.oldest, l.seg = segs[0], segs[len(segs)-1]
 	l.off = l.sizes[l.seg]
@@ -287,11 +296,17 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 	if err != nil {
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
-	if err := errors.Join(f.Truncate(l.off), f.Sync()); err != nil {
+	if err := errors.Join(f.Truncate(l.off), f.Sync(), syncDir(l.dir)); err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("seglog: %w", err)
 	}
 	l.setFile(f, l.seg, l.salt, l.off)
+	if list.newest < l.seg { // the process died before, or the disk refused
+		_ = l.note(newestName, l.seg)
+	}
+	if list.oldest == 0 {
+		_ = l.note(oldestName, l.oldest)
+	}
 	return rep, nil
 }
 
@@ -315,10 +330,23 @@ func (l *Log[T]) startSegment(n uint64) error {
 		return fmt.Errorf("seglog: %w", err)
 	}
 	l.setFile(f, n, salt(n), headerLen)
-	if err := writeNewest(l.dir, n); err != nil {
-		l.opts.Logger.Warn("cannot note the number of the newest segment; its loss would not be noticed", "dir", l.dir, "err", err)
-	}
+	_ = l.note(newestName, n) // the one before is true as well
 	return nil
+}
+
+// note notes segment n. What cannot be noted is not noted any more: then a loss of the
+// segment is not noticed, and nothing else. After an error the note of before may be there.
+func (l *Log[T]) note(name string, n uint64) error {
+	path := filepath.Join(l.dir, name)
+	err := l.opts.note(path, n)
+	if err == nil {
+		return nil
+	}
+	l.opts.Logger.Warn("cannot note the number of a segment; its loss would not be noticed", "file", path, "segment", n, "err", err)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return syncDir(l.dir)
 }
 
 func (l *Log[T]) setFile(f file, seg uint64, salt uint32, written int64) {

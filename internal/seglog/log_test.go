@@ -278,23 +278,133 @@ func TestDamageInOldSegment(t *testing.T) {
 	}
 }
 
-// The newest segment leaves no gap in the numbers when it is gone.
-func TestNewestSegmentIsMissing(t *testing.T) {
-	for name, leave := range map[string]int{"one": 1, "all": 0} {
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// openCorrupt opens a log that is to be refused as damaged, and returns why.
+func openCorrupt(t *testing.T, dir string) *CorruptError {
+	t.Helper()
+	l, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
+	if err == nil {
+		l.Close()
+	}
+	var ce *CorruptError
+	if !errors.As(err, &ce) {
+		t.Fatalf("got %v", err)
+	}
+	return ce
+}
+
+// The newest segments and the oldest leave no gap in the numbers when they are gone.
+func TestSegmentAtTheEndIsMissing(t *testing.T) {
+	for name, c := range map[string]struct{ from, to, named uint64 }{
+		"newest": {2, 4, 4}, "oldest": {1, 2, 1}, "oldest but for one": {1, 3, 1}, "all": {1, 4, 4},
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			l, _, _ := open(t, dir, Options[note]{SegmentSize: 64})
-			segs := appendAll(t, l, "0123456789", "0123456789")
+			appendAll(t, l, "0123456789", "0123456789", "0123456789", "0123456789")
 			l.Close()
-			for _, seg := range segs[leave:] {
+			for seg := c.from; seg <= c.to; seg++ {
 				if err := os.Remove(filepath.Join(dir, segmentName(seg))); err != nil {
 					t.Fatal(err)
 				}
 			}
-			_, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
-			var ce *CorruptError
-			if !errors.As(err, &ce) || ce.File != filepath.Join(dir, segmentName(segs[1])) {
-				t.Fatalf("got %v", err)
+			if ce := openCorrupt(t, dir); ce.File != filepath.Join(dir, segmentName(c.named)) {
+				t.Error(ce)
+			}
+		})
+	}
+}
+
+// A folder without notes, as one that was made before there were any, opens as it is, and has
+// them from then on.
+func TestNotesAreMadeGood(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options[note]{SegmentSize: 64})
+	segs := appendAll(t, l, "0123456789", "0123456789", "0123456789")
+	l.Release(segs[0], 1, 10)
+	gone := filepath.Join(dir, segmentName(segs[0]))
+	for begun := time.Now(); exists(gone); runtime.Gosched() {
+		if time.Since(begun) > 10*time.Second {
+			t.Fatal("the first segment stays")
+		}
+	}
+	l.Close()
+	for _, name := range []string{newestName, oldestName} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, _, got := open(t, dir, Options[note]{})
+	l.Close()
+	if len(got) != 2 {
+		t.Fatal(got)
+	}
+	for _, seg := range segs[1:] {
+		path := filepath.Join(dir, segmentName(seg))
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if ce := openCorrupt(t, dir); ce.File != path {
+			t.Error(ce)
+		}
+		if err := os.Rename(path+".away", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Which segment is the oldest is noted before others are removed: one that is there although
+// it is not needed harms nobody, as after a crash in between. Where that cannot be noted it
+// is noted no more, and segments that nothing holds go all the same.
+func TestOldestIsNotedFirst(t *testing.T) {
+	for name, refuses := range map[string]bool{"noted": false, "refused": true} {
+		t.Run(name, func(t *testing.T) {
+			dir, between := t.TempDir(), t.TempDir()
+			first := filepath.Join(dir, segmentName(1))
+			opts := Options[note]{SegmentSize: 64}
+			opts.note = func(path string, seg uint64) error {
+				if filepath.Base(path) != oldestName || seg == 1 {
+					return writeNote(path, seg)
+				}
+				if refuses {
+					return syscall.EIO
+				}
+				if err := writeNote(path, seg); err != nil {
+					t.Error(err)
+				}
+				// Here the process is killed.
+				if err := os.CopyFS(filepath.Join(between, "log"), os.DirFS(dir)); err != nil {
+					t.Error(err)
+				}
+				return nil
+			}
+			l, _, _ := open(t, dir, opts)
+			segs := appendAll(t, l, "0123456789", "0123456789", "0123456789")
+			l.Release(segs[0], 1, 10)
+			for begun := time.Now(); exists(first); runtime.Gosched() {
+				if time.Since(begun) > 10*time.Second {
+					t.Fatal("the first segment stays")
+				}
+			}
+			l.Close()
+			noted, err := readNote(filepath.Join(dir, oldestName))
+			if want := segs[1]; err != nil || !refuses && noted != want || refuses && noted != 0 {
+				t.Errorf("segment %d is noted: %v", noted, err)
+			}
+			l, _, got := open(t, dir, Options[note]{})
+			if l.Close(); len(got) != 2 {
+				t.Error(got)
+			}
+			if refuses {
+				return
+			}
+			l, _, got = open(t, filepath.Join(between, "log"), Options[note]{})
+			if l.Close(); len(got) != 3 {
+				t.Errorf("after a kill in between: %v", got)
 			}
 		})
 	}
@@ -757,7 +867,14 @@ func TestPowerCut(t *testing.T) {
 				disks = append(disks, &disk{file: f, faults: fl, dirty: make(map[int64][]byte), image: image})
 				return disks[len(disks)-1], err
 			}
-			l, _, _ := open(t, t.TempDir(), opts)
+			opts.note = func(path string, seg uint64) error {
+				if filepath.Base(path) == newestName && len(disks[seg-1].image) < headerLen {
+					t.Errorf("segment %d is noted before it is there", seg)
+				}
+				return writeNote(path, seg)
+			}
+			dir := t.TempDir()
+			l, _, _ := open(t, dir, opts)
 			const records = 100
 			for i := range records {
 				w := make(waiter, 1)
@@ -798,6 +915,12 @@ func TestPowerCut(t *testing.T) {
 					t.Fatal(err)
 				}
 				d.mu.Unlock()
+			}
+			for _, name := range []string{newestName, oldestName} {
+				noted, err := os.ReadFile(filepath.Join(dir, name))
+				if err = errors.Join(err, os.WriteFile(filepath.Join(after, name), noted, 0o600)); err != nil {
+					t.Fatal(err)
+				}
 			}
 			l.Close()
 			if (begun > 0) != c.ahead {
@@ -1150,8 +1273,8 @@ func TestCloseWhileDiskRefuses(t *testing.T) {
 	}
 }
 
-// crashWriter runs in a child process: it appends without end and prints each
-// committed number.
+// crashWriter runs in a child process: it appends without end, releases all but the newest
+// of what is committed and prints each committed number.
 func crashWriter(dir string) {
 	mode := SyncAlways
 	if os.Getenv("SEGLOG_CRASH_MODE") == "interval" {
@@ -1163,19 +1286,43 @@ func crashWriter(dir string) {
 		return
 	}
 	var line [9]byte
+	var mu sync.Mutex
+	var segs []uint64 // of the records that are held, oldest first
+	released := uint64(0)
+	window := make(chan struct{}, 50) // as publishers have one
 	w := commitFunc(func(n uint64) {
+		<-window
+		mu.Lock()
+		for ; released+crashHeld <= n; released++ {
+			l.Release(segs[0], 1, int64(len(crashBody(released))))
+			segs = segs[1:]
+		}
+		mu.Unlock()
 		binary.BigEndian.PutUint64(line[:], n)
 		line[8] = '\n'
 		_, _ = os.Stdout.Write(line[:]) // the reader may be gone
 	})
 	for n := uint64(0); ; n++ {
-		if _, err := add(l, 1, true, w, n, append(binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)...)); err != nil {
+		window <- struct{}{}
+		seg, err := add(l, 1, true, w, n, crashBody(n))
+		if err != nil {
 			return
 		}
+		mu.Lock()
+		segs = append(segs, seg)
+		mu.Unlock()
 	}
 }
 
-// What was committed before a kill -9 is there afterwards, in order.
+// crashBody is the body of record n.
+func crashBody(n uint64) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, n), make([]byte, n%300)...)
+}
+
+// crashHeld is how many of the committed records crashWriter needs.
+const crashHeld = 100
+
+// What was committed before a kill -9 and not released is there afterwards, in order.
 func TestKill(t *testing.T) {
 	for _, c := range []struct{ mode, ahead string }{{"always", ""}, {"always", "ahead"}, {"interval", ""}, {"interval", "ahead"}} {
 		t.Run(c.mode+c.ahead, func(t *testing.T) {
@@ -1202,7 +1349,7 @@ func TestKill(t *testing.T) {
 				last = binary.BigEndian.Uint64(line)
 				return true
 			}
-			for range 500 {
+			for n := 0; n < 500 || n < 10_000 && exists(filepath.Join(dir, segmentName(1))); n++ {
 				if !read() {
 					t.Fatal("the writer ended")
 				}
@@ -1214,13 +1361,17 @@ func TestKill(t *testing.T) {
 			}
 			_ = cmd.Wait() // killed
 			_, rep, got := open(t, dir, Options[note]{})
-			if uint64(len(got)) <= last {
-				t.Fatalf("%d records after the kill, number %d was committed", len(got), last)
+			number := func(i int) uint64 { return binary.BigEndian.Uint64([]byte(got[i].body)) }
+			if len(got) == 0 || number(0)+crashHeld > last+2 || number(len(got)-1) < last {
+				t.Fatalf("%d records after the kill, number %d was committed: %v", len(got), last, rep)
 			}
-			for i, r := range got {
-				if binary.BigEndian.Uint64([]byte(r.body)) != uint64(i) {
+			for i := range got {
+				if number(i) != number(0)+uint64(i) {
 					t.Fatalf("record %d is out of place", i)
 				}
+			}
+			if number(0) == 0 {
+				t.Error("no segment was removed")
 			}
 			t.Logf("committed %d, found %d, torn %d bytes", last+1, len(got), rep.TornBytes)
 		})

@@ -349,28 +349,31 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// newestName is a file with the number of the newest segment, written once that is
-// there, so that its loss is noticed. It sorts before the segments: who copies the
-// folder in order copies it first.
-const newestName = ".newest"
+// Notes are files with the number of a segment, so that its loss is noticed. Each is true
+// of the folder at any moment, also of one that somebody copies in order while the log is
+// written: the newest is copied before the segments, the oldest behind them.
+const (
+	newestName = ".newest" // this segment is there, and its header
+	oldestName = "oldest"  // all from this segment on are there, or were until one was noted anew
+)
 
-// writeNewest notes that segment n exists. Without the note, as when the disk is
-// full, a loss of the segment would not be noticed, and nothing else.
-func writeNewest(dir string, n uint64) error {
-	path := filepath.Join(dir, newestName)
-	err := os.WriteFile(path+".new", fmt.Appendf(nil, "%016x\n", n), 0o600)
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
+// writeNote notes segment n, on stable storage. It writes over what stood there, all of
+// which is in one sector: that needs no room on a full disk, and no sync of the folder.
+func writeNote(path string, n uint64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
-		_ = os.Remove(path + ".new")
+		return err
 	}
-	return err
+	_, err = f.WriteAt(fmt.Appendf(nil, "%016x\n", n), 0)
+	if err == nil {
+		err = datasync(f)
+	}
+	return errors.Join(err, f.Close())
 }
 
-// readNewest returns what writeNewest noted; 0 when there is no whole note.
-func readNewest(dir string) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join(dir, newestName))
+// readNote returns what writeNote noted; 0 when there is no whole note.
+func readNote(path string) (uint64, error) {
+	b, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
 	}
@@ -385,30 +388,42 @@ func readNewest(dir string) (uint64, error) {
 	return n, nil
 }
 
-// listSegments returns the numbers of the segments in dir, ascending.
-func listSegments(dir string) ([]uint64, error) {
+// listed is what a folder says of its segments without a look into them.
+type listed struct {
+	segs           []uint64 // there, ascending
+	newest, oldest uint64   // noted; 0: not
+}
+
+// listSegments lists the segments in dir, and refuses it when one is missing.
+func listSegments(dir string) (l listed, err error) {
 	entries, err := os.ReadDir(dir) // sorted by name, so by number
 	if err != nil {
-		return nil, err
+		return l, err
 	}
-	var ns []uint64
 	for _, e := range entries {
 		if n, ok := segmentNumber(e.Name()); ok && e.Type().IsRegular() {
-			ns = append(ns, n)
+			l.segs = append(l.segs, n)
 		}
 	}
-	for i := 1; i < len(ns); i++ {
-		if ns[i] != ns[i-1]+1 {
-			return nil, missing(dir, ns[i-1]+1)
+	for i := 1; i < len(l.segs); i++ {
+		if l.segs[i] != l.segs[i-1]+1 {
+			return l, missing(dir, l.segs[i-1]+1)
 		}
 	}
-	switch newest, err := readNewest(dir); {
-	case err != nil:
-		return nil, err
-	case len(ns) == 0 && newest > 0, len(ns) > 0 && newest > ns[len(ns)-1]:
-		return nil, missing(dir, newest)
+	if l.newest, err = readNote(filepath.Join(dir, newestName)); err != nil {
+		return l, err
 	}
-	return ns, nil
+	if l.oldest, err = readNote(filepath.Join(dir, oldestName)); err != nil {
+		return l, err
+	}
+	n := len(l.segs)
+	switch noted := max(l.newest, l.oldest); {
+	case n == 0 && noted > 0, n > 0 && noted > l.segs[n-1]:
+		return l, missing(dir, noted)
+	case n > 0 && l.oldest > 0 && l.oldest < l.segs[0]:
+		return l, missing(dir, l.oldest)
+	}
+	return l, nil
 }
 
 func missing(dir string, n uint64) error {

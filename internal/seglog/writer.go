@@ -372,8 +372,13 @@ func (l *Log[T]) clean(needed uint64) {
 	first, end := l.oldest, min(needed, l.fseg)
 	l.mu.Unlock()
 	if first < end {
-		// What stands for the removed records must not be younger than the removal.
+		// What stands for the removed records must not be younger than the removal, nor
+		// must the note that they are not missing.
 		if err := l.sync(); err != nil {
+			l.stats.failures.Add(1)
+			return
+		}
+		if err := l.note(oldestName, end); err != nil {
 			l.stats.failures.Add(1)
 			return
 		}
