@@ -297,7 +297,8 @@ func TestEveryPrefix(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range whole {
+	const header = 16 // bytes, which are there before the file is noted as the newest
+	for n := header; n < len(whole); n++ {
 		if err := os.WriteFile(segs[0], whole[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@
 // is written at once, and at the end of a log that was closed. Then, and in any other
 // segment, it is damage, as is a header that does not fit the records behind it, and
 // Open refuses the log, changes nothing, and names file and offset; so it does when
-// a segment is missing. Behind eight zeros there is the rest of a segment that was made
+// a segment is missing, or one that is noted has no header. Behind eight zeros there is the rest of a segment that was made
 // ahead, which is cut off without a report. Replay can show a
 // record twice (a failed sync makes the log write it again), so what a caller
 // does with a record must be idempotent.

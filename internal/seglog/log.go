@@ -256,6 +256,9 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 			return nil, fmt.Errorf("seglog: %s: %w", path, err)
 		}
 		if bad := found.bad; bad != nil {
+			if found.good < headerLen && n <= list.newest {
+				bad.damage, bad.reason = true, bad.reason+", where it had been synced"
+			}
 			if !newest || bad.damage {
 				return nil, &CorruptError{File: path, Offset: bad.offset, Reason: bad.reason}
 			}

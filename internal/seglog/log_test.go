@@ -145,7 +145,7 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// Every cut of the newest segment opens again, as does every flipped byte in what had
+// Every cut of the newest segment behind its header opens again, as does every flipped byte in what had
 // perhaps not been synced, and gives a prefix of the records. A flipped byte in what
 // had been synced is damage.
 func TestTornTail(t *testing.T) {
@@ -183,7 +183,7 @@ func TestTornTail(t *testing.T) {
 		if len(got) < least || len(got) > most {
 			t.Fatalf("%d records", len(got))
 		}
-		if len(b) > headerLen && rep.TornReason == "" && len(bytes.Trim(b[rep.Bytes:], "\x00")) > 0 &&
+		if rep.TornReason == "" && len(bytes.Trim(b[rep.Bytes:], "\x00")) > 0 &&
 			!bytes.HasPrefix(b[rep.Bytes:], []byte(endMark)) {
 			t.Fatalf("nothing reported: %+v", rep)
 		}
@@ -207,7 +207,7 @@ func TestTornTail(t *testing.T) {
 		}
 	}
 	sealed := len(whole) - markLen // where the mark of Close is
-	for n := range whole {
+	for n := headerLen; n < len(whole); n++ {
 		most := 2
 		if n >= sealed {
 			most = 3
@@ -316,6 +316,27 @@ func TestSegmentAtTheEndIsMissing(t *testing.T) {
 				t.Error(ce)
 			}
 		})
+	}
+}
+
+// The newest segment is noted once its header is on stable storage. One that is noted and
+// has none has lost what it held, and no crash did that.
+func TestNewestSegmentIsEmptied(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options[note]{})
+	appendAll(t, l, "acknowledged")
+	l.Close()
+	path := filepath.Join(dir, segmentName(1))
+	for size := range int64(headerLen) {
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		if ce := openCorrupt(t, dir); ce.File != path {
+			t.Error(ce)
+		}
+		if st, err := os.Stat(path); err != nil || st.Size() != size {
+			t.Errorf("%d bytes were changed: %v", size, err)
+		}
 	}
 }
 
