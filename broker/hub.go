@@ -124,12 +124,17 @@ func New(cfg Config) (_ *Hub, err error) {
 		}
 	}()
 	var born bool
-	if h.identity, born, err = hubIdentity(h.cfg.Data, h.protection, h.logger); err != nil {
+	if h.identity, born, err = hubIdentity(h.cfg.Data, h.found != nil && h.found.Records > 0, h.protection, h.logger); err != nil {
 		return nil, err
 	}
 	key, err := addressKey(&h.cfg, h.identity, h.logger)
 	if err != nil {
 		return nil, err
+	}
+	if h.store != nil {
+		if err := h.store.Claim(h.identity.Identifier(), key); err != nil {
+			return nil, &StoreError{Folder: filepath.Join(h.cfg.Data, storeName), Err: err}
+		}
 	}
 	if h.proofs, err = newVerifier(&h.cfg, h.identity.Identifier(), born, h.devices, h.logger); err != nil {
 		return nil, err

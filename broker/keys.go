@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/sealmq/sealmq/bridge/store"
 	"github.com/sealmq/sealmq/identity"
 )
 
 // What lies in a data folder.
 const (
 	identityName   = "hub"
+	identityFile   = identityName + ".identity"
 	identityFolder = "identity"
 	addressKeyName = "address.key"
 )
@@ -45,8 +47,9 @@ func (c *Config) protection() (identity.Protection, error) {
 
 // hubIdentity loads the hub's identity from the data folder, or creates it, and
 // encrypts it where it is not and has to be. Without a folder it makes one for this
-// process. born says that it is new.
-func hubIdentity(data string, protection identity.Protection, logger *slog.Logger) (p *identity.Private, born bool, err error) {
+// process. born says that it is new. Where the store was in use the identity must be there:
+// with another one it would be another hub's.
+func hubIdentity(data string, inUse bool, protection identity.Protection, logger *slog.Logger) (p *identity.Private, born bool, err error) {
 	if data == "" {
 		logger.Warn("no data folder: the hub has a new identity at each start, devices that pinned it will refuse it", "option", "data")
 		p, err := identity.Create()
@@ -54,6 +57,11 @@ func hubIdentity(data string, protection identity.Protection, logger *slog.Logge
 			return nil, false, fmt.Errorf("broker: create the hub's identity: %w", err)
 		}
 		return p, true, nil
+	}
+	if file := filepath.Join(data, identityFolder, identityFile); inUse {
+		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+			return nil, false, &StoreError{Folder: filepath.Join(data, storeName), Err: fmt.Errorf("%w: %s is missing", store.ErrIdentity, file)}
+		}
 	}
 	v, err := identity.OpenVault(filepath.Join(data, identityFolder), identity.WithProtection(protection))
 	if err != nil {

@@ -70,8 +70,8 @@ func (c *Config) checkDurability() error {
 }
 
 // StoreError says why the store in the data folder cannot be used. It wraps the
-// cause: [store.ErrInUse], [store.ErrCorrupt], [store.ErrNewer] or an error of the
-// file system.
+// cause: [store.ErrInUse], [store.ErrCorrupt], [store.ErrNewer], [store.ErrIdentity],
+// [store.ErrKey] or an error of the file system.
 type StoreError struct {
 	// Folder is the store's.
 	Folder string
@@ -92,7 +92,10 @@ func (e *StoreError) Hint() string {
 		return "stop the other hub, or give this one a data folder of its own"
 	case errors.Is(e.Err, store.ErrNewer):
 		return "run the version that wrote it, or a newer one; going back to an older version loses what is queued"
-	case errors.Is(e.Err, bridge.ErrRoute):
+	case errors.Is(e.Err, store.ErrIdentity):
+		return "bring back " + filepath.Join(filepath.Dir(e.Folder), identityFolder, identityFile) + " from a backup, or move " + e.Folder +
+			" away to start as another hub, without what is queued"
+	case errors.Is(e.Err, store.ErrKey), errors.Is(e.Err, bridge.ErrRoute):
 		return "bring back the address key that the store was made with, or move " + e.Folder + " away and lose what is queued"
 	case errors.Is(e.Err, store.ErrCorrupt):
 		return "restore " + e.Folder + " from a backup, or move it away to start without queues and forwarders"

@@ -107,7 +107,19 @@ func TestStoreRefused(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(data, addressKeyName), []byte(hex.EncodeToString(make([]byte, 31))+"01\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, bridge.ErrRoute, "address key"},
+		}, store.ErrKey, "address key"},
+		{"no identity", func(t *testing.T, data string) {
+			if err := os.RemoveAll(filepath.Join(data, identityFolder)); err != nil {
+				t.Fatal(err)
+			}
+		}, store.ErrIdentity, identityFile},
+		{"another identity", func(t *testing.T, data string) {
+			other := filepath.Join(t.TempDir(), "other")
+			stop(t, start(t, Config{Data: other}))
+			if err := os.Rename(filepath.Join(other, identityFolder, identityFile), filepath.Join(data, identityFolder, identityFile)); err != nil {
+				t.Fatal(err)
+			}
+		}, store.ErrIdentity, identityFile},
 		{"no folder", func(t *testing.T, data string) {
 			if err := os.RemoveAll(filepath.Join(data, "store")); err != nil {
 				t.Fatal(err)

@@ -31,6 +31,9 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if err := s.Claim(id.Identifier(), config.Key); err != nil { // made with others: bring those back
+		log.Fatal(err)
+	}
 	config.Outboxes, config.Journal = s.Outbox, s
 	b, err := bridge.New(config)
 	if err != nil {

@@ -74,7 +74,7 @@ func storeCode(err error) int {
 	switch {
 	case errors.Is(err, store.ErrInUse):
 		return exitOS
-	case errors.Is(err, bridge.ErrRoute), errors.Is(err, store.ErrNewer):
+	case errors.Is(err, bridge.ErrRoute), errors.Is(err, store.ErrNewer), errors.Is(err, store.ErrIdentity), errors.Is(err, store.ErrKey):
 		return exitConfig
 	case errors.Is(err, store.ErrCorrupt):
 		return exitData

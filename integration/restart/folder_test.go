@@ -16,6 +16,7 @@ import (
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 
+	"github.com/sealmq/sealmq/identity"
 	"github.com/sealmq/sealmq/integration/internal/peer"
 	"github.com/sealmq/sealmq/route"
 )
@@ -168,6 +169,58 @@ func TestFullDiskAtStart(t *testing.T) {
 		}
 		h.sums()
 	})
+}
+
+// TestStoreOfAnotherHub: what waits in a queue names addresses of the hub's key, and devices
+// know the hub by its identity. So a hub whose keys are not those that its store was made with
+// is refused, with what is missing; it makes no others, and goes on once they are back.
+func TestStoreOfAnotherHub(t *testing.T) {
+	h := newHub(t)
+	h.start()
+	bobID, alice := newID(t), newID(t)
+	listen(t, h, bobID).Disconnect(0)
+	pub := connect(h, alice, func() {})
+	f := route.Frame{Onward: route.To(h.address(bobID), "app"), Payload: make([]byte, 200)}
+	token := pub.Publish("sealmq/"+alice+"/out", 1, false, route.AppendFrame(nil, &f))
+	if !token.WaitTimeout(patience) || token.Error() != nil {
+		t.Fatal("not acknowledged")
+	}
+	pub.Disconnect(0)
+	h.end(syscall.SIGKILL)
+
+	folder := filepath.Join(h.data, "identity")
+	file := filepath.Join(folder, "hub.identity")
+	away := folder + ".away"
+	if err := os.Rename(folder, away); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, h, nil, 78, "hub.identity is missing", "bring back "+file)
+	if _, err := os.Stat(folder); err == nil {
+		t.Error("another identity was made in its place")
+	}
+	v, err := identity.OpenVault(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Create("hub"); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, h, nil, 78, "another identity", "bring back "+file)
+
+	key := filepath.Join(h.data, "address.key")
+	if err := errors.Join(os.RemoveAll(folder), os.Rename(away, folder),
+		os.WriteFile(key, []byte(strings.Repeat("7f", 32)), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, h, nil, 78, "another address key", "bring back")
+
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if n := h.counters()["sealmq_frames_queued"]; n != 1 {
+		t.Errorf("%v frames are queued", n)
+	}
 }
 
 // refused holds the hub's process to an exit code and to what it prints.
