@@ -95,6 +95,35 @@ func TestUnacknowledgedIsSentAgainInOrder(t *testing.T) {
 	})
 }
 
+// TestHelloAfterSilence: a process whose first hello got no answer, or a late one, may have
+// channels since then; it says fresh no more, so nothing is discarded that is for them.
+func TestHelloAfterSilence(t *testing.T) {
+	for name, late := range map[string]bool{"none": false, "late": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newFakeHub(t)
+				wait := h.connect(t.Context(), h.config())
+				c := h.subscribed()
+				n, err := wait() // after HelloTimeout
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !c.hello.Fresh {
+					t.Error("the first hello of a process does not say fresh")
+				}
+				if late {
+					c.answer(&hubproto.HelloAnswer{Time: time.Now(), Window: 8})
+				}
+				_ = c.Close()
+				if c = h.subscribed(); c.hello.Fresh {
+					t.Error("the second hello of a process that was online says fresh")
+				}
+				finish(n, c)
+			})
+		})
+	}
+}
+
 // TestLongestReconnectPause: they grow to what the configuration says, and not beyond.
 func TestLongestReconnectPause(t *testing.T) {
 	for name, tt := range map[string]struct{ set, longest time.Duration }{

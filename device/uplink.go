@@ -69,13 +69,12 @@ type uplink struct {
 	stock      atomic.Bool // a TCP hub that did not answer hello: none of ours
 	connects   atomic.Uint64
 
-	mu      sync.Mutex
-	state   State
-	err     error                 // why Stopped
-	answer  *hubproto.HelloAnswer // the present hub's, nil if it gave none
-	greeted bool                  // a hub has answered a hello of this process
-	mute    bool                  // the hub did not answer: don't wait for it again
-	hubID   identity.Identifier
+	mu     sync.Mutex
+	state  State
+	err    error                 // why Stopped
+	answer *hubproto.HelloAnswer // the present hub's, nil if it gave none
+	mute   bool                  // the hub did not answer: don't wait for it again
+	hubID  identity.Identifier
 }
 
 func newUplink(cfg uplinkConfig) *uplink {
@@ -214,8 +213,10 @@ func (u *uplink) sendLoop(l link, gen uint64) {
 // it, and works too.
 func (u *uplink) hello(ctx context.Context, s *session, l link) error {
 	u.mu.Lock()
-	fresh, mute := !u.greeted, u.mute
+	mute := u.mute
 	u.mu.Unlock()
+	// Once this process was online it may have keys, whatever the hub has answered.
+	fresh := u.connects.Load() == 0
 	pinned := !u.hub.pin.IsZero() || u.hub.known != nil
 	if !l.info().hello {
 		if pinned {
@@ -279,7 +280,6 @@ func (u *uplink) greet(s *session, a *hubproto.HelloAnswer, l link) error {
 	defer u.mu.Unlock()
 	u.answer = a
 	u.mute = a == nil
-	u.greeted = u.greeted || a != nil
 	return nil
 }
 

@@ -3,11 +3,14 @@ package restart
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -299,6 +302,103 @@ func node(t *testing.T, h *hub) *device.Node {
 	}
 	t.Cleanup(func() { n.Close() })
 	return n
+}
+
+// wire is a device's way to its hub.
+type wire struct {
+	slow atomic.Int64 // what each read takes longer, in nanoseconds
+
+	mu   sync.Mutex
+	away bool
+	conn net.Conn // the last
+}
+
+func (w *wire) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away {
+		return nil, errors.New("no network")
+	}
+	c, err := new(net.Dialer).DialContext(ctx, network, address)
+	w.conn = c
+	return slowConn{c, &w.slow}, err
+}
+
+// set takes the network away, or gives it back.
+func (w *wire) set(away bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away = away; away {
+		_ = w.conn.Close()
+	}
+}
+
+type slowConn struct {
+	net.Conn
+	by *atomic.Int64
+}
+
+func (c slowConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	time.Sleep(time.Duration(c.by.Load()))
+	return n, err
+}
+
+// TestSlowHelloThenRestart: the answer to a device's first hello came too late for it. What
+// the hub has acknowledged for that device is there for it all the same after a restart.
+func TestSlowHelloThenRestart(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	h.start()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	alice := node(t, h)
+	id, err := identity.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var w wire
+	w.slow.Store(int64(50 * time.Millisecond))
+	bob, err := device.Connect(ctx, h.url(), device.Config{Identity: id, HelloTimeout: 10 * time.Millisecond, DialNetwork: w.dial})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bob.Close()
+	w.slow.Store(0)
+	if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
+		t.Fatal(err)
+	}
+	fwd, err := bob.CreateForwarder(ctx, "bob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := alice.Dial(ctx, route.To(fwd.Address()), channel.TrustIdentifiers(bob.Identifier()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.set(true)
+	h.until("bob is away", func() (bool, string) { return h.counters()["sealmq_peers_attached"] == 1, "" })
+	const n = 20
+	for i := range n {
+		if err := ch.Send(ctx, "app", []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ch.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	h.end(syscall.SIGKILL)
+	h.start()
+	w.set(false)
+	for i := range n {
+		short, cancel := context.WithTimeout(ctx, patience/3)
+		m, err := bob.Receive(short, "app")
+		cancel()
+		if err != nil || m.Payload[0] != byte(i) {
+			t.Fatalf("%d of %d messages arrived that the hub had acknowledged: %v; %v", i, n, err, h.counters())
+		}
+	}
+	h.sums()
 }
 
 // retained is what an observer is shown of a forwarder, and of the status of its owner.
