@@ -156,9 +156,7 @@ func (p *Port) enqueue(in *inbound, pk *Packet) {
 			in.link.port.stripe.drop(DropStorage, n)
 			return
 		}
-		if unlogged, ok := p.b.mayLog(); ok {
-			p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err, "unlogged", unlogged)
-		}
+		p.notStored(err)
 		p.b.undeliverable(in, pk, DropStorage)
 		return
 	}
@@ -191,6 +189,13 @@ func (b *Bridge) withholds(err error) bool {
 		b.cfg.Logger.Error("the store was closed before the bridge: what comes now is not acknowledged", "err", err)
 	})
 	return true
+}
+
+// notStored says in the log that the outbox has not taken a packet.
+func (p *Port) notStored(err error) {
+	if unlogged, ok := p.b.mayLog(); ok {
+		p.b.cfg.Logger.Error("cannot store a frame", "device", p.clientID, "err", err, "unlogged", unlogged)
+	}
 }
 
 // tooLong reports whether a frame has grown past what a stream carries (spec routing
@@ -399,6 +404,9 @@ func (p *Port) admit(w *waiting) {
 	case err != nil && p.b.withholds(err):
 		p.stripe.drop(DropStorage, w.frames)
 	case err != nil:
+		p.notStored(err)
+		reason, _ := DropStorage.reason()
+		p.bad.add(p.b.noteForPacket(&w.packet, p.addr, reason))
 		p.stripe.drop(DropStorage, w.frames)
 		p.acks = append(p.acks, w.ticket)
 	case stored:
@@ -445,7 +453,7 @@ func (p *Port) admitHeld() {
 }
 
 // unlockAndAck fires what acknowledgements are due, in order, one goroutine at a
-// time. p.mu is held and released.
+// time, each after the notice that it makes due. p.mu is held and released.
 func (p *Port) unlockAndAck() {
 	if len(p.acks) == 0 || p.acking {
 		p.mu.Unlock()
@@ -453,9 +461,10 @@ func (p *Port) unlockAndAck() {
 	}
 	p.acking = true
 	for len(p.acks) > 0 {
-		due := p.acks
-		p.acks = nil
+		due, bad := p.acks, p.bad
+		p.acks, p.bad = nil, notes{}
 		p.mu.Unlock()
+		p.b.send(bad)
 		for _, t := range due {
 			t.fire()
 		}

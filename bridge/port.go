@@ -67,6 +67,7 @@ type Port struct {
 	parked  []*waiting // in order; for an outbox that is full
 	held    []*waiting // first contacts for a device that is not attached
 	acks    []Ticket   // to fire in order
+	bad     notes      // to be said before them
 	acking  bool
 	starved bool // in Bridge.starved
 

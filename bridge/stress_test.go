@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/sealmq/sealmq/internal/hubproto"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -112,6 +113,58 @@ func TestOutboxThatFails(t *testing.T) {
 		}
 	}
 	equal(t, "lines", unlogged, []string{"", "20"})
+}
+
+// failingOutbox is on a disk that breaks in mid-run.
+type failingOutbox struct {
+	Outbox
+	broken *atomic.Bool
+}
+
+func (o failingOutbox) Append(p *Packet, t Ticket) (int, bool, error) {
+	if o.broken.Load() {
+		return 0, false, errDisk
+	}
+	return o.Outbox.Append(p, t)
+}
+
+// TestWaitingThatCannotBeStored: what waited, for room or for its device, and then cannot
+// be stored is acknowledged, and so its sender is told.
+func TestWaitingThatCannotBeStored(t *testing.T) {
+	memory := newMemoryOutboxes()
+	var broken atomic.Bool
+	b := newTestBridge(t, func(c *Config) {
+		c.OutboxFrames = 1
+		c.Outboxes = func(name string, durable bool) (Outbox, error) {
+			box, err := memory(name, durable)
+			return failingOutbox{box, &broken}, err
+		}
+	})
+	a, d := attach(t, b, "alice", true), attach(t, b, "bob", false)
+	bob := d.Port().Address()
+	away := attach(t, b, "carol", false)
+	awayFwd := away.register(ServiceForwarding, "register", "M")
+	away.Close(false)
+	d.conn.ack()
+	for i := range 3 {
+		a.number(bob, i) // two wait for room
+	}
+	a.number(awayFwd, 3)
+	acked := len(a.conn.acked())
+	told := len(a.conn.notices(t)) // that the last waits
+	broken.Store(true)
+	d.conn.ack()
+	equal(t, "acknowledged", len(a.conn.acked())-acked, 2)
+	connect(t, b, device("carol"), true).sayHello(true, 2)
+	equal(t, "acknowledged", len(a.conn.acked())-acked, 3)
+	got := make(map[string]uint64)
+	for _, n := range a.conn.notices(t)[told:] {
+		equal(t, "reason", n.Reason, hubproto.ReasonFull)
+		got[n.FirstHop.Value] += n.Count
+	}
+	equal(t, "told", got, map[string]uint64{bob: 2, awayFwd: 1})
+	c := b.Counters()
+	equal(t, "counted", []uint64{c.Dropped[DropStorage], uint64(c.Queued), uint64(c.Waiting)}, []uint64{3, 0, 0})
 }
 
 // TestStress has devices and streams come, go, register, flood, read slowly and
