@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -134,17 +135,54 @@ func (n *Node) undelivered(nt *hubproto.Notice) {
 			through = append(through, c)
 		}
 	}
-	if n.lost == nil && len(through) == 0 && n.plain.has(nt.FirstHop.Value) {
-		n.lost = e
+	if len(through) == 0 && n.plain.has(nt.FirstHop.Value) {
+		n.lost.add(e)
 	}
 	n.mu.Unlock()
 	if len(through) == 0 {
 		n.events.emit(Event{Kind: EventUndelivered, Err: e})
 	}
 	for _, c := range through {
-		c.lose(e)
+		c.mu.Lock()
+		c.lost.add(e)
+		c.mu.Unlock()
 		n.events.emit(Event{Kind: EventUndelivered, Err: e, Channel: c})
 	}
+}
+
+// losses are what the next Flush has to say: one error for each address and reason.
+type losses []UndeliveredError
+
+// maxLosses bounds what a program that never flushes has to hear.
+const maxLosses = 64
+
+// add notes that the hub could not deliver frames. Beyond maxLosses the last error takes the
+// counts of others, so that the sum is that of all frames.
+func (ls *losses) add(e *UndeliveredError) {
+	i := slices.IndexFunc(*ls, func(l UndeliveredError) bool { return l.To == e.To && l.Reason == e.Reason })
+	switch {
+	case i >= 0:
+	case len(*ls) < maxLosses:
+		*ls = append(*ls, *e)
+		return
+	default:
+		i = maxLosses - 1
+	}
+	(*ls)[i].Count += e.Count
+}
+
+// take returns what there is to say, joined where that is more than one error, and forgets
+// it.
+func (ls *losses) take() error {
+	var errs []error
+	for i := range *ls {
+		errs = append(errs, &(*ls)[i])
+	}
+	*ls = nil
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }
 
 // noticed ends the calls that a notice is about.

@@ -116,7 +116,7 @@ type Channel struct {
 	err     error            // guarded by mu: why it ended
 	restart uint64           // guarded by mu: times it was made again
 	remade  chan struct{}    // guarded by mu: closed and replaced when it was made again
-	lost    error            // guarded by mu: an *UndeliveredError for the next Flush
+	lost    losses           // guarded by mu: for the next Flush
 	failed  error            // guarded by mu: why the last attempt to make it again failed, until one works
 }
 
@@ -849,16 +849,15 @@ func (c *Channel) RequestString(ctx context.Context, address, s string) (string,
 // before. It says nothing about the peer.
 //
 // Errors: those of Node.Flush; *UndeliveredError once, when the hub has said since
-// the last Flush that it could not deliver what was sent through the channel.
+// the last Flush that it could not deliver what was sent through the channel: one for
+// each reason, joined where there are more.
 func (c *Channel) Flush(ctx context.Context) error {
 	if err := c.n.out.flush(ctx); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := c.lost
-	c.lost = nil
-	return err
+	return c.lost.take()
 }
 
 // leadsTo reports whether a hop is where the channel's frames go first.
@@ -870,15 +869,6 @@ func (c *Channel) leadsTo(hop route.Address) bool {
 	}
 	first, ok := c.cur.RemoteRoute().First()
 	return ok && first == hop
-}
-
-// lose keeps the first bad news for the next Flush.
-func (c *Channel) lose(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.lost == nil {
-		c.lost = err
-	}
 }
 
 // RefreshCredentials shows the peer a new credential of ours.

@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -79,5 +80,49 @@ func TestFileThatCannotBeWritten(t *testing.T) {
 	var e *KnownFileError
 	if err := known.Policy("FWD_1", false).Check(peer); !errors.As(err, &e) || e.Op != "read" {
 		t.Errorf("a folder in its place: %v", err)
+	}
+}
+
+// TestToldOfAllThatIsUndelivered: the counts that Flush tells are those of all frames, also
+// where the hub says so in more than one notice, and of more addresses than are kept apart.
+func TestToldOfAllThatIsUndelivered(t *testing.T) {
+	n := &Node{out: newOutbox(1, 1)}
+	c := &Channel{n: n}
+	first := &UndeliveredError{To: route.Local("a"), Count: 84, Reason: "expired", Err: ErrPeerOffline}
+	for _, ls := range []*losses{&n.lost, &c.lost} {
+		ls.add(first)
+		ls.add(&UndeliveredError{To: route.Local("a"), Count: 216, Reason: "expired", Err: ErrPeerOffline})
+	}
+	for name, flush := range map[string]func(context.Context) error{"node": n.Flush, "channel": c.Flush} {
+		var u *UndeliveredError
+		if err := flush(t.Context()); !errors.As(err, &u) || u.Count != 300 || !errors.Is(err, ErrPeerOffline) {
+			t.Errorf("%s: told %v", name, err)
+		}
+		if err := flush(t.Context()); err != nil {
+			t.Errorf("%s: told again: %v", name, err)
+		}
+	}
+	if first.Count != 84 { // an event has it
+		t.Errorf("the first error has become one of %d frames", first.Count)
+	}
+
+	const addresses = 2 * maxLosses
+	for i := range addresses {
+		n.lost.add(&UndeliveredError{To: route.Local(fmt.Sprint(i)), Count: 3, Reason: "unknown", Err: ErrUnknownAddress})
+	}
+	joined, ok := n.Flush(t.Context()).(interface{ Unwrap() []error })
+	if !ok {
+		t.Fatal("not more than one error")
+	}
+	told := uint64(0)
+	for _, err := range joined.Unwrap() {
+		var u *UndeliveredError
+		if !errors.As(err, &u) || !errors.Is(err, ErrUnknownAddress) {
+			t.Fatalf("told %v", err)
+		}
+		told += u.Count
+	}
+	if told != 3*addresses || len(joined.Unwrap()) != maxLosses {
+		t.Errorf("told of %d of %d frames, in %d errors", told, 3*addresses, len(joined.Unwrap()))
 	}
 }

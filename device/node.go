@@ -80,7 +80,7 @@ type Node struct {
 	redials, waits chan struct{}
 
 	online chan struct{} // closed and replaced when the node gets online
-	lost   error         // guarded by mu: an *UndeliveredError for the next Flush
+	lost   losses        // guarded by mu: for the next Flush
 
 	deliveries    *deliveries
 	outboxes      *outboxes
@@ -504,16 +504,15 @@ func (n *Node) Stats() Stats {
 //
 // Errors: ErrFrameKills; *UndeliveredError once, when the hub has said since the last
 // Flush that it could not deliver what Send had sent in plain (of what goes through
-// a channel, Channel.Flush says so); ErrTimeout or that of ctx; what stopped the node.
+// a channel, Channel.Flush says so), one for each address and reason, joined where
+// there are more; ErrTimeout or that of ctx; what stopped the node.
 func (n *Node) Flush(ctx context.Context) error {
 	if err := n.out.flush(ctx); err != nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	err := n.lost
-	n.lost = nil
-	return err
+	return n.lost.take()
 }
 
 // Close closes every channel, tells the hub good-bye and ends the node. It waits up
