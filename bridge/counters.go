@@ -94,7 +94,7 @@ func (d Drop) reason() (hubproto.Reason, bool) {
 		return hubproto.ReasonMalformed, true
 	case DropTooLarge, DropRoute, DropOutgrown:
 		return hubproto.ReasonTooLarge, true
-	case DropOffline, DropGone:
+	case DropOffline, DropGone, DropFresh:
 		return hubproto.ReasonOffline, true
 	case DropFull, DropMailbox, DropStorage, DropThrottled:
 		return hubproto.ReasonFull, true

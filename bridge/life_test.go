@@ -251,6 +251,14 @@ func TestFreshDiscards(t *testing.T) {
 	c := b.Counters()
 	equal(t, "dropped", []uint64{c.Dropped[DropFresh], uint64(c.Queued), uint64(c.Waiting)}, []uint64{5, 0, 0})
 	equal(t, "acked", len(a.conn.acked()), 7)
+	// The hub had acknowledged three of them, and does the others now, so alice hears of all.
+	told := uint64(0)
+	for _, n := range a.conn.notices(t) {
+		if n.FirstHop == route.Local(bob) && n.Reason == hubproto.ReasonOffline {
+			told += n.Count
+		}
+	}
+	equal(t, "told", told, 5)
 	// The same process says it again on its next connection: nothing is lost.
 	again.Close(false)
 	a.number(bob, 7)

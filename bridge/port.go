@@ -242,8 +242,9 @@ func (l *Link) attach(fresh bool) {
 		p.mu.Unlock()
 		return
 	}
+	var ns notes
 	if fresh {
-		p.discard()
+		ns = p.discard()
 	}
 	if !p.attached {
 		p.attached = true
@@ -260,6 +261,7 @@ func (l *Link) attach(fresh bool) {
 	}
 	p.unpark()
 	p.unlockAndAck()
+	b.send(ns)
 	b.registry.seen(p)
 	p.pump()
 	b.relieve()
@@ -272,20 +274,29 @@ func (p *Port) setStatus(online bool) {
 }
 
 // discard drops what is queued or waiting for keys that are gone: everything but
-// first contacts, which name none. p.mu is held.
-func (p *Port) discard() {
-	p.dropAll(DropFresh, func(it *Item) bool { return !it.First })
+// first contacts, which name none. Its senders are to be told, since most of it is
+// acknowledged. p.mu is held.
+func (p *Port) discard() (ns notes) {
+	reason, _ := DropFresh.reason()
+	p.dropAll(DropFresh, func(it *Item) bool {
+		if !it.First {
+			ns.add(p.b.noteFor(it.Frame, it.Hop, p.addr, reason))
+		}
+		return !it.First
+	})
 	keep := p.parked[:0]
 	for _, w := range p.parked {
 		if w.packet.First {
 			keep = append(keep, w)
 			continue
 		}
+		ns.add(p.b.noteForPacket(&w.packet, p.addr, reason))
 		p.settle(w, DropFresh)
 		p.parkedFrames -= w.frames
 	}
 	clear(p.parked[len(keep):])
 	p.parked = keep
+	return ns
 }
 
 // dropAll removes the queued entries that f picks; p.mu is held.

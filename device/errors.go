@@ -199,7 +199,8 @@ type UndeliveredError struct {
 	Peer identity.Identifier
 	// Count is the number of frames.
 	Count uint64
-	// Reason is the hub's word for why: "unknown", "offline", "expired", "full", …
+	// Reason is the hub's word for why: "unknown", "offline" (also of a peer that is there
+	// again, as a process with other keys), "expired", "full", …
 	Reason string
 	Err    error
 }

@@ -418,6 +418,39 @@ func TestMessageThatKills(t *testing.T) {
 	})
 }
 
+// TestToldOfWhatFreshKeysDiscard: what the hub has acknowledged and then discards, because the
+// peer's next process has other keys, is told to the sender's program.
+func TestToldOfWhatFreshKeysDiscard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newHealSim(t, 2)
+		s.faults, s.stream, s.dials = false, false, true
+		defer s.close()
+		s.startHub(nil)
+		s.start(bob)
+		<-s.forwarder
+		s.start(alice)
+		ch := s.run[alice].dial(s)
+		s.kill(bob)
+		time.Sleep(10 * time.Second)
+		const n = 10
+		for range n {
+			if err := ch.Send(t.Context(), "app", make([]byte, 8)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := ch.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.start(bob)
+		<-s.forwarder
+		time.Sleep(time.Second)
+		var u *UndeliveredError
+		if err := ch.Flush(t.Context()); !errors.As(err, &u) || u.Count != n || !errors.Is(err, ErrPeerOffline) {
+			t.Errorf("of %d messages that the hub acknowledged and dropped (%v) the sender is told %v", n, s.hub.Counters().Dropped, err)
+		}
+	})
+}
+
 // firstContactSim is a simulation without faults, whose two devices are at the hub, of which
 // bob has an alias there.
 func firstContactSim(t *testing.T, stream bool) *healSim {

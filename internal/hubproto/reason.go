@@ -12,7 +12,8 @@ const (
 	// ReasonWaiting: the target of a first contact is offline; the hub holds
 	// the frame for a short time. Not a failure yet.
 	ReasonWaiting Reason = 2
-	// ReasonOffline: the target stayed offline; the frame is gone.
+	// ReasonOffline: the target stayed offline, or is another process now, which has other
+	// keys; the frame is gone.
 	ReasonOffline Reason = 3
 	// ReasonFull: a queue had no room and the frame could not be withheld.
 	ReasonFull Reason = 4
