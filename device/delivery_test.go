@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -334,6 +335,56 @@ func TestOutboxSurvivesProcess(t *testing.T) {
 	fourth := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir})
 	if len(fourth.Outboxes()) != 0 {
 		t.Error("forgotten outbox came back")
+	}
+}
+
+// Of what an earlier process has posted nobody has a receipt. Where this one gives it up, an
+// event says so: once, and no other message is lost.
+func TestToldOfWhatAnEarlierProcessPosted(t *testing.T) {
+	h := startHub(t, nil)
+	dir := filepath.Join(t.TempDir(), "outbox")
+	aliceID := newIdentity(t)
+	bob := connect(t, h.url(), device.Config{})
+	fwd := bobListens(t, bob, channel.TrustEveryone)
+	var net network
+	alice := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir, DialNetwork: net.dial})
+	o := outboxTo(t, alice, bob.Identifier(), fwd.Address())
+	net.cut(true)
+	for _, size := range []int{200_000, 10, 200_000} {
+		if _, err := o.Post(within(t), make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = alice.Close()
+	h.stop()
+	startHub(t, h, func(c *bridge.Config) { c.Limits.Frame = 16 << 10 }) // an operator lowers the limit
+
+	events := make(chan device.Event, 64)
+	again := connect(t, h.url(), device.Config{Identity: aliceID, OutboxDir: dir, OnEvent: func(e device.Event) {
+		if e.Kind == device.EventSendFailed {
+			events <- e
+		}
+	}})
+	taken := newTakenLog()
+	serve(t, bob, taken.take)
+	o = outboxTo(t, again, bob.Identifier(), fwd.Address())
+	if err := o.Deliver(within(t), device.EncodeString("0")); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := o.Pending(); n != 0 || taken.count() != 2 {
+		t.Errorf("%d messages wait, %d have arrived", n, taken.count())
+	}
+	_ = again.Close() // and all events are out
+	close(events)
+	var told []string
+	for e := range events {
+		if !errors.Is(e.Err, device.ErrTooLarge) || e.Outbox != o {
+			t.Errorf("event: %+v", e)
+		}
+		told = append(told, e.Err.Error())
+	}
+	if len(told) != 2 || !strings.Contains(told[0], "message 1 ") || !strings.Contains(told[1], "message 3 ") {
+		t.Errorf("told %q", told)
 	}
 }
 

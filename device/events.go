@@ -58,7 +58,9 @@ const (
 	// EventChannelEnded: Channel has ended for good; Err says why.
 	EventChannelEnded
 	// EventSendFailed: a frame was given up although it was sent without error; Err
-	// (ErrFrameKills) says why. The next Flush says so too.
+	// (ErrFrameKills) says why. The next Flush says so too. With Outbox: a message that an
+	// earlier process posted there was given up, of which nobody has a Receipt; Err
+	// (ErrTooLarge, ErrFrameKills) says why, and which.
 	EventSendFailed
 	// EventUndelivered: the hub says that it could not deliver frames that it had
 	// acknowledged; Err is an *UndeliveredError, and Channel the channel that goes

@@ -193,13 +193,16 @@ func ending(ctx context.Context) bool { return errors.Is(context.Cause(ctx), err
 func (st *stream) withdraw(r *Receipt, why error) (sent bool) {
 	st.ds.mu.Lock()
 	defer st.ds.mu.Unlock()
-	return st.withdrawLocked(r.id.Count, why)
+	sent = st.snd.Sent(r.id.Count)
+	st.failLocked(r.id.Count, why)
+	return sent
 }
 
-func (st *stream) withdrawLocked(count uint64, why error) (sent bool) {
-	sent = st.snd.Sent(count)
+// failLocked gives a message up, unless it is settled, and says so: by its receipt, or by an
+// event where an earlier process posted it and nobody has one.
+func (st *stream) failLocked(count uint64, why error) {
 	if !st.snd.Withdraw(count) {
-		return sent
+		return
 	}
 	if st.store != nil {
 		st.store.void(count)
@@ -208,12 +211,13 @@ func (st *stream) withdrawLocked(count uint64, why error) (sent bool) {
 		delete(st.waiting, count)
 		r.err = why
 		close(r.done)
+	} else if st.err == nil {
+		why = fmt.Errorf("%w; it was message %d of the outbox for %q, which an earlier process posted", why, count, st.to)
+		st.ds.n.log.Warn("message given up", "err", why)
+		st.ds.n.events.emit(Event{Kind: EventSendFailed, Err: why, Outbox: st.ds.n.outboxes.of(st)})
 	}
 	st.ds.wakeLocked(st.pipe)
-	return sent
 }
-
-func (st *stream) failLocked(count uint64, why error) { st.withdrawLocked(count, why) }
 
 // receivedLocked takes what the peer says about the outbox.
 func (st *stream) receivedLocked(m *delivery.State, now time.Time) {
