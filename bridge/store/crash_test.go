@@ -17,7 +17,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
@@ -198,13 +197,7 @@ func (c *crasher) append(b bridge.Outbox, m *queueModel, name string) {
 // reopen closes the store cleanly: everything stored is there again, exactly.
 func (c *crasher) reopen() {
 	c.wallDown()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(20 * time.Second); c.s.Failing() || c.late(); <-tick.C {
-		if time.Now().After(end) {
-			c.t.Fatal("the disk refuses still")
-		}
-	}
+	await(c.t, c.s, "the disk refuses still", func() bool { return !c.s.Failing() && !c.late() })
 	if err := c.s.Close(); err != nil {
 		c.t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
@@ -89,22 +88,12 @@ func TestFullDiskComesFree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for end := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
-			if time.Now().After(end) {
-				t.Fatalf("%s: %d of %d acknowledged, %+v, %v", what, acked.n.Load(), sent, s.Stats(), s.Refusal())
-			}
-		}
-	}
 	put(quiet, "still wanted")
 	for range 3 {
 		for i := 0; s.Refusal() == nil; i++ {
 			put(busy, fmt.Sprintf("%06d%4096d", i, i))
 			// As a bridge would hold back who sends.
-			await("nothing is stored", func() bool { return acked.n.Load() > sent-16 || s.Refusal() != nil })
+			await(t, s, "nothing is stored", func() bool { return acked.n.Load() > sent-16 || s.Refusal() != nil })
 		}
 		if err := s.Refusal(); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
@@ -113,7 +102,7 @@ func TestFullDiskComesFree(t *testing.T) {
 			t.Error("what the full disk refused is acknowledged")
 		}
 		busy.Release(busy.Next() - 1) // the device comes back and takes all
-		await("the disk stays full", func() bool { return acked.n.Load() == sent && s.Refusal() == nil })
+		await(t, s, "the disk stays full", func() bool { return acked.n.Load() == sent && s.Refusal() == nil })
 	}
 	put(busy, "after")
 	if err := s.Close(); err != nil {
@@ -183,16 +172,6 @@ func refuseInTheMiddle(t *testing.T, dir string, mode Mode) {
 	b := box(t, s, "bob")
 	var acked counter
 	sent := 0
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for end := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
-			if time.Now().After(end) {
-				t.Fatalf("%s: %d of %d acknowledged, %+v, %v", what, acked.n.Load(), sent, s.Stats(), s.Refusal())
-			}
-		}
-	}
 	put := func(n int) {
 		t.Helper()
 		for range n {
@@ -207,17 +186,17 @@ func refuseInTheMiddle(t *testing.T, dir string, mode Mode) {
 	limit(20_000) // within a segment, and within a record
 	for s.Refusal() == nil {
 		put(1)
-		await("nothing is stored", func() bool { return all() || s.Refusal() != nil })
+		await(t, s, "nothing is stored", func() bool { return all() || s.Refusal() != nil })
 	}
 	if err := s.Refusal(); !errors.Is(err, syscall.EFBIG) || all() || sent < 15 || sent > 22 {
 		t.Fatalf("%d of %d are acknowledged: %v", acked.n.Load(), sent, err)
 	}
 	put(100) // beyond the segment's end
 	limit(0)
-	await("it takes writes again", func() bool { return all() && s.Refusal() == nil })
+	await(t, s, "it takes writes again", func() bool { return all() && s.Refusal() == nil })
 	limit(10_000)
 	put(100)
-	await("the disk refuses", s.Failing)
+	await(t, s, "the disk refuses", s.Failing)
 	if all() {
 		t.Fatal("what was refused is acknowledged")
 	}

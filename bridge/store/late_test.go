@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
@@ -20,16 +19,6 @@ func TestTakenBeforeTheDisk(t *testing.T) {
 			dir := t.TempDir()
 			s, _ := openStore(t, dir, Options{Mode: mode, SegmentSize: 4 << 10})
 			defer s.Close()
-			await := func(what string, ok func() bool) {
-				t.Helper()
-				tick := time.NewTicker(time.Millisecond)
-				defer tick.Stop()
-				for end := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
-					if time.Now().After(end) {
-						t.Fatalf("%s: %+v, %v", what, s.Stats(), s.Refusal())
-					}
-				}
-			}
 			type sender struct {
 				ackLog
 				b    bridge.Outbox
@@ -52,10 +41,10 @@ func TestTakenBeforeTheDisk(t *testing.T) {
 			names := s.Stats().LiveBytes
 			wall := wallUp(t, dir)
 			put(dave, "before")
-			await("before", all(dave))
+			await(t, s, "before", all(dave))
 			for s.Refusal() == nil {
 				put(bob, fmt.Sprintf("%03d%1000d", bob.sent, 0))
-				await("nothing is stored", func() bool { return all(bob)() || s.Refusal() != nil })
+				await(t, s, "nothing is stored", func() bool { return all(bob)() || s.Refusal() != nil })
 			}
 			put(bob, fmt.Sprintf("%03d", bob.sent))
 			n := len(bob.all())
@@ -64,14 +53,14 @@ func TestTakenBeforeTheDisk(t *testing.T) {
 			put(carol, "1", "2")
 			put(carol, "3")
 			carol.b.Release(carol.b.Next() - 1)
-			await("what carol has", all(carol))
+			await(t, s, "what carol has", all(carol))
 			put(carol, "4", "5", "6")
 			put(carol, "7")
 			first := carol.b.Next() - 4
 			carol.b.Release(first)
 			carol.b.Drop(first + 1)
 			carol.b.Drop(first + 3)
-			await("what is left of nothing", func() bool { return len(carol.all()) == 3 })
+			await(t, s, "what is left of nothing", func() bool { return len(carol.all()) == 3 })
 			if got := carol.all(); !slices.Equal(got, []uint64{0, 1, 3}) {
 				t.Errorf("answered: %v", got)
 			}
@@ -79,12 +68,12 @@ func TestTakenBeforeTheDisk(t *testing.T) {
 
 			// In the log, which the disk has yet to take.
 			bob.b.Release(uint64(n) + 1)
-			await("what bob has", func() bool { return len(bob.all()) == n+1 })
+			await(t, s, "what bob has", func() bool { return len(bob.all()) == n+1 })
 			put(bob, fmt.Sprintf("%03d", bob.sent))
 
 			wallDown(t, wall)
 			for _, who := range []*sender{bob, carol, dave} {
-				await("the disk takes writes again", all(who))
+				await(t, s, "the disk takes writes again", all(who))
 			}
 			for _, who := range []*sender{bob, dave} {
 				if got := who.all(); !slices.IsSorted(got) {
@@ -115,7 +104,7 @@ func TestTakenBeforeTheDisk(t *testing.T) {
 			if rest := s.withheld([]wait{{}, w}); len(rest) != 1 || rest[0].b != nil {
 				t.Errorf("left: %+v", rest)
 			}
-			await("answered", func() bool { return slices.Contains(dave.all(), 99) })
+			await(t, s, "answered", func() bool { return slices.Contains(dave.all(), 99) })
 		})
 	}
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"testing"
-	"time"
 
 	"github.com/sealmq/sealmq/bridge"
 	"github.com/sealmq/sealmq/route"
@@ -46,11 +45,7 @@ func TestLogAfterReleaseOfLessThanBefore(t *testing.T) {
 		add(t, other, route.Stored, string(make([]byte, 1000)))
 		other.Release(other.Next() - 1)
 	}
-	for end := time.Now().Add(5 * time.Second); s.Stats().DiskBytes > 100<<10; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the log of an empty hub has %d bytes", s.Stats().DiskBytes)
-		}
-	}
+	await(t, s, "the log of an empty hub is long", func() bool { return s.Stats().DiskBytes <= 100<<10 })
 }
 
 // A packet that takes several records is acknowledged once, with the last of them.

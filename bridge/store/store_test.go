@@ -38,6 +38,18 @@ func box(t *testing.T, s *Store, name string) bridge.Outbox {
 	return b
 }
 
+// await waits until ok, of what goes on inside the store.
+func await(t *testing.T, s *Store, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("%s: %+v, %v", what, s.Stats(), s.Refusal())
+		}
+	}
+}
+
 func add(t *testing.T, b bridge.Outbox, class route.Class, frame string) {
 	t.Helper()
 	if _, _, err := b.Append(bridge.RoutedPacket(class, 7, true, []byte("hop"), []byte(frame)), bridge.Ticket{}); err != nil {
