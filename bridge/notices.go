@@ -148,7 +148,7 @@ func (p *Port) tell(n *hubproto.Notice) {
 	p.mu.Lock()
 	switch l := p.link; {
 	case l != nil && l.conn == nil: // inside the hub
-	case p.gone, l == nil && !p.hasEpoch, l != nil && !l.hello.Load(), !p.unsay(n):
+	case p.gone, l == nil && !p.hasEpoch && !p.restored, l != nil && !l.hello.Load(), !p.unsay(n):
 		p.stripe.noticesHeld.Add(1)
 	}
 	l := p.link
@@ -161,12 +161,12 @@ func (p *Port) tell(n *hubproto.Notice) {
 // unsay adds a notice to those that the peer is still to be told, and reports whether
 // there was room. p.mu is held.
 func (p *Port) unsay(n *hubproto.Notice) bool {
-	key := *n
-	key.Count = 0
 	for i := range p.unsaid {
-		u := p.unsaid[i].notice
-		if u.Count = 0; u == key {
+		if same(&p.unsaid[i].notice, n) {
 			p.unsaid[i].notice.Count += n.Count
+			if p.link == nil {
+				p.keep(&p.unsaid[i])
+			}
 			return true
 		}
 	}
@@ -174,13 +174,17 @@ func (p *Port) unsay(n *hubproto.Notice) bool {
 		return false
 	}
 	p.unsaid = append(p.unsaid, unsaid{notice: *n})
+	if p.link == nil {
+		p.keep(&p.unsaid[len(p.unsaid)-1])
+	}
 	return true
 }
 
 // unsaid is a notice that a peer is still to be told.
 type unsaid struct {
 	notice hubproto.Notice
-	tries  int // refused by the connection
+	tries  int  // refused by the connection
+	kept   bool // by the journal
 }
 
 // say tells the peer what it is still to be told, as far as the rate allows. When it
@@ -206,19 +210,48 @@ func (l *Link) say() {
 			p.unsaid = nil
 		}
 		p.mu.Unlock()
-		if l.direct(&u.notice) {
+		said := l.direct(&u.notice)
+		if said && !u.kept {
 			continue
 		}
 		p.mu.Lock()
+		if said {
+			p.said(&u)
+			p.mu.Unlock()
+			continue
+		}
 		if u.tries++; u.tries < sayTries && len(p.unsaid) < maxUnsaid {
 			p.unsaid = append(p.unsaid, u)
+			if p.link == nil {
+				p.keep(&p.unsaid[len(p.unsaid)-1])
+			}
 		} else {
+			p.unkeep(&u)
 			p.stripe.noticesHeld.Add(1)
 		}
 		p.wakeBy(p.sayAt())
 		p.mu.Unlock()
 		return
 	}
+}
+
+// said has the journal forget a notice that the peer has been told, unless it is to be
+// told the same again: then that takes its place. p.mu is held.
+func (p *Port) said(u *unsaid) {
+	for i := range p.unsaid {
+		if same(&p.unsaid[i].notice, &u.notice) {
+			p.keep(&p.unsaid[i])
+			return
+		}
+	}
+	p.unkeep(u)
+}
+
+// same reports whether notices differ in Count at most.
+func same(a, b *hubproto.Notice) bool {
+	x := *a
+	x.Count = b.Count
+	return x == *b
 }
 
 // sayAt is when the rate will allow another notice; 0: there is none to be sent. p.mu

@@ -24,6 +24,9 @@ type PortState struct {
 	// Online says that the device was attached then. One that is restored so was
 	// seen until the hub ended, which counts as now.
 	Online bool
+	// Unsaid are the notices that it is still to be told. A Journal hears of them apart,
+	// see NoticeJournal.
+	Unsaid []hubproto.Notice
 }
 
 // ForwarderState is a forwarder as it is stored.
@@ -55,6 +58,15 @@ type SettlingJournal interface {
 	// of is as safe as an acknowledged frame; not at all when the store ends first. No
 	// lock of the bridge is held. done does not block.
 	Settled(done func())
+}
+
+// NoticeJournal is a Journal that keeps what devices which are away are still to be told.
+type NoticeJournal interface {
+	Journal
+	// Notice keeps a notice, in place of one that differs in Count alone.
+	Notice(clientID string, n hubproto.Notice)
+	// NoticeGone forgets the notice that differs from n in Count at most.
+	NoticeGone(clientID string, n hubproto.Notice)
 }
 
 // ClockJournal is a Journal that keeps arrivals of frames, which are in the time of the
@@ -91,6 +103,21 @@ func (p *Port) journal(online bool) {
 	}
 }
 
+// keep has the journal keep a notice for a device that is away; p.mu is held.
+func (p *Port) keep(u *unsaid) {
+	if j, ok := p.b.cfg.Journal.(NoticeJournal); ok && p.kind == portDevice && !p.oneShot {
+		u.kept = true
+		j.Notice(p.clientID, u.notice)
+	}
+}
+
+// unkeep has the journal forget a notice that it keeps; p.mu is held.
+func (p *Port) unkeep(u *unsaid) {
+	if u.kept {
+		p.b.cfg.Journal.(NoticeJournal).NoticeGone(p.clientID, u.notice)
+	}
+}
+
 // State returns what Restore takes.
 func (b *Bridge) State() State {
 	var s State
@@ -107,7 +134,11 @@ func (b *Bridge) State() State {
 			if p.link != nil {
 				seen = b.now()
 			}
-			s.Ports = append(s.Ports, PortState{Principal: p.principal, Seen: b.clock.toWall(seen), Online: p.attached})
+			st := PortState{Principal: p.principal, Seen: b.clock.toWall(seen), Online: p.attached}
+			for _, u := range p.unsaid {
+				st.Unsaid = append(st.Unsaid, u.notice)
+			}
+			s.Ports = append(s.Ports, st)
 		}
 		p.mu.Unlock()
 	}
@@ -151,6 +182,11 @@ func (b *Bridge) restorePort(ps PortState) error {
 		p.journal(false)
 	} else {
 		p.offlineSince = b.clock.fromWall(ps.Seen)
+	}
+	p.restored = true
+	_, kept := b.cfg.Journal.(NoticeJournal)
+	for _, n := range ps.Unsaid {
+		p.unsaid = append(p.unsaid, unsaid{notice: n, kept: kept})
 	}
 	p.box.Scan(func(it *Item) bool {
 		p.frames++

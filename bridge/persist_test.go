@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,4 +224,98 @@ func TestForwardersOfStreamsEndWithTheProcess(t *testing.T) {
 	}
 	s.Close(true)
 	equal(t, "journaled in the end", len(j.states), 1)
+}
+
+// noticeJournal keeps notices, too.
+type noticeJournal struct {
+	testJournal
+	mu     sync.Mutex
+	unsaid map[string][]hubproto.Notice
+}
+
+func newNoticeJournal() *noticeJournal {
+	return &noticeJournal{
+		testJournal: testJournal{map[string]ForwarderState{}, map[string]PortState{}}, unsaid: map[string][]hubproto.Notice{},
+	}
+}
+
+func (j *noticeJournal) Notice(name string, n hubproto.Notice) {
+	j.NoticeGone(name, n)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.unsaid[name] = append(j.unsaid[name], n)
+}
+
+func (j *noticeJournal) NoticeGone(name string, n hubproto.Notice) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.unsaid[name] = slices.DeleteFunc(j.unsaid[name], func(o hubproto.Notice) bool { return same(&o, &n) })
+}
+
+// copy is the journal as it is now, for another bridge.
+func (j *noticeJournal) copy() *noticeJournal {
+	c := newNoticeJournal()
+	for name, p := range j.ports {
+		p.Unsaid = j.unsaid[name]
+		c.ports[name] = p
+		c.unsaid[name] = slices.Clone(j.unsaid[name])
+	}
+	return c
+}
+
+// What became of frames whose sender is away is told to it when it is back, also by a hub
+// that was started in between, and not once more by the next; nor is it kept for a name that
+// has ended. What expires only after that start is told as well.
+func TestNoticesOutliveTheHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		age := func(c *Config) { c.MaxAge = time.Minute }
+		j := newNoticeJournal()
+		b := newTestBridge(t, func(c *Config) { age(c); c.Journal = j })
+		a, bob := attach(t, b, "alice", true), attach(t, b, "bob", true)
+		bob.Close(false)
+		for i := range 5 {
+			a.number(bob.Port().Address(), i)
+		}
+		time.Sleep(30 * time.Second)
+		a.number(bob.Port().Address(), 5)
+		a.Close(false)
+		time.Sleep(40 * time.Second) // five have expired
+		time.Sleep(time.Minute)      // and the sixth
+		synctest.Wait()
+		kept := func(j *noticeJournal) (out []uint64) {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			for _, n := range j.unsaid["alice"] {
+				out = append(out, n.Count)
+			}
+			return out
+		}
+		equal(t, "kept", kept(j), []uint64{6})
+
+		k := j.copy()
+		after := k.after(t, func(c *Config) { age(c); c.Journal = k })
+		carol := attach(t, after, "carol", true)
+		equal(t, "before it is back", len(kept(k)), 1)
+		carol.number(after.HubAddress("bob"), 0)
+		again := attach(t, after, "alice", true)
+		synctest.Wait()
+		n := again.conn.notices(t)
+		if len(n) != 1 || n[0].Reason != hubproto.ReasonExpired || n[0].Count != 6 {
+			t.Fatalf("told %+v", n)
+		}
+		equal(t, "kept once said", len(kept(k)), 0)
+		again.Close(false)
+
+		// A sender that this process has not seen.
+		l := k.copy()
+		later := l.after(t, func(c *Config) { age(c); c.Journal = l })
+		later.mu.Lock()
+		alice := later.devices["alice"]
+		later.mu.Unlock()
+		alice.tell(&n[0])
+		equal(t, "kept for one that is not back yet", kept(l), []uint64{6})
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		equal(t, "kept for a name that has ended", len(kept(l)), 0)
+	})
 }

@@ -51,6 +51,7 @@ type Port struct {
 	gone      bool
 	hasEpoch  bool
 	epoch     [hubproto.EpochLen]byte // of the process that said hello last
+	restored  bool                    // whether it has said hello was not kept
 
 	box           Outbox // nil for a guest
 	frames, bytes int    // in box
@@ -414,6 +415,9 @@ func (l *Link) Close(clean bool) {
 	p.detach()
 	p.helloBy = 0
 	p.cleanEnd = clean
+	for i := range p.unsaid {
+		p.keep(&p.unsaid[i])
+	}
 	if p.kind != portDevice {
 		p.gone = true
 		p.online.Store(false)

@@ -236,6 +236,10 @@ func (p *Port) idle() bool {
 func (p *Port) end(ns notes) {
 	b := p.b
 	p.gone = true
+	for i := range p.unsaid {
+		p.unkeep(&p.unsaid[i])
+	}
+	p.unsaid = nil
 	for _, n := range p.empty(DropGone).list {
 		ns.add(n)
 	}

@@ -25,7 +25,7 @@
 //	5 discard    id u32: the name and all of its frames are gone
 //	6 table      key len and bytes, value: an entry of a table; no value: gone
 //
-// The entries of tables are what bridge.Journal has, and whose the store is (Claim).
+// The entries of tables are what bridge.NoticeJournal has, and whose the store is (Claim).
 //
 // A record seen twice changes nothing the second time.
 //

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -16,6 +18,7 @@ import (
 const (
 	keyPort      = "port/"
 	keyForwarder = "forwarder/"
+	keyNotice    = "notice/" // then what of the notice is not its count, hashed, "/", client id
 )
 
 // The values are JSON, for the sake of who has to look into a broken folder.
@@ -70,6 +73,24 @@ func (s *Store) Port(p bridge.PortState) {
 	s.putJSON(keyPort+p.Principal.ClientID, portJSON{newOwner(p.Principal), p.Seen, p.Online})
 }
 
+// noticeKey is where a notice is, whatever its count.
+func noticeKey(clientID string, n hubproto.Notice) string {
+	n.Count = 1
+	b, _ := n.Marshal() // none can fail
+	sum := sha256.Sum256(b)
+	return keyNotice + hex.EncodeToString(sum[:16]) + "/" + clientID
+}
+
+// Notice implements bridge.NoticeJournal.
+func (s *Store) Notice(clientID string, n hubproto.Notice) {
+	if b, err := n.Marshal(); err == nil { // none here can fail
+		s.put(noticeKey(clientID, n), b)
+	}
+}
+
+// NoticeGone implements bridge.NoticeJournal.
+func (s *Store) NoticeGone(clientID string, n hubproto.Notice) { s.put(noticeKey(clientID, n), nil) }
+
 // PortGone implements bridge.Journal.
 func (s *Store) PortGone(clientID string) { s.put(keyPort+clientID, nil) }
 
@@ -93,7 +114,17 @@ func (s *Store) State() (bridge.State, error) {
 	defer s.mu.Unlock()
 	var st bridge.State
 	known := make(map[string]bool)
+	unsaid := make(map[string][]hubproto.Notice)
 	for key, e := range s.tables {
+		if rest, ok := strings.CutPrefix(key, keyNotice); ok {
+			n, err := hubproto.ParseNotice(e.value)
+			if err != nil {
+				return st, fmt.Errorf("store: entry %q: %w", key, err)
+			}
+			_, clientID, _ := strings.Cut(rest, "/")
+			unsaid[clientID] = append(unsaid[clientID], *n)
+			continue
+		}
 		if name, ok := strings.CutPrefix(key, keyPort); ok {
 			var j portJSON
 			if err := json.Unmarshal(e.value, &j); err != nil {
@@ -123,6 +154,9 @@ func (s *Store) State() (bridge.State, error) {
 				Principal: bridge.Principal{ClientID: name, Role: bridge.RoleDevice}, Seen: time.Now(),
 			})
 		}
+	}
+	for i := range st.Ports {
+		st.Ports[i].Unsaid = unsaid[st.Ports[i].Principal.ClientID]
 	}
 	return st, nil
 }

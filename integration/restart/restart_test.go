@@ -8,6 +8,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -398,6 +400,72 @@ func TestSlowHelloThenRestart(t *testing.T) {
 			t.Fatalf("%d of %d messages arrived that the hub had acknowledged: %v; %v", i, n, err, h.counters())
 		}
 	}
+	h.sums()
+}
+
+// TestNoticesOutliveTheHub: what the hub had acknowledged and dropped while its sender was away
+// is told to the sender's program when it is back, also by the hub that comes after a kill.
+func TestNoticesOutliveTheHub(t *testing.T) {
+	t.Parallel()
+	config := filepath.Join(t.TempDir(), "hub.yaml")
+	if err := os.WriteFile(config, []byte("limits:\n  queued_for: 1s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := newHub(t, "--config", config)
+	h.start()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var wires [2]wire
+	var nodes [2]*device.Node
+	for i := range nodes {
+		id, err := identity.Create()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if nodes[i], err = device.Connect(ctx, h.url(), device.Config{Identity: id, DialNetwork: wires[i].dial}); err != nil {
+			t.Fatal(err)
+		}
+		defer nodes[i].Close()
+	}
+	alice, bob := nodes[0], nodes[1]
+	if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
+		t.Fatal(err)
+	}
+	fwd, err := bob.CreateForwarder(ctx, "bob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := alice.Dial(ctx, route.To(fwd.Address()), channel.TrustIdentifiers(bob.Identifier()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wires[1].set(true)
+	h.until("bob is away", func() (bool, string) { return h.counters()["sealmq_peers_attached"] == 1, "" })
+	const n = 10
+	for range n {
+		if err := ch.Send(ctx, "app", make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ch.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wires[0].set(true)
+	h.until("they have expired", func() (bool, string) {
+		c := h.counters()
+		return c["sealmq_frames_dropped_total{reason=expired}"] >= n, fmt.Sprint(c)
+	})
+	h.end(syscall.SIGKILL)
+	h.start()
+	wires[0].set(false)
+	told := uint64(0)
+	h.until("alice is told", func() (bool, string) {
+		var u *device.UndeliveredError
+		if err := ch.Flush(ctx); errors.As(err, &u) {
+			told += u.Count
+		}
+		return told >= n, fmt.Sprint(told, h.counters())
+	})
 	h.sums()
 }
 
