@@ -28,10 +28,12 @@ func TestDiskRefuses(t *testing.T) {
 			bob, carol := listen(t, h, bobID), listen(t, h, carolID)
 			defer bob.Disconnect(0)
 			defer carol.Disconnect(0)
+			absent := newID(t)
+			listen(t, h, absent).Disconnect(100)
 			pub := connect(h, alice, func() {})
 			defer pub.Disconnect(0)
-			send := func(to string, qos byte) paho.Token {
-				f := route.Frame{Onward: route.To(h.address(to), "app"), Payload: make([]byte, 20_000)}
+			send := func(to string, payload []byte, qos byte) paho.Token {
+				f := route.Frame{Onward: route.To(h.address(to), "app"), Payload: payload}
 				return pub.Publish("sealmq/"+alice+"/out", qos, false, route.AppendFrame(nil, &f))
 			}
 			// The next file cannot be made: what stands in its place cannot go.
@@ -40,21 +42,27 @@ func TestDiskRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			var waiting []paho.Token
+			kept := make(map[uint64]bool)
+			store := func() paho.Token {
+				n := large + uint64(len(kept))
+				kept[n] = true
+				return send(absent, numbered(n), 1)
+			}
 			h.until("the disk refuses", func() (bool, string) {
 				if len(waiting) < 100 {
-					waiting = append(waiting, send(bobID, 1))
+					waiting = append(waiting, store())
 				}
 				s := h.status().Store
 				return s.Refused != "", fmt.Sprintf("%+v", s)
 			})
-			stuck := send(bobID, 1)
+			stuck := store()
 			// One that is not durable, and what is transient, go on.
 			before := h.counters()["sealmq_frames_delivered_total"]
 			for range 20 {
-				if token := send(carolID, 1); !token.WaitTimeout(patience) || token.Error() != nil {
+				if token := send(carolID, nil, 1); !token.WaitTimeout(patience) || token.Error() != nil {
 					t.Fatal("what needs no disk was not acknowledged")
 				}
-				send(bobID, 0)
+				send(bobID, nil, 0)
 			}
 			h.until("others' frames are delivered", func() (bool, string) {
 				n := h.counters()["sealmq_frames_delivered_total"] - before
@@ -81,6 +89,8 @@ func TestDiskRefuses(t *testing.T) {
 			h.sums()
 			h.end(syscall.SIGKILL)
 			h.start()
+			h.sums()
+			receiveAll(h, absent, kept)
 			h.sums()
 		})
 	}

@@ -1,6 +1,7 @@
 package restart
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -138,8 +139,7 @@ func publishUntilKilled(h *hub, from, to string, next uint64, acked map[uint64]b
 			continue
 		default:
 		}
-		payload := binary.BigEndian.AppendUint64(make([]byte, 0, 300), next)
-		f := route.Frame{Onward: route.To(to, "app"), Payload: payload[:8+int(next%200)]}
+		f := route.Frame{Onward: route.To(to, "app"), Payload: numbered(next)}
 		window <- sent{next, c.Publish("sealmq/"+from+"/out", 1, false, route.AppendFrame(nil, &f))}
 		next++
 	}
@@ -150,6 +150,18 @@ func publishUntilKilled(h *hub, from, to string, next uint64, acked map[uint64]b
 	}
 	c.Disconnect(0)
 	return next
+}
+
+// large is the first number of a payload of 20,000 bytes.
+const large = 1 << 32
+
+// numbered is a payload that receiveAll understands.
+func numbered(n uint64) []byte {
+	size := 8 + n%200
+	if n >= large {
+		size = 20_000
+	}
+	return binary.BigEndian.AppendUint64(make([]byte, 0, size), n)[:size]
 }
 
 // receiveAll attaches a device and takes what is queued for it until every
@@ -192,8 +204,8 @@ func receiveAll(h *hub, clientID string, acked map[uint64]bool) {
 				if n < last && !seen[n] {
 					h.t.Fatalf("number %d came after %d", n, last)
 				}
-				if len(f.Payload) != 8+int(n%200) {
-					h.t.Fatalf("number %d has %d bytes", n, len(f.Payload))
+				if !bytes.Equal(f.Payload, numbered(n)) {
+					h.t.Fatalf("number %d has other %d bytes", n, len(f.Payload))
 				}
 				last = max(last, n)
 				if acked[n] && !seen[n] {
