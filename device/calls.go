@@ -242,8 +242,10 @@ func noticeError(r hubproto.Reason) error {
 	switch r {
 	case hubproto.ReasonUnknown:
 		return ErrUnknownAddress
-	case hubproto.ReasonOffline, hubproto.ReasonExpired:
+	case hubproto.ReasonOffline:
 		return ErrPeerOffline
+	case hubproto.ReasonExpired:
+		return ErrExpired
 	case hubproto.ReasonRefused:
 		return ErrHubRefused
 	case hubproto.ReasonTooLarge:

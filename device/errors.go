@@ -23,6 +23,9 @@ var (
 	ErrCertificate = errors.New("device: the hub's certificate is not trusted")
 	// ErrPeerOffline: the address belongs to a device that is not connected.
 	ErrPeerOffline = errors.New("device: the peer is offline")
+	// ErrExpired: the hub kept frames for as long as it keeps any, and the peer did not
+	// take them: it is away, or connected and does not read.
+	ErrExpired = errors.New("device: the peer did not take it in time")
 	// ErrPeerRefused: the peer's trust policy does not accept this identity.
 	ErrPeerRefused = errors.New("device: the peer refused this identity")
 	// ErrWrongIdentity: the peer is not who this side's trust policy asks for.
@@ -188,7 +191,7 @@ func silentListener(to route.Route) string {
 
 // UndeliveredError is what the hub says of frames that it had acknowledged and then
 // found that it could not deliver. It wraps ErrUnknownAddress, ErrPeerOffline,
-// ErrTooLarge, ErrBusy or ErrHubRefused. The hub cannot tell what was in the
+// ErrExpired, ErrTooLarge, ErrBusy or ErrHubRefused. The hub cannot tell what was in the
 // frames: messages of Send, or what the channel itself sends. Messages of Deliver
 // and Outbox are sent again all the same.
 type UndeliveredError struct {

@@ -88,14 +88,14 @@ func TestFileThatCannotBeWritten(t *testing.T) {
 func TestToldOfAllThatIsUndelivered(t *testing.T) {
 	n := &Node{out: newOutbox(1, 1)}
 	c := &Channel{n: n}
-	first := &UndeliveredError{To: route.Local("a"), Count: 84, Reason: "expired", Err: ErrPeerOffline}
+	first := &UndeliveredError{To: route.Local("a"), Count: 84, Reason: "expired", Err: ErrExpired}
 	for _, ls := range []*losses{&n.lost, &c.lost} {
 		ls.add(first)
-		ls.add(&UndeliveredError{To: route.Local("a"), Count: 216, Reason: "expired", Err: ErrPeerOffline})
+		ls.add(&UndeliveredError{To: route.Local("a"), Count: 216, Reason: "expired", Err: ErrExpired})
 	}
 	for name, flush := range map[string]func(context.Context) error{"node": n.Flush, "channel": c.Flush} {
 		var u *UndeliveredError
-		if err := flush(t.Context()); !errors.As(err, &u) || u.Count != 300 || !errors.Is(err, ErrPeerOffline) {
+		if err := flush(t.Context()); !errors.As(err, &u) || u.Count != 300 || !errors.Is(err, ErrExpired) {
 			t.Errorf("%s: told %v", name, err)
 		}
 		if err := flush(t.Context()); err != nil {

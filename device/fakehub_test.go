@@ -148,6 +148,19 @@ func inboxPublish(device string, id uint16, payload []byte) *packets.PublishPack
 	return p
 }
 
+// notice says what became of a frame that went to an address.
+func (c *fakeConn) notice(r hubproto.Reason, to string) {
+	c.t.Helper()
+	body, err := (&hubproto.Notice{Reason: r, Count: 1, FirstHop: route.Local(to), HasFirst: true}).Marshal()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	f := route.Frame{Onward: route.To(hubproto.NoticeTarget), Return: route.To(hubproto.NoticeSource), Payload: body}
+	p := inboxPublish(c.device, 0, route.AppendFrame(nil, &f))
+	p.Qos = 0
+	c.write(p)
+}
+
 func (c *fakeConn) write(p packets.ControlPacket) {
 	c.t.Helper()
 	if err := p.Write(c.Conn); err != nil {

@@ -212,14 +212,7 @@ func TestFlushHearsNoticesFirst(t *testing.T) {
 		n, c := online(t, h, cfg, 1024)
 		send(t, n, "nobody", 1)
 		p := c.publish()
-		body, err := (&hubproto.Notice{Reason: hubproto.ReasonUnknown, FirstHop: route.Local("nobody"), HasFirst: true}).Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := route.Frame{Onward: route.To(hubproto.NoticeTarget), Return: route.To(hubproto.NoticeSource), Payload: body}
-		notice := inboxPublish(c.device, 0, route.AppendFrame(nil, &f))
-		notice.Qos = 0
-		c.write(notice)
+		c.notice(hubproto.ReasonUnknown, "nobody")
 		c.puback(p.MessageID)
 		flushed := make(chan error, 1)
 		go func() { flushed <- n.Flush(t.Context()) }()
@@ -237,6 +230,27 @@ func TestFlushHearsNoticesFirst(t *testing.T) {
 		}
 		finish(n, c)
 	})
+}
+
+// TestExpiredIsNotOffline: who has not taken what expired may be connected and not read.
+func TestExpiredIsNotOffline(t *testing.T) {
+	for reason, want := range map[hubproto.Reason]error{hubproto.ReasonExpired: ErrExpired, hubproto.ReasonOffline: ErrPeerOffline} {
+		t.Run(reason.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newFakeHub(t)
+				n, c := online(t, h, h.config(), 1024)
+				send(t, n, "peer", 1)
+				c.puback(c.publish().MessageID)
+				c.notice(reason, "peer")
+				synctest.Wait()
+				err := n.Flush(t.Context())
+				if offline := errors.Is(err, ErrPeerOffline); !errors.Is(err, want) || offline != (want == ErrPeerOffline) {
+					t.Errorf("Flush: %v", err)
+				}
+				finish(n, c)
+			})
+		})
+	}
 }
 
 // A hub that withholds the acknowledgements of one target holds up a quarter of the

@@ -93,8 +93,8 @@ func (n *Node) sendJoined(ctx context.Context, f route.Frame, c route.Class) err
 // Request sends payload along a route and waits for the answer, until ctx ends.
 // The hub's word that nobody is there ends the wait at once.
 //
-// Errors: ErrUnknownAddress, ErrPeerOffline, ErrTooLarge, ErrTimeout, or that of
-// ctx.
+// Errors: ErrUnknownAddress, ErrPeerOffline, ErrExpired, ErrTooLarge, ErrTimeout, or
+// that of ctx.
 func (n *Node) Request(ctx context.Context, to route.Route, payload []byte) (*Message, error) {
 	return n.requested(ctx, to, func(ctx context.Context) (*Message, error) {
 		return n.local.Request(ctx, to, payload, route.Stored)

@@ -37,6 +37,7 @@ var explanations = []struct {
 	{device.ErrTakenOver, exitNoPerm, "run one `sealmq listen` for each identity, or give each its own --identity"},
 	{device.ErrUnknownAddress, exitNoUser, "compare it with what sealmq listen prints at the peer, and check that both use the same hub"},
 	{device.ErrPeerOffline, exitTempFail, "is its program running? sealmq listen, or what you use instead, has to be connected to this hub"},
+	{device.ErrExpired, exitTempFail, "is its program running, and not stopped or too busy to read?"},
 	{device.ErrPeerRefused, exitNoPerm, "the peer's --trust must name this identity: sealmq identity show"},
 	{device.ErrUnknownPeer, exitNoPerm, "--trust first-use remembers who is there now; --trust IDENTIFIER is better"},
 	{device.ErrBadClaim, exitNoPerm, "the hub, or somebody in between, shows what the peer has not signed; reach the peer another way"},
