@@ -127,15 +127,15 @@ func openOutboxStore(dir string, owner *identity.Private, logger *slog.Logger) (
 	s.mu.Lock() // relocate may be called as soon as the log is open
 	defer s.mu.Unlock()
 	s.log, _, err = seglog.Open(dir, seglog.Options[func()]{SegmentSize: outboxSegment, Committed: committed, Relocate: s.relocate, Logger: logger},
-		func(seg uint64, kind byte, body []byte) error {
+		func(at seglog.Place, kind byte, body []byte) error {
 			if kind == recordOwner {
 				if len(body) != len(id) || identity.Identifier(body) != id {
 					return fmt.Errorf("%w; give each identity a folder of its own", ErrOutboxIdentity)
 				}
-				found, s.owner = true, liveRecord{seg, int64(len(body))}
+				found, s.owner = true, liveRecord{at.Segment, int64(len(body))}
 				return nil
 			}
-			return s.replay(seg, kind, body)
+			return s.replay(at.Segment, kind, body)
 		})
 	if err != nil {
 		return nil, nil, outboxError(dir, err)

@@ -8,12 +8,14 @@ import (
 	"slices"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/seglog"
 	"github.com/sealmq/sealmq/route"
 )
 
 // recovery rebuilds the queues and tables from the log, record by record.
 type recovery struct {
 	s     *Store
+	dir   string
 	boxes map[uint32]*recovered
 	now   int64 // unix nanoseconds
 }
@@ -21,6 +23,7 @@ type recovery struct {
 // recovered is one name's queue while the log is read. Frames may come twice and
 // out of order where records were moved.
 type recovered struct {
+	first  seglog.Place // of its first record that is left
 	name   string
 	seg    uint64
 	named  bool
@@ -43,17 +46,17 @@ type source struct {
 	size int
 }
 
-func (rc *recovery) box(id uint32) *recovered {
+func (rc *recovery) box(id uint32, at seglog.Place) *recovered {
 	b := rc.boxes[id]
 	if b == nil {
-		b = &recovered{frames: make(map[uint64]*frame)}
+		b = &recovered{first: at, frames: make(map[uint64]*frame)}
 		rc.boxes[id] = b
 	}
 	return b
 }
 
 // record takes one record of the log.
-func (rc *recovery) record(seg uint64, kind byte, body []byte) error {
+func (rc *recovery) record(at seglog.Place, kind byte, body []byte) error {
 	d := decoder{b: body}
 	if kind == recTable {
 		key, value := string(d.bytes()), d.b
@@ -64,22 +67,22 @@ func (rc *recovery) record(seg uint64, kind byte, body []byte) error {
 			delete(rc.s.tables, key)
 			return nil
 		}
-		rc.s.tables[key] = &entry{seg: seg, size: int64(len(body)), value: append([]byte(nil), value...)}
+		rc.s.tables[key] = &entry{seg: at.Segment, size: int64(len(body)), value: append([]byte(nil), value...)}
 		return nil
 	}
 	id := d.u32()
 	switch kind {
 	case recName:
-		b := rc.box(id)
-		b.name, b.seg, b.named = string(d.b), seg, true
+		b := rc.box(id, at)
+		b.name, b.seg, b.named = string(d.b), at.Segment, true
 		rc.s.nextID = max(rc.s.nextID, id+1)
 	case recFrames:
-		rc.frames(rc.box(id), seg, len(body), &d)
+		rc.frames(rc.box(id, at), at.Segment, len(body), &d)
 	case recDone:
 		seq := d.seq()
-		rc.box(id).deliveredUpTo(seq)
+		rc.box(id, at).deliveredUpTo(seq)
 	case recDrop:
-		b, seq := rc.box(id), d.seq()
+		b, seq := rc.box(id, at), d.seq()
 		delete(b.frames, seq)
 		b.top = max(b.top, seq)
 	case recDiscard:
@@ -116,6 +119,21 @@ func (rc *recovery) frames(b *recovered, seg uint64, size int, d *decoder) {
 	b.top = max(b.top, seq+n-1)
 }
 
+// check holds what was read to what a whole log holds.
+func (rc *recovery) check() error {
+	names := make(map[string]bool, len(rc.boxes))
+	for _, r := range rc.boxes {
+		switch {
+		case !r.named:
+			return r.first.Corrupt(rc.dir, "frames of a queue without a name: a file before this one is missing, or another folder's")
+		case names[r.name]:
+			return r.first.Corrupt(rc.dir, "two queues of one name")
+		}
+		names[r.name] = true
+	}
+	return nil
+}
+
 // finish turns what was read into outboxes and holds what is live.
 func (rc *recovery) finish(rep *Report) error {
 	s := rc.s
@@ -123,12 +141,6 @@ func (rc *recovery) finish(rep *Report) error {
 		s.log.Hold(e.seg, 1, e.size)
 	}
 	for id, r := range rc.boxes {
-		if !r.named {
-			return fmt.Errorf("%w: frames of a queue without a name", errRecord)
-		}
-		if s.byName[r.name] != nil {
-			return fmt.Errorf("%w: two queues of one name", errRecord)
-		}
 		mem, err := s.memory(r.name, true)
 		if err != nil {
 			return err

@@ -118,10 +118,10 @@ func Open(dir string, opts Options) (*Store, *Report, error) {
 		moves: make(chan uint64, 1), moved: make(chan struct{}),
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
-	rc := &recovery{s: s, boxes: make(map[uint32]*recovered), now: time.Now().UnixNano()}
+	rc := &recovery{s: s, dir: dir, boxes: make(map[uint32]*recovered), now: time.Now().UnixNano()}
 	log, lrep, err := seglog.Open(dir, seglog.Options[wait]{
 		Mode: opts.Mode, Interval: opts.Interval, SegmentSize: opts.SegmentSize, Reserve: opts.Reserve,
-		Relocate: s.relocate, Committed: s.committed, Withheld: s.withheld, Early: moved, Ahead: opts.Mode == seglog.SyncAlways, Logger: opts.Logger,
+		Relocate: s.relocate, Committed: s.committed, Withheld: s.withheld, Early: moved, Ahead: opts.Mode == seglog.SyncAlways, Check: rc.check, Logger: opts.Logger,
 	}, rc.record)
 	if err != nil {
 		return nil, nil, fmt.Errorf("store: %w", err)

@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/sealmq/sealmq/bridge"
+	"github.com/sealmq/sealmq/internal/seglog"
 	"github.com/sealmq/sealmq/route"
 )
 
@@ -337,7 +339,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(recTable, []byte("\x01kvalue"))
 	f.Fuzz(func(t *testing.T, kind byte, body []byte) {
 		rc := &recovery{s: &Store{tables: make(map[string]*entry)}, boxes: make(map[uint32]*recovered)}
-		if rc.record(1, kind, body) != nil {
+		if rc.record(seglog.Place{Segment: 1}, kind, body) != nil {
 			return
 		}
 		for _, b := range rc.boxes {
@@ -408,6 +410,50 @@ func TestDiskStaysNearWhatIsLive(t *testing.T) {
 		t.Errorf("%d KiB more than twice what is queued", most>>10)
 	}
 	t.Logf("%d KiB more than twice what is queued", most>>10)
+}
+
+// TestQueueWithoutName: what only the whole store shows to be damaged is named by file and
+// byte, too, and refused before anything is changed.
+func TestQueueWithoutName(t *testing.T) {
+	dir := t.TempDir()
+	opts := Options{SegmentSize: 4 << 10}
+	s, _ := openStore(t, dir, opts)
+	bob := box(t, s, "bob") // named in the first file
+	for s.Stats().Segments < 2 {
+		add(t, bob, route.Stored, "one for bob")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"0000000000000001.seg", "oldest"} { // as in a folder of an earlier version
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second, ahead := filepath.Join(dir, "0000000000000002.seg"), filepath.Join(dir, "ahead")
+	whole, err := os.ReadFile(second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := append(whole, 1, 2, 3)
+	for path, b := range map[string][]byte{second: torn, ahead: make([]byte, 100)} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var where *seglog.CorruptError
+	if _, _, err := Open(dir, opts); !errors.As(err, &where) || where.File != second || !strings.Contains(where.Reason, "without a name") {
+		t.Fatalf("it says %v", err)
+	}
+	if kind := where.Offset + 8; kind >= int64(len(whole)) || whole[kind] != recFrames {
+		t.Errorf("there is no record of frames at byte %d", where.Offset)
+	}
+	if after, err := os.ReadFile(second); err != nil || !bytes.Equal(after, torn) {
+		t.Errorf("the file was changed: %v", err)
+	}
+	if _, err := os.Stat(ahead); err != nil {
+		t.Error(err)
+	}
 }
 
 // The loss of the oldest file is noticed as that of any other: what it held was

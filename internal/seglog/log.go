@@ -70,6 +70,9 @@ type Options[T any] struct {
 	// file system has nothing to note. It costs the room of two segments, and of the
 	// processor's time what pays only in SyncAlways.
 	Ahead bool
+	// Check has the last word on what was replayed, before anything in the folder is
+	// changed: its error is that of Open. Nil: all is well.
+	Check func() error
 	// Logger takes what goes wrong with the disk; nil discards it.
 	Logger *slog.Logger
 
@@ -186,9 +189,9 @@ type batch[T any] struct {
 }
 
 // Open opens the log in dir, which is made if it is missing, and hands every
-// record to replay, oldest segment first: seg is where it is, for Hold. body is
-// valid during the call. The folder stays locked until Close.
-func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte, body []byte) error) (*Log[T], *Report, error) {
+// record to replay, oldest segment first. body is valid during the call. Where it refuses
+// what it finds, it has changed nothing. The folder stays locked until Close.
+func Open[T any](dir string, opts Options[T], replay func(at Place, kind byte, body []byte) error) (*Log[T], *Report, error) {
 	if opts.Interval == 0 {
 		opts.Interval = DefaultInterval
 	}
@@ -234,23 +237,24 @@ func Open[T any](dir string, opts Options[T], replay func(seg uint64, kind byte,
 }
 
 // recover reads the segments and opens the newest one for writing.
-func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) (*Report, error) {
+func (l *Log[T]) recover(replay func(at Place, kind byte, body []byte) error) (*Report, error) {
 	list, err := listSegments(l.dir)
 	if err != nil {
 		return nil, err
 	}
 	segs := list.segs
-	l.dropAhead()
 	rep := &Report{}
+	var torn *badRecord
+	var headless string // a segment that somebody crashed over
 	for i, n := range segs {
 		path := filepath.Join(l.dir, segmentName(n))
 		newest := i == len(segs)-1
-		found, err := scanSegment(path, n, &l.id, func(kind byte, body []byte) error {
+		found, err := scanSegment(path, n, &l.id, func(offset int64, kind byte, body []byte) error {
 			if kind == kindMark {
 				return nil
 			}
 			rep.Records++
-			return replay(n, kind, body)
+			return replay(Place{n, offset}, kind, body)
 		})
 		if err != nil {
 			return nil, fmt.Errorf("seglog: %s: %w", path, err)
@@ -264,20 +268,31 @@ func (l *Log[T]) recover(replay func(seg uint64, kind byte, body []byte) error) 
 			}
 			if !bad.end && bad.rest > 0 {
 				rep.TornFile, rep.TornReason, rep.TornBytes = path, bad.reason, bad.rest
-				l.opts.Logger.Warn("log ends in a torn record; the rest is cut off",
-					"file", path, "offset", bad.offset, "bytes", rep.TornBytes, "reason", bad.reason)
+				torn = bad
 			}
 		}
-		if found.good < headerLen { // crashed while it was being made
-			if err := os.Remove(path); err != nil {
-				return nil, fmt.Errorf("seglog: %w", err)
-			}
-			segs = segs[:i]
+		if found.good < headerLen { // it is the newest
+			headless, segs = path, segs[:i]
 			break
 		}
 		l.sizes[n] = found.good
 		rep.Bytes += found.good
 		l.salt = found.salt // of the newest, in the end
+	}
+	if l.opts.Check != nil {
+		if err := l.opts.Check(); err != nil {
+			return nil, err
+		}
+	}
+	l.dropAhead()
+	if torn != nil {
+		l.opts.Logger.Warn("log ends in a torn record; the rest is cut off",
+			"file", rep.TornFile, "offset", torn.offset, "bytes", rep.TornBytes, "reason", rep.TornReason)
+	}
+	if headless != "" {
+		if err := os.Remove(headless); err != nil {
+			return nil, fmt.Errorf("seglog: %w", err)
+		}
 	}
 	for l.id == ([8]byte{}) {
 		_, _ = rand.Read(l.id[:]) // crypto/rand never fails

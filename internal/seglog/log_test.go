@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -37,8 +38,8 @@ type rec struct {
 func open(t *testing.T, dir string, opts Options[note]) (*Log[note], *Report, []rec) {
 	t.Helper()
 	var got []rec
-	l, rep, err := Open(dir, noting(opts), func(seg uint64, kind byte, body []byte) error {
-		got = append(got, rec{seg, kind, string(body)})
+	l, rep, err := Open(dir, noting(opts), func(at Place, kind byte, body []byte) error {
+		got = append(got, rec{at.Segment, kind, string(body)})
 		return nil
 	})
 	if err != nil {
@@ -199,7 +200,7 @@ func TestTornTail(t *testing.T) {
 	damaged := func(t *testing.T, b []byte, at int) {
 		t.Helper()
 		write(b)
-		if _, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+		if _, _, err := Open(dir, Options[note]{}, func(Place, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("byte %d flipped: %v", at, err)
 		}
 		if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
@@ -265,7 +266,7 @@ func TestDamageInOldSegment(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
+	_, _, err = Open(dir, Options[note]{}, func(Place, byte, []byte) error { return nil })
 	var ce *CorruptError
 	if !errors.Is(err, ErrCorrupt) || !errors.As(err, &ce) || ce.File != path || ce.Offset == 0 {
 		t.Fatalf("got %v", err)
@@ -273,7 +274,7 @@ func TestDamageInOldSegment(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, segmentName(2))); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err = Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+	if _, _, err = Open(dir, Options[note]{}, func(Place, byte, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("missing segment: %v", err)
 	}
 }
@@ -286,7 +287,7 @@ func exists(path string) bool {
 // openCorrupt opens a log that is to be refused as damaged, and returns why.
 func openCorrupt(t *testing.T, dir string) *CorruptError {
 	t.Helper()
-	l, _, err := Open(dir, Options[note]{}, func(uint64, byte, []byte) error { return nil })
+	l, _, err := Open(dir, Options[note]{}, func(Place, byte, []byte) error { return nil })
 	if err == nil {
 		l.Close()
 	}
@@ -295,6 +296,30 @@ func openCorrupt(t *testing.T, dir string) *CorruptError {
 		t.Fatalf("got %v", err)
 	}
 	return ce
+}
+
+// TestReplayRefuses: the error of a record that replay refuses says where that is.
+func TestReplayRefuses(t *testing.T) {
+	dir := t.TempDir()
+	l, _, _ := open(t, dir, Options[note]{})
+	appendAll(t, l, "first", "second")
+	l.Close()
+	errNo := errors.New("no")
+	var at Place
+	_, _, err := Open(dir, Options[note]{}, func(p Place, _ byte, body []byte) error {
+		if string(body) == "first" {
+			return nil
+		}
+		at = p
+		return errNo
+	})
+	if !errors.Is(err, errNo) || !strings.Contains(err.Error(), fmt.Sprintf("%s: at byte %d: ", filepath.Join(dir, segmentName(1)), at.Offset)) {
+		t.Errorf("Open: %v", err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, segmentName(1)))
+	if err != nil || !bytes.HasPrefix(b[at.Offset+recordHeaderLen+1:], []byte("second")) {
+		t.Errorf("%+v is not where it is: %v", at, err)
+	}
 }
 
 // The newest segments and the oldest leave no gap in the numbers when they are gone.
@@ -703,7 +728,7 @@ func TestWithheld(t *testing.T) {
 		f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		return &faulty{f, fl}, err
 	}
-	l, _, err := Open(t.TempDir(), opts, func(uint64, byte, []byte) error { return nil })
+	l, _, err := Open(t.TempDir(), opts, func(Place, byte, []byte) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1091,7 +1116,7 @@ func TestAheadOfOldFile(t *testing.T) {
 		seg, _ := segmentNumber(filepath.Base(path))
 		var id [8]byte
 		var got []uint64
-		if _, err := scanSegment(name, seg, &id, func(kind byte, body []byte) error {
+		if _, err := scanSegment(name, seg, &id, func(_ int64, kind byte, body []byte) error {
 			if kind != kindMark {
 				got = append(got, binary.BigEndian.Uint64(body))
 			}
@@ -1301,7 +1326,7 @@ func crashWriter(dir string) {
 	if os.Getenv("SEGLOG_CRASH_MODE") == "interval" {
 		mode = SyncInterval
 	}
-	l, _, err := Open(dir, noting(Options[note]{Mode: mode, SegmentSize: 8 << 10, Ahead: os.Getenv("SEGLOG_CRASH_AHEAD") != ""}), func(uint64, byte, []byte) error { return nil })
+	l, _, err := Open(dir, noting(Options[note]{Mode: mode, SegmentSize: 8 << 10, Ahead: os.Getenv("SEGLOG_CRASH_AHEAD") != ""}), func(Place, byte, []byte) error { return nil })
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -1459,7 +1484,7 @@ func FuzzScan(f *testing.F) {
 		if len(b) >= headerLen && binary.BigEndian.Uint16(b[len(magic):]) == 1 {
 			salted = 0
 		}
-		s, err := scanSegment(path, 1, &id, func(kind byte, body []byte) error {
+		s, err := scanSegment(path, 1, &id, func(_ int64, kind byte, body []byte) error {
 			again = appendRecord(again, salted, kind, body)
 			return nil
 		})

@@ -73,6 +73,17 @@ func (e *CorruptError) Error() string {
 // Is reports whether target is ErrCorrupt.
 func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }
 
+// Place is where a record is.
+type Place struct {
+	Segment uint64 // for Hold
+	Offset  int64  // of its first byte in that
+}
+
+// Corrupt returns the CorruptError of a record in the log in dir.
+func (p Place) Corrupt(dir, reason string) error {
+	return &CorruptError{File: filepath.Join(dir, segmentName(p.Segment)), Offset: p.Offset, Reason: reason}
+}
+
 func segmentName(n uint64) string { return fmt.Sprintf("%016x.seg", n) }
 
 // segmentNumber reads a file name; false when it is not a segment's.
@@ -193,7 +204,7 @@ type scan struct {
 
 // scanSegment reads segment n at path from front to back and hands each record on; body
 // is valid during the call. An error is one of the file or of visit.
-func scanSegment(path string, n uint64, id *[8]byte, visit func(kind byte, body []byte) error) (scan, error) {
+func scanSegment(path string, n uint64, id *[8]byte, visit func(offset int64, kind byte, body []byte) error) (scan, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return scan{}, err
@@ -233,7 +244,7 @@ func contentEnd(f *os.File, from int64) (int64, error) {
 	}
 }
 
-func (s *scan) records(f *os.File, path string, id *[8]byte, visit func(kind byte, body []byte) error) error {
+func (s *scan) records(f *os.File, path string, id *[8]byte, visit func(offset int64, kind byte, body []byte) error) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -263,7 +274,7 @@ func (s *scan) records(f *os.File, path string, id *[8]byte, visit func(kind byt
 		copy(id[:], head[8:])
 	} else if [8]byte(head[8:]) != *id {
 		s.good = 8
-		return stop(true, "belongs to another folder")
+		return stop(true, "belongs to another folder than the files before it, or one of them does")
 	}
 	s.good = headerLen
 	for {
@@ -291,8 +302,8 @@ func (s *scan) records(f *os.File, path string, id *[8]byte, visit func(kind byt
 		case crc32.Update(sum, castagnoli, body)^s.salt != want:
 			return stop(false, "checksum does not match")
 		}
-		if err := visit(body[0], body[1:]); err != nil {
-			return err
+		if err := visit(s.good, body[0], body[1:]); err != nil {
+			return fmt.Errorf("at byte %d: %w", s.good, err)
 		}
 		s.good += recordHeaderLen + int64(n)
 	}
