@@ -81,7 +81,8 @@ var (
 	// peer may have taken the request or not.
 	ErrInterrupted = errors.New("device: the channel broke while waiting for the answer")
 	// ErrFrameKills: a frame was given up, because every connection on which it was
-	// sent, three in a row and one on which it was sent alone, ended at once.
+	// sent ended within two seconds: three in a row, one on which it was sent alone, and
+	// three more that had lasted for at least 15 s without it.
 	ErrFrameKills = errors.New("device: a message was given up: each connection ended when it was sent")
 	// ErrNoDelivery: the peer cannot acknowledge messages. Send and Flush work, and
 	// say that the hub has the message.

@@ -418,6 +418,53 @@ func TestMessageThatKills(t *testing.T) {
 	})
 }
 
+// TestFlappingWhileWithheld: a peer takes nothing for a while, so that the hub withholds
+// acknowledgements, and meanwhile the sender's connection ends soon after each start, or the
+// hub does. That is no fault of the messages: they arrive.
+func TestFlappingWhileWithheld(t *testing.T) {
+	for name, lasts := range map[string]time.Duration{"every 4 s": 4 * time.Second, "at once": 100 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newHealSim(t, 10) // with queues of 4 frames at the hub
+				s.faults, s.stream, s.dials = false, false, false
+				defer s.close()
+				s.startHub(nil)
+				s.start(bob)
+				<-s.forwarder
+				s.start(alice)
+				s.post()
+				s.until(time.Minute, "before")
+				w := s.run[bob].way
+				w.mu.Lock()
+				w.held = time.Now().Add(10 * time.Minute)
+				w.mu.Unlock()
+				for range 20 {
+					s.post()
+					time.Sleep(20 * time.Millisecond)
+				}
+				node := s.run[alice].node
+				before := node.Stats().Connects
+				for range 20 {
+					for node.State() != Online {
+						time.Sleep(10 * time.Millisecond)
+					}
+					time.Sleep(lasts)
+					s.run[alice].way.cut()
+					synctest.Wait()
+				}
+				if n := node.Stats().Connects - before; n < 15 {
+					t.Errorf("%d connections were ended", n)
+				}
+				w.mu.Lock()
+				w.held = time.Time{}
+				w.mu.Unlock()
+				w.cut()
+				s.until(5*time.Minute, "after")
+			})
+		})
+	}
+}
+
 // TestToldOfWhatFreshKeysDiscard: what the hub has acknowledged and then discards, because the
 // peer's next process has other keys, is told to the sender's program.
 func TestToldOfWhatFreshKeysDiscard(t *testing.T) {

@@ -2,6 +2,7 @@ package device
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ type entry struct {
 	seq     uint64
 	class   route.Class
 	state   entryState
-	strikes uint8 // connections in a row that ended soon after it was sent
+	strikes uint8 // connections in a row that ended soon after it was sent, see suspect
 	body    []byte
 	call    *call // of the call that it begins; nil for most
 }
@@ -108,8 +109,10 @@ type outbox struct {
 	flights  map[uint64]flight
 	airborne int // bytes in flight
 
-	alone      *suspect // sent by itself at present; nil: none
+	steadyAt   time.Time // the present connection has lasted long enough for suspects that are held
+	alone      *suspect  // sent by itself at present; nil: none
 	aloneTimer *time.Timer
+	together   int         // suspects that may be sent at once
 	failed     error       // of a frame that was given up, for the next flush
 	onFail     func(error) // told of each; must not block; may be nil
 	lost       []func()    // tell calls of such frames; to be called without mu
@@ -268,6 +271,7 @@ func (o *outbox) attach(window, bundle int) (gen uint64) {
 	o.lastGen++
 	o.gen = o.lastGen
 	o.window, o.bundle = max(window, 1), bundle
+	o.steadyAt, o.together = time.Now().Add(steadyTime+rand.N(steadyTime)), 1 //nolint:gosec // nobody has to guess it
 	for _, f := range o.flows {
 		o.listLocked(f)
 	}
@@ -392,6 +396,9 @@ func (o *outbox) take(gen uint64) (packet, bool) {
 			o.dropFlowLocked(f)
 			continue
 		}
+		if f.entries[f.next].held() {
+			continue // steady goes on with it
+		}
 		// Stored packets wait for their share of the window. An acknowledgement
 		// lists the flow again.
 		if head := &f.entries[f.next]; head.class == route.Stored && !o.mayFlyLocked(f, len(head.body)) {
@@ -430,7 +437,7 @@ func (o *outbox) packLocked(f *flow, most int) packet {
 	first, last := head.seq, head.seq
 	for f.next < len(f.entries) {
 		e := &f.entries[f.next]
-		if e.class != p.class || len(p.frames) == most || e.unwanted() && len(p.frames) > 0 ||
+		if e.class != p.class || len(p.frames) == most || (e.unwanted() || e.held()) && len(p.frames) > 0 ||
 			(len(p.frames) > 0 && p.size+len(e.body) > o.bundle) {
 			break
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/sealmq/sealmq/route"
 )
@@ -15,88 +17,94 @@ import (
 // first hop first arrive in order, and nothing is left over.
 func TestOutboxUnderLoss(t *testing.T) {
 	for seed := range uint64(200) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			r := rand.New(rand.NewPCG(seed, 1))
-			o := newOutbox(64, 1<<20)
-			flows := 1 + r.IntN(4)
-			put := make([]uint32, flows)
-			arrived := make([]uint32, flows) // next expected, duplicates aside
-			type inFlight struct {
-				token uint64
-				flow  int
-			}
-			var gen uint64
-			var flying []inFlight
-			step := func() {
-				switch r.IntN(12) {
-				case 0: // the connection is lost
-					o.detach(gen)
-					gen, flying = 0, nil
-				case 1, 2:
-					if gen == 0 {
-						gen = o.attach(1+r.IntN(16), bundleBytes)
-					}
-				case 3, 4, 5, 6:
-					f := r.IntN(flows)
-					body := binary.BigEndian.AppendUint32([]byte{byte(f)}, put[f])
-					body = append(body, make([]byte, r.IntN(8<<10))...)
-					if ok := tryPut(o, fmt.Sprint(f), body); ok {
-						put[f]++
-					}
-				case 7, 8, 9:
-					p, ok := o.take(gen)
-					if !ok {
-						return
-					}
-					f := int(p.frames[0][0])
-					for _, body := range p.frames {
-						n := binary.BigEndian.Uint32(body[1:])
-						if int(body[0]) != f || n > arrived[f] {
-							t.Fatalf("flow %d: frame %d of flow %d, expected %d", f, n, body[0], arrived[f])
-						}
-						if n == arrived[f] {
-							arrived[f]++
-						}
-					}
-					flying = append(flying, inFlight{p.token, f})
-				default: // acknowledge the oldest of some flow
-					if len(flying) == 0 {
-						return
-					}
-					f := flying[r.IntN(len(flying))].flow
-					for i, x := range flying {
-						if x.flow == f {
-							o.ack(gen, x.token)
-							o.ack(gen, x.token) // once more does nothing
-							flying = append(flying[:i], flying[i+1:]...)
-							return
-						}
-					}
-				}
-			}
-			for range 2000 {
-				step()
-			}
-			// A hub that answers empties it.
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { synctest.Test(t, func(t *testing.T) { outboxUnderLoss(t, seed) }) })
+	}
+}
+
+func outboxUnderLoss(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	o := newOutbox(64, 1<<20)
+	flows := 1 + r.IntN(4)
+	put := make([]uint32, flows)
+	arrived := make([]uint32, flows) // next expected, duplicates aside
+	type inFlight struct {
+		token uint64
+		flow  int
+	}
+	var gen uint64
+	var flying []inFlight
+	step := func() {
+		switch r.IntN(12) {
+		case 0: // the connection is lost
+			o.detach(gen)
+			gen, flying = 0, nil
+		case 1, 2:
 			if gen == 0 {
-				gen = o.attach(8, bundleBytes)
+				gen = o.attach(1+r.IntN(16), bundleBytes)
 			}
-			for o.frames > 0 {
-				if p, ok := o.take(gen); ok {
-					flying = append(flying, inFlight{token: p.token})
-				} else if len(flying) == 0 {
-					t.Fatalf("%d frames left and nothing to send", o.frames)
+		case 3, 4, 5, 6:
+			f := r.IntN(flows)
+			body := binary.BigEndian.AppendUint32([]byte{byte(f)}, put[f])
+			body = append(body, make([]byte, r.IntN(8<<10))...)
+			if ok := tryPut(o, fmt.Sprint(f), body); ok {
+				put[f]++
+			}
+		case 7, 8, 9:
+			p, ok := o.take(gen)
+			if !ok {
+				return
+			}
+			f := int(p.frames[0][0])
+			for _, body := range p.frames {
+				n := binary.BigEndian.Uint32(body[1:])
+				if int(body[0]) != f || n > arrived[f] {
+					t.Fatalf("flow %d: frame %d of flow %d, expected %d", f, n, body[0], arrived[f])
 				}
-				for _, x := range flying {
+				if n == arrived[f] {
+					arrived[f]++
+				}
+			}
+			flying = append(flying, inFlight{p.token, f})
+		default: // acknowledge the oldest of some flow
+			if len(flying) == 0 {
+				return
+			}
+			f := flying[r.IntN(len(flying))].flow
+			for i, x := range flying {
+				if x.flow == f {
 					o.ack(gen, x.token)
+					o.ack(gen, x.token) // once more does nothing
+					flying = append(flying[:i], flying[i+1:]...)
+					return
 				}
-				flying = flying[:0]
 			}
-			if o.bytes != 0 || len(o.flows) > len(o.ready) || len(o.flights) != 0 || o.airborne != 0 {
-				t.Errorf("left over: %d bytes, %d flows, %d ready, %d in flight, %d bytes in flight",
-					o.bytes, len(o.flows), len(o.ready), len(o.flights), o.airborne)
+		}
+	}
+	for range 2000 {
+		step()
+	}
+	// A hub that answers empties it.
+	if gen == 0 {
+		gen = o.attach(8, bundleBytes)
+	}
+	for o.frames > 0 {
+		if p, ok := o.take(gen); ok {
+			flying = append(flying, inFlight{token: p.token})
+		} else if len(flying) == 0 {
+			select {
+			case <-o.wake:
+			case <-time.After(2 * steadyTime): // longer than suspects are held back
+				t.Fatalf("%d frames left and nothing to send", o.frames)
 			}
-		})
+		}
+		for _, x := range flying {
+			o.ack(gen, x.token)
+		}
+		flying = flying[:0]
+	}
+	if o.bytes != 0 || len(o.flows) > len(o.ready) || len(o.flights) != 0 || o.airborne != 0 {
+		t.Errorf("left over: %d bytes, %d flows, %d ready, %d in flight, %d bytes in flight",
+			o.bytes, len(o.flows), len(o.ready), len(o.flights), o.airborne)
 	}
 }
 
