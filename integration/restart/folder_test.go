@@ -113,16 +113,17 @@ func TestFullDiskAtStart(t *testing.T) {
 	t.Run("with a store", func(t *testing.T) {
 		h := newHub(t)
 		h.start()
-		bobID, alice := newID(t), newID(t)
+		bobID, carolID, alice := newID(t), newID(t), newID(t)
 		listen(t, h, bobID).Disconnect(0)
+		listen(t, h, carolID).Disconnect(0)
 		const n = 20
-		publish := func(c paho.Client) paho.Token {
-			f := route.Frame{Onward: route.To(h.address(bobID), "app"), Payload: make([]byte, 2000)}
+		publish := func(c paho.Client, to string) paho.Token {
+			f := route.Frame{Onward: route.To(h.address(to), "app"), Payload: make([]byte, 2000)}
 			return c.Publish("sealmq/"+alice+"/out", 1, false, route.AppendFrame(nil, &f))
 		}
 		pub := connect(h, alice, func() {})
 		for range n {
-			if token := publish(pub); !token.WaitTimeout(patience) || token.Error() != nil {
+			if token := publish(pub, bobID); !token.WaitTimeout(patience) || token.Error() != nil {
 				t.Fatal("not acknowledged")
 			}
 		}
@@ -134,7 +135,7 @@ func TestFullDiskAtStart(t *testing.T) {
 		h.as = nil
 		pub = connect(h, alice, func() {})
 		defer pub.Disconnect(0)
-		token := publish(pub)
+		taken, token := publish(pub, bobID), publish(pub, carolID)
 		h.until("the disk refuses", func() (bool, string) {
 			s := h.status().Store
 			return s.Refused != "", fmt.Sprintf("%+v", s)
@@ -144,6 +145,9 @@ func TestFullDiskAtStart(t *testing.T) {
 			c := h.counters()
 			return c["sealmq_frames_delivered_total"] > n, fmt.Sprint(c)
 		})
+		if !taken.WaitTimeout(patience) || taken.Error() != nil {
+			t.Fatal("what has been delivered is not acknowledged")
+		}
 		select {
 		case <-token.Done():
 			t.Fatal("acknowledged what is not stored")
@@ -164,7 +168,7 @@ func TestFullDiskAtStart(t *testing.T) {
 		h.start()
 		pub = connect(h, alice, func() {})
 		defer pub.Disconnect(0)
-		if token := publish(pub); !token.WaitTimeout(patience) || token.Error() != nil {
+		if token := publish(pub, bobID); !token.WaitTimeout(patience) || token.Error() != nil {
 			t.Fatal("not acknowledged although there is room")
 		}
 		h.sums()
