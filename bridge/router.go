@@ -70,25 +70,22 @@ func (l *Link) receive(payload []byte, class route.Class, ack Acker, token uint6
 	l.views = views
 	p.stripe.received.Add(uint64(len(views) - before))
 	pk := &l.packet
-	if before > 0 && !l.run.leadsTo(views[before].FirstHop()) {
-		l.flush(before)
-		before = 0
+	joins := before > 0 && l.run.leadsTo(views[before].FirstHop())
+	arrival := pk.Arrival
+	if !joins {
+		arrival = b.now()
 	}
-	if before == 0 {
-		*pk = Packet{Class: class, Arrival: b.now(), pop: 1, stamp: p.stamp}
+	due, ok := l.charge(class, len(views)-before, len(payload), arrival)
+	if joins && ok && due == 0 {
+		pk.views = views[before:]
+		b.trace(&in, l.run.port.addr, pk)
+		l.run.add(len(pk.views), len(payload))
+		return nil
 	}
-	due, ok := l.charge(class, len(l.views)-before, len(payload), pk.Arrival)
 	if before > 0 {
-		if ok && due == 0 {
-			pk.views = l.views[before:]
-			b.trace(&in, l.run.port.addr, pk)
-			l.run.add(len(pk.views), len(payload))
-			return nil
-		}
-		arrival := pk.Arrival
 		l.flush(before)
-		*pk = Packet{Class: class, Arrival: arrival, pop: 1, stamp: p.stamp}
 	}
+	*pk = Packet{Class: class, Arrival: arrival, pop: 1, stamp: p.stamp}
 	pk.views = l.views
 	if ok {
 		in.ticket.due = due
