@@ -388,10 +388,7 @@ func TestMessageThatKills(t *testing.T) {
 		s := newHealSim(t, 2)
 		s.faults, s.stream, s.dials = false, false, false
 		defer s.close()
-		s.startHub(nil)
-		s.start(bob)
-		<-s.forwarder
-		s.start(alice)
+		s.startAll()
 		s.post()
 		s.until(time.Minute, "before")
 		s.poison.Store(20 << 10)
@@ -428,10 +425,7 @@ func TestFlappingWhileWithheld(t *testing.T) {
 				s := newHealSim(t, 10) // with queues of 4 frames at the hub
 				s.faults, s.stream, s.dials = false, false, false
 				defer s.close()
-				s.startHub(nil)
-				s.start(bob)
-				<-s.forwarder
-				s.start(alice)
+				s.startAll()
 				s.post()
 				s.until(time.Minute, "before")
 				w := s.run[bob].way
@@ -472,10 +466,7 @@ func TestToldOfWhatFreshKeysDiscard(t *testing.T) {
 		s := newHealSim(t, 2)
 		s.faults, s.stream, s.dials = false, false, true
 		defer s.close()
-		s.startHub(nil)
-		s.start(bob)
-		<-s.forwarder
-		s.start(alice)
+		s.startAll()
 		ch := s.run[alice].dial(s)
 		s.kill(bob)
 		time.Sleep(10 * time.Second)
@@ -503,10 +494,7 @@ func TestToldOfWhatFreshKeysDiscard(t *testing.T) {
 func firstContactSim(t *testing.T, stream bool) *healSim {
 	s := newHealSim(t, 2)
 	s.faults, s.stream, s.dials = false, stream, true
-	s.startHub(nil)
-	s.start(bob)
-	<-s.forwarder
-	s.start(alice)
+	s.startAll()
 	for s.run[alice].node.State() != Online {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -594,10 +582,7 @@ func TestBusyListener(t *testing.T) {
 		s.faults, s.stream, s.dials = false, false, true
 		s.channels = channel.Limits{Rate: 2, Burst: 2, HalfOpenPerSource: 1}
 		defer s.close()
-		s.startHub(nil)
-		s.start(bob)
-		<-s.forwarder
-		s.start(alice)
+		s.startAll()
 		var calls sync.WaitGroup
 		for range 12 {
 			calls.Go(func() {
@@ -649,10 +634,7 @@ func TestClosedAsThePathGoes(t *testing.T) {
 		s := newHealSim(t, 2)
 		s.faults, s.dials = false, true
 		defer s.close()
-		s.startHub(nil)
-		s.start(bob)
-		<-s.forwarder
-		s.start(alice)
+		s.startAll()
 		p := s.run[alice]
 		for range 30 {
 			ch := p.dial(s)

@@ -444,6 +444,14 @@ type process struct {
 	ch   *Channel // guarded by turn: alice's, where she dials
 }
 
+// startAll starts the hub, bob, and alice once bob has his forwarder.
+func (s *healSim) startAll() {
+	s.startHub(nil)
+	s.start(bob)
+	<-s.forwarder
+	s.start(alice)
+}
+
 func (s *healSim) start(who int) {
 	s.lives[who]++
 	w := &simWay{s: s, who: who, rng: rand.New(rand.NewPCG(s.seed, uint64(10*s.lives[who]+who)))}

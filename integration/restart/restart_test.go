@@ -379,17 +379,7 @@ func TestSlowHelloThenRestart(t *testing.T) {
 	}
 	defer bob.Close()
 	w.slow.Store(0)
-	if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
-		t.Fatal(err)
-	}
-	fwd, err := bob.CreateForwarder(ctx, "bob")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ch, err := alice.Dial(ctx, route.To(fwd.Address()), channel.TrustIdentifiers(bob.Identifier()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ch := reach(t, ctx, alice, bob)
 	w.set(true)
 	h.until("bob is away", func() (bool, string) { return h.counters()["sealmq_peers_attached"] == 1, "" })
 	const n = 20
@@ -413,6 +403,23 @@ func TestSlowHelloThenRestart(t *testing.T) {
 		}
 	}
 	h.sums()
+}
+
+// reach opens a channel from alice to bob.
+func reach(t *testing.T, ctx context.Context, alice, bob *device.Node) *device.Channel {
+	t.Helper()
+	if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
+		t.Fatal(err)
+	}
+	fwd, err := bob.CreateForwarder(ctx, "bob")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch, err := alice.Dial(ctx, route.To(fwd.Address()), channel.TrustIdentifiers(bob.Identifier()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ch
 }
 
 // TestNoticesOutliveTheHub: what the hub had acknowledged and dropped while its sender was away
@@ -440,17 +447,7 @@ func TestNoticesOutliveTheHub(t *testing.T) {
 		defer nodes[i].Close()
 	}
 	alice, bob := nodes[0], nodes[1]
-	if _, err := bob.Listen("bob", channel.TrustIdentifiers(alice.Identifier())); err != nil {
-		t.Fatal(err)
-	}
-	fwd, err := bob.CreateForwarder(ctx, "bob")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ch, err := alice.Dial(ctx, route.To(fwd.Address()), channel.TrustIdentifiers(bob.Identifier()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	ch := reach(t, ctx, alice, bob)
 	wires[1].set(true)
 	h.until("bob is away", func() (bool, string) { return h.counters()["sealmq_peers_attached"] == 1, "" })
 	const n = 10
