@@ -83,14 +83,14 @@ func (b *outbox) Append(p *bridge.Packet, t bridge.Ticket) (bytes int, stored bo
 	if bytes, _, err = b.memory.Append(p, t); err != nil {
 		return 0, false, err
 	}
+	w := wait{ticket: t, b: b, first: seq, last: seq + uint64(frames) - 1}
 	if len(b.late) > 0 || b.s.log.Failing() {
-		b.late = append(b.late, late{wait: wait{ticket: t, b: b, first: seq, last: seq + uint64(frames) - 1}})
+		b.late = append(b.late, late{wait: w})
 		b.mark()
 		return bytes, false, nil
 	}
 	// Nearly always one record. A bundle of very many small frames can grow past
 	// what one may hold, by what the hub puts in front of each.
-	w := wait{ticket: t, b: b, first: seq, last: seq + uint64(frames) - 1}
 	for end := seq + uint64(frames); seq < end; {
 		if seq, err = b.write(p, &w, seq, end); err != nil {
 			for ; frames > 0; frames-- {
