@@ -23,6 +23,8 @@ type keeper struct {
 	seen  map[string]int // bytes, by client
 	most  int            // packets that one flush found
 	wrong int
+
+	flushed chan struct{} // told of each flush of something; may be nil
 }
 
 func (*keeper) ID() string           { return "keeper" }
@@ -50,6 +52,9 @@ func (k *keeper) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
 		}
 		if len(kept) > 0 && pooled != conn.tap.pool {
 			k.wrong++ // given back
+		}
+		if len(kept) > 0 && k.flushed != nil {
+			k.flushed <- struct{}{}
 		}
 		kept, copies = nil, nil
 	}, nil)
@@ -112,24 +117,19 @@ func TestFlushComesBeforeMemoryIsUsedAgain(t *testing.T) {
 // TestFlushComesBeforeThePoolGetsItsMemory: a short read ends with the last of several
 // packets, behind one whose beginning had to be kept.
 func TestFlushComesBeforeThePoolGetsItsMemory(t *testing.T) {
-	k := &keeper{t: t, seen: make(map[string]int)}
+	k := &keeper{t: t, seen: make(map[string]int), flushed: make(chan struct{}, 10)}
 	b := start(t, nil, k)
 	c := b.login(t, false, rawmqtt.Options{ID: "c"})
 	packet := rawmqtt.Publish(false, 0, "t", 0, bytes.Repeat([]byte{7}, 100))
-	write := func(p []byte) {
-		t.Helper()
-		if _, err := c.Write(p); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for range 5 {
-		write(packet[:50])
-		time.Sleep(5 * time.Millisecond) // so that it is read alone
-		write(append(bytes.Clone(packet[50:]), packet...))
-		time.Sleep(5 * time.Millisecond)
-		write([]byte{packets.Pingreq << 4, 0})
-		if p, err := c.ReadPacket(); err != nil || p.Type() != rawmqtt.PINGRESP {
-			t.Fatalf("%v, %v for a ping", p, err)
+		// The answer says that the half has been read, too.
+		send(t, c, append([]byte{packets.Pingreq << 4, 0}, packet[:50]...))
+		expect(t, c, rawmqtt.PINGRESP)
+		send(t, c, append(bytes.Clone(packet[50:]), packet...))
+		select {
+		case <-k.flushed:
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing was flushed")
 		}
 	}
 	k.mu.Lock()
